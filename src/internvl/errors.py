@@ -1,0 +1,80 @@
+"""Every error a user can meet, and nothing else.
+
+    InternVLError
+    ├── InputError (ValueError)        what was handed over cannot be used
+    │   ├── ImageError                 a picture: missing, corrupt, too large
+    │   ├── VideoError                 a video or frame folder
+    │   ├── DocumentError              a PDF
+    │   ├── PromptError                messages, roles, `<image>` marks, templates
+    │   └── ContextOverflowError       prompt plus answer do not fit the context
+    ├── CheckpointError                files on disk
+    │   ├── ConfigError                config.json says something we cannot build
+    │   ├── WeightsError               missing, unexpected, misshapen or non-finite tensors
+    │   └── TokenizerError             tokenizer files, or a vocabulary that does not fit the model
+    ├── UnknownNameError (LookupError) no such model, template, layout; the message lists what exists
+    ├── HubError                       a download failed, or offline mode lacks files
+    ├── DeviceError                    device or dtype not available on this machine
+    └── TrainingError                  a run cannot start or must stop
+
+Messages carry the numbers and the remedy.
+"""
+
+
+class InternVLError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class InputError(InternVLError, ValueError):
+    """What was handed over cannot be used."""
+
+
+class ImageError(InputError):
+    """A picture is missing, corrupt, of an unknown kind, or over a limit."""
+
+
+class VideoError(InputError):
+    """A video or frame folder is missing, corrupt, or over a limit."""
+
+
+class DocumentError(InputError):
+    """A PDF is missing, corrupt, or over a limit."""
+
+
+class PromptError(InputError):
+    """Messages, roles or image marks do not form a valid conversation."""
+
+
+class ContextOverflowError(InputError):
+    """Prompt and requested answer are longer than the model's context."""
+
+
+class CheckpointError(InternVLError):
+    """Files of a checkpoint cannot be read or written."""
+
+
+class ConfigError(CheckpointError):
+    """A configuration names something this package cannot build."""
+
+
+class WeightsError(CheckpointError):
+    """Tensors are missing, unexpected, of the wrong shape, or not finite."""
+
+
+class TokenizerError(CheckpointError):
+    """Tokenizer files cannot be read, or their vocabulary does not fit the model."""
+
+
+class UnknownNameError(InternVLError, LookupError):
+    """No model, template or layout of that name."""
+
+
+class HubError(InternVLError):
+    """A download failed, or files are not in the cache and the network may not be used."""
+
+
+class DeviceError(InternVLError):
+    """The device or dtype asked for is not available here."""
+
+
+class TrainingError(InternVLError):
+    """A training run cannot start, or has to stop."""

@@ -1,0 +1,119 @@
+"""Who may look at whom, and where keys and values live.
+
+The decoder works on packed tokens and calls `attend(layer, q, k, v)`; everything about sequences,
+masks and caches is the caller's object. `Packed` serves whole sequences (training, evaluation,
+logits), `KVCache` serves generation. Batch is not a dimension of the decoder, so padding does not exist.
+Shape letters: T packed tokens, B sequences, H heads, K key-value heads, S cache positions, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from internvl.config import TextConfig
+
+
+class Attend(Protocol):
+    """Attention over packed tokens. `lengths_T`: full length of each token's sequence."""
+
+    @property
+    def lengths_T(self) -> Tensor: ...
+
+    def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        """Returns (T, H, D)."""
+        ...
+
+
+def causal_attention(q_THD: Tensor, k_KSD: Tensor, v_KSD: Tensor) -> Tensor:
+    """Causal attention of the last T of S positions of one sequence; returns (T, H, D)."""
+    num_queries, num_heads, width = q_THD.shape
+    num_kv_heads, length, _ = k_KSD.shape
+    group = num_heads // num_kv_heads
+    if num_queries == 1:  # one token sees everything: its query heads of a group act as a sequence of queries
+        q_KGD = q_THD.view(num_kv_heads, group, width)
+        return scaled_dot_product_attention(q_KGD[None], k_KSD[None], v_KSD[None]).view(1, num_heads, width)
+    mask = None
+    if length > num_queries:
+        mask = torch.ones(num_queries, length, dtype=torch.bool, device=q_THD.device).tril_(length - num_queries)
+    k_HSD, v_HSD = (x.repeat_interleave(group, dim=0) if group > 1 else x for x in (k_KSD, v_KSD))
+    out_1HTD = scaled_dot_product_attention(
+        q_THD.transpose(0, 1)[None], k_HSD[None], v_HSD[None], attn_mask=mask, is_causal=mask is None
+    )
+    return out_1HTD[0].transpose(0, 1)
+
+
+class Packed:
+    """Whole sequences laid end to end; each token sees its own sequence up to itself."""
+
+    def __init__(self, seqlens: Sequence[int], device: torch.device | None = None) -> None:
+        self.bounds = list(pairwise(accumulate(seqlens, initial=0)))
+        counts = torch.tensor(list(seqlens), device=device)
+        self.lengths_T = counts.repeat_interleave(counts)
+
+    def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        outs = [
+            causal_attention(q_THD[a:b], k_TKD[a:b].transpose(0, 1), v_TKD[a:b].transpose(0, 1))
+            for a, b in self.bounds
+        ]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+class KVCache:
+    """Keys and values of B growing sequences, allocated once for `capacity` positions each."""
+
+    def __init__(
+        self, config: TextConfig, batch: int, capacity: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.lengths = [0] * batch
+        self.capacity = capacity
+
+    def extend(self, counts: Sequence[int], rows: Sequence[int] | None = None) -> Extension:
+        """Makes room for `counts[i]` new tokens of sequence `rows[i]` (default: every sequence in order)."""
+        rows = range(len(self.lengths)) if rows is None else rows
+        starts = [self.lengths[row] for row in rows]
+        for row, count in zip(rows, counts, strict=True):
+            self.lengths[row] += count
+        return Extension(self, list(rows), starts, list(counts))
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Row i continues what row `rows[i]` held; used by beam search. All rows must be equally long."""
+        index = torch.tensor(rows, device=self.keys[0].device)
+        length = max(self.lengths)
+        for store in (*self.keys, *self.values):
+            store[: len(rows), :, :length] = store[index, :, :length]
+        self.lengths = [self.lengths[row] for row in rows]
+
+
+class Extension:
+    """The `attend` of one forward pass over a cache: writes the new keys, then looks at old and new."""
+
+    def __init__(self, cache: KVCache, rows: list[int], starts: list[int], counts: list[int]) -> None:
+        self.cache, self.rows, self.starts, self.counts = cache, rows, starts, counts
+        ends = torch.tensor([start + count for start, count in zip(starts, counts, strict=True)])
+        self.lengths_T = ends.repeat_interleave(torch.tensor(counts)).to(cache.keys[0].device)
+
+    @property
+    def pos_T(self) -> Tensor:
+        """Positions of the new tokens in their sequences, (T,)."""
+        spans = [torch.arange(a, a + n) for a, n in zip(self.starts, self.counts, strict=True)]
+        return torch.cat(spans).to(self.lengths_T.device)
+
+    def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        outs, first = [], 0
+        for row, start, count in zip(self.rows, self.starts, self.counts, strict=True):
+            last, end = first + count, start + count
+            keys[row, :, start:end] = k_TKD[first:last].transpose(0, 1)
+            values[row, :, start:end] = v_TKD[first:last].transpose(0, 1)
+            outs.append(causal_attention(q_THD[first:last], keys[row, :, :end], values[row, :, :end]))
+            first = last
+        return outs[0] if len(outs) == 1 else torch.cat(outs)

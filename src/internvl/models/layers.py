@@ -1,0 +1,82 @@
+"""Layers shared by the vision tower, the projector and the decoder.
+
+Knows shapes and arithmetic only. Shape letters: T packed tokens, C width, F MLP width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from internvl.config import Activation, NormKind
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: statistics in float32, result in the input's dtype, weight only."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return y.to(x.dtype) * self.weight
+
+
+def make_norm(kind: NormKind, width: int, eps: float) -> nn.Module:
+    return RMSNorm(width, eps) if kind == "rms" else nn.LayerNorm(width, eps)
+
+
+class MLP(nn.Module):
+    """Linear, activation, linear; both with bias."""
+
+    def __init__(self, width: int, mlp_width: int, activation: Activation) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, mlp_width)
+        self.fc2 = nn.Linear(mlp_width, width)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.activation(self.fc1(x)))
+        return out
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: `down(silu(gate) * up)`, gate and up read by one matrix product."""
+
+    def __init__(self, width: int, mlp_width: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * mlp_width, bias=False)
+        self.down = nn.Linear(mlp_width, width, bias=False)
+
+    def forward(self, x_TC: Tensor) -> Tensor:
+        gate_TF, up_TF = self.gate_up(x_TC).chunk(2, dim=-1)
+        out: Tensor = self.down(F.silu(gate_TF) * up_TF)
+        return out
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops the branch of whole samples while training, else the identity."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_NPC: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x_NPC
+        keep = 1.0 - self.rate
+        mask_N = x_NPC.new_empty(x_NPC.shape[0]).bernoulli_(keep)
+        return x_NPC * (mask_N / keep).view(-1, *[1] * (x_NPC.dim() - 1))
