@@ -1,0 +1,137 @@
+"""Imports point one way: a table of who may use whom, and no cycle between modules."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+
+import pytest
+
+from tests.architecture.source import ROOT, Module, imports, modules
+
+ANYTHING = frozenset({"*"})
+
+# Lower may never import higher; rooms on one level may not import one another unless listed.
+ALLOWED = {
+    "errors": frozenset[str](),
+    "config": frozenset({"errors"}),
+    "zoo": frozenset({"config", "errors"}),
+    "ops": frozenset({"errors"}),
+    "models": frozenset({"ops", "config", "errors"}),
+    "processing": frozenset({"config", "errors"}),
+    "adapt": frozenset({"models", "ops", "config", "errors"}),
+    "checkpoints": frozenset({"models", "zoo", "config", "adapt", "errors"}),
+    "generation": frozenset({"models", "config", "errors"}),
+    "data": frozenset({"processing", "config", "errors"}),
+    "engine": frozenset({"models", "ops", "generation", "config", "errors"}),
+    "training": frozenset({"models", "adapt", "checkpoints", "data", "config", "errors"}),
+    "evaluation": frozenset({"processing", "config", "errors"}),
+    "api": frozenset(
+        {"checkpoints", "processing", "generation", "engine", "models", "zoo", "config", "errors"}
+    ),
+    "compat": frozenset({"api", "checkpoints", "processing", "generation", "config", "errors"}),
+    "recipes": frozenset({"training", "data", "zoo", "config", "errors"}),
+    "serving": frozenset({"api", "engine", "processing", "config", "errors"}),
+    "integrations": frozenset({"api", "config", "errors"}),
+    "cli": ANYTHING,
+    "__main__": frozenset({"cli"}),
+    "": ANYTHING,
+}
+
+# Rooms that stay free of third parties, or nearly so; the others may use whatever pyproject.toml names.
+THIRD_PARTY = {
+    "errors": frozenset[str](),
+    "config": frozenset[str](),
+    "zoo": frozenset[str](),
+    "models": frozenset({"torch"}),
+    "adapt": frozenset({"torch"}),
+    "generation": frozenset({"torch"}),
+}
+
+# Where names differ from those of the distributions.
+IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
+
+# Rooms whose imports of the package itself may be inside functions, so that starting is quick.
+LAZY = frozenset({"", "cli", "__main__"})
+
+
+def distributions(requirements: list[str]) -> frozenset[str]:
+    """`["pillow>=11"]` as the names that are imported."""
+    names = [requirement.split(">=")[0].split("[")[0].strip() for requirement in requirements]
+    return frozenset(IMPORT_NAMES.get(name, name) for name in names)
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CORE = distributions(PROJECT["dependencies"])
+OPTIONAL = distributions(
+    [
+        requirement
+        for extra, requirements in PROJECT["optional-dependencies"].items()
+        for requirement in requirements
+        if extra not in {"test", "check", "all"}
+    ]
+)
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_imports_of_the_package_follow_the_table(module: Module) -> None:
+    assert module.package in ALLOWED, f"{module}: give {module.package!r} a row in ALLOWED"
+    allowed = ALLOWED[module.package] | {module.package}
+    for item in imports(module):
+        top, _, rest = item.target.partition(".")
+        target = rest.partition(".")[0]
+        if top == "internvl" and not allowed & {target, "*"}:
+            pytest.fail(f"{module}:{item.line}: {module.package} may not import {item.target}")
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_imports_of_the_package_are_at_the_top(module: Module) -> None:
+    hidden = [item for item in imports(module) if item.is_inner and item.target.startswith("internvl")]
+    if module.package not in LAZY:
+        assert not hidden, f"{module}:{hidden[0].line}: import {hidden[0].target} at the top of the file"
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_third_parties_are_declared_and_optional_ones_imported_late(module: Module) -> None:
+    for item in imports(module):
+        name = item.target.partition(".")[0]
+        if name == "internvl" or name in sys.stdlib_module_names:
+            continue
+        where = f"{module}:{item.line}: {name}"
+        assert name in CORE | OPTIONAL, f"{where} is not a dependency in pyproject.toml"
+        assert name in CORE or item.is_inner, f"{where} is an extra: import it in the function that needs it"
+        assert name in THIRD_PARTY.get(module.package, CORE | OPTIONAL), f"{where} does not belong here"
+
+
+def test_no_cycles_between_modules() -> None:
+    known = {module.name for module in modules()}
+    graph = {module.name: sorted({item.target for item in imports(module)} & known) for module in modules()}
+    assert find_cycle(graph) is None
+
+
+def test_the_table_has_no_cycles() -> None:
+    rooms = {room: sorted(targets - {"*"}) for room, targets in ALLOWED.items()}
+    assert find_cycle(rooms) is None
+
+
+def test_find_cycle_finds_one() -> None:
+    assert find_cycle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c", "b"]
+    assert find_cycle({"a": ["b", "c"], "b": ["c"], "c": []}) is None
+
+
+def find_cycle(graph: dict[str, list[str]]) -> list[str] | None:
+    """A path that returns to its start, or None."""
+    finished: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str] | None:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in finished:
+            return None
+        for target in graph[node]:
+            if cycle := visit(target, [*path, node]):
+                return cycle
+        finished.add(node)
+        return None
+
+    return next((cycle for node in graph if (cycle := visit(node, []))), None)
