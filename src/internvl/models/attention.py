@@ -22,8 +22,7 @@ from internvl.config import TextConfig
 class Attend(Protocol):
     """Attention over packed tokens. `lengths_T`: full length of each token's sequence."""
 
-    @property
-    def lengths_T(self) -> Tensor: ...
+    lengths_T: Tensor
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Returns (T, H, D)."""
@@ -40,7 +39,8 @@ def causal_attention(q_THD: Tensor, k_KSD: Tensor, v_KSD: Tensor) -> Tensor:
         return scaled_dot_product_attention(q_KGD[None], k_KSD[None], v_KSD[None]).view(1, num_heads, width)
     mask = None
     if length > num_queries:
-        mask = torch.ones(num_queries, length, dtype=torch.bool, device=q_THD.device).tril_(length - num_queries)
+        mask = torch.ones(num_queries, length, dtype=torch.bool, device=q_THD.device)
+        mask = mask.tril_(length - num_queries)
     k_HSD, v_HSD = (x.repeat_interleave(group, dim=0) if group > 1 else x for x in (k_KSD, v_KSD))
     out_1HTD = scaled_dot_product_attention(
         q_THD.transpose(0, 1)[None], k_HSD[None], v_HSD[None], attn_mask=mask, is_causal=mask is None
@@ -94,18 +94,18 @@ class KVCache:
 
 
 class Extension:
-    """The `attend` of one forward pass over a cache: writes the new keys, then looks at old and new."""
+    """The `attend` of one forward pass over a cache: writes the new keys, then looks at old and new.
+
+    `pos_T` are the positions of the new tokens in their sequences.
+    """
 
     def __init__(self, cache: KVCache, rows: list[int], starts: list[int], counts: list[int]) -> None:
         self.cache, self.rows, self.starts, self.counts = cache, rows, starts, counts
-        ends = torch.tensor([start + count for start, count in zip(starts, counts, strict=True)])
-        self.lengths_T = ends.repeat_interleave(torch.tensor(counts)).to(cache.keys[0].device)
-
-    @property
-    def pos_T(self) -> Tensor:
-        """Positions of the new tokens in their sequences, (T,)."""
-        spans = [torch.arange(a, a + n) for a, n in zip(self.starts, self.counts, strict=True)]
-        return torch.cat(spans).to(self.lengths_T.device)
+        device, repeats = cache.keys[0].device, torch.tensor(counts)
+        ends = torch.tensor(starts) + repeats
+        self.lengths_T = ends.repeat_interleave(repeats).to(device)
+        spans = [torch.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
+        self.pos_T = torch.cat(spans).to(device)
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from internvl.config import TextConfig
 from internvl.errors import ConfigError
 from internvl.models.attention import Attend
-from internvl.models.layers import GatedMLP, RMSNorm
+from internvl.models.layers import GatedMLP, Linear, RMSNorm
 from internvl.models.rope import Rotate, make_rotation
 
 
@@ -22,10 +22,10 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         self.heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
-        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_dim, bias=config.qkv_bias)
+        self.qkv = Linear(config.width, sum(self.heads) * config.head_dim, bias=config.qkv_bias)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.out = nn.Linear(config.num_heads * config.head_dim, config.width, bias=config.out_bias)
+        self.out = Linear(config.num_heads * config.head_dim, config.width, bias=config.out_bias)
 
     def forward(self, x_TD: Tensor, rotate: Rotate, attend: Attend) -> Tensor:
         qkv_THD = self.qkv(x_TD).view(len(x_TD), -1, self.head_dim)
@@ -47,7 +47,8 @@ class Block(nn.Module):
 
     def forward(self, x_TD: Tensor, rotate: Rotate, attend: Attend) -> Tensor:
         x_TD = x_TD + self.attn(self.norm1(x_TD), rotate, attend)
-        return x_TD + self.mlp(self.norm2(x_TD))
+        out: Tensor = x_TD + self.mlp(self.norm2(x_TD))
+        return out
 
 
 class Decoder(nn.Module):
@@ -56,18 +57,22 @@ class Decoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         if config.num_heads % config.num_kv_heads:
-            raise ConfigError(f"{config.num_heads} heads cannot share {config.num_kv_heads} key-value heads evenly")
+            raise ConfigError(
+                f"{config.num_heads} heads cannot share {config.num_kv_heads} key-value heads evenly"
+            )
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Linear(config.width, config.vocab_size, bias=False)
 
     def forward(self, x_TD: Tensor, pos_T: Tensor, attend: Attend) -> Tensor:
         """Embeddings (T, D) at positions (T,) of their sequences to final hidden states (T, D)."""
         return self.hidden_states(x_TD, pos_T, attend, keep_all=False)[-1]
 
-    def hidden_states(self, x_TD: Tensor, pos_T: Tensor, attend: Attend, *, keep_all: bool = True) -> list[Tensor]:
+    def hidden_states(
+        self, x_TD: Tensor, pos_T: Tensor, attend: Attend, *, keep_all: bool = True
+    ) -> list[Tensor]:
         """L+1 states: embeddings, each block's output, the last one after the final norm."""
         rotate = make_rotation(self.config, pos_T, attend.lengths_T, x_TD.dtype)
         states = [x_TD]

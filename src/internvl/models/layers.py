@@ -13,12 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from internvl.config import Activation, NormKind
+from internvl.ops.linear import linear
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
+
+
+class Linear(nn.Linear):
+    """A linear layer on the fastest exact product of the device (see `ops.linear`)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -44,8 +52,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, mlp_width: int, activation: Activation) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, mlp_width)
-        self.fc2 = nn.Linear(mlp_width, width)
+        self.fc1 = Linear(width, mlp_width)
+        self.fc2 = Linear(mlp_width, width)
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,8 +66,8 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, mlp_width: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * mlp_width, bias=False)
-        self.down = nn.Linear(mlp_width, width, bias=False)
+        self.gate_up = Linear(width, 2 * mlp_width, bias=False)
+        self.down = Linear(mlp_width, width, bias=False)
 
     def forward(self, x_TC: Tensor) -> Tensor:
         gate_TF, up_TF = self.gate_up(x_TC).chunk(2, dim=-1)

@@ -12,6 +12,7 @@ from torch.nn.functional import gelu
 
 from internvl.config import ProjectorConfig
 from internvl.errors import InputError
+from internvl.models.layers import Linear
 
 
 def unshuffle(patches_NPC: Tensor, config: ProjectorConfig) -> Tensor:
@@ -21,7 +22,9 @@ def unshuffle(patches_NPC: Tensor, config: ProjectorConfig) -> Tensor:
     num_tiles, num_patches, width = patches_NPC.shape
     side, step = round(num_patches**0.5), config.factor
     if side**2 != num_patches or side % step:
-        raise InputError(f"{num_patches} patches do not form a square grid that divides into {step}x{step} cells")
+        raise InputError(
+            f"{num_patches} patches do not form a square grid that divides into {step}x{step} cells"
+        )
     cells = patches_NPC.view(num_tiles, side // step, step, side // step, step, width)  # N, Y, dy, X, dx, C
     order = (0, 1, 3, 2, 4, 5) if config.shuffle == "v2" else (0, 3, 1, 2, 4, 5)
     return cells.permute(order).reshape(num_tiles, num_patches // config.cells, config.cells * width)
@@ -35,8 +38,8 @@ class Projector(nn.Module):
         self.config = config
         width = config.cells * vision_width
         self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()
-        self.fc1 = nn.Linear(width, text_width)
-        self.fc2 = nn.Linear(text_width, text_width)
+        self.fc1 = Linear(width, text_width)
+        self.fc2 = Linear(text_width, text_width)
 
     def forward(self, patches_NPC: Tensor) -> Tensor:
         """Patch features without the class token (N, P, C) to vision tokens (N, P/cells, D)."""

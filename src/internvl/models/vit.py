@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from internvl.config import VisionConfig
 from internvl.errors import ConfigError, InputError
-from internvl.models.layers import MLP, DropPath, RMSNorm, make_norm
+from internvl.models.layers import MLP, DropPath, Linear, RMSNorm, make_norm
 
 
 def resize_positions(table: Tensor, rows: int, columns: int) -> Tensor:
@@ -54,10 +54,10 @@ class Attention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
+        self.qkv = Linear(config.width, 3 * config.width, bias=config.qkv_bias)
         self.q_norm = RMSNorm(config.width, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.width, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.out = nn.Linear(config.width, config.width)
+        self.out = Linear(config.width, config.width)
 
     def forward(self, x_NPC: Tensor) -> Tensor:
         q_NPC, k_NPC, v_NPC = self.qkv(x_NPC).chunk(3, dim=-1)
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         return out
 
     def _heads(self, x_NPC: Tensor) -> Tensor:
-        return x_NPC.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x_NPC.view(*x_NPC.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -85,7 +85,8 @@ class Block(nn.Module):
 
     def forward(self, x_NPC: Tensor) -> Tensor:
         x_NPC = x_NPC + self.drop_path(self.attn(self.norm1(x_NPC)) * self.ls1)
-        return x_NPC + self.drop_path(self.mlp(self.norm2(x_NPC)) * self.ls2)
+        out: Tensor = x_NPC + self.drop_path(self.mlp(self.norm2(x_NPC)) * self.ls2)
+        return out
 
 
 class VisionTower(nn.Module):
@@ -102,7 +103,7 @@ class VisionTower(nn.Module):
         self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
 
     def forward(self, tiles_N3HW: Tensor, layer: int = -1) -> Tensor:
-        """Hidden state `layer` (0 = embeddings, -1 = last block) of shape (N, 1+P, C); later blocks are not run."""
+        """Hidden state `layer` (0 = embeddings, -1 = last block), (N, 1+P, C); later blocks are not run."""
         x_NPC: Tensor = self.embed(self._checked(tiles_N3HW))
         for block in self.layers[: self._num_blocks(layer)]:
             x_NPC = block(x_NPC)
@@ -127,6 +128,6 @@ class VisionTower(nn.Module):
             raise InputError(f"tiles must be (N, 3, height, width), got {tuple(tiles.shape)}")
         if tiles.shape[2] % patch or tiles.shape[3] % patch or not tiles.shape[2] * tiles.shape[3]:
             raise InputError(
-                f"tile size {tiles.shape[3]}x{tiles.shape[2]} is not a positive multiple of the patch size {patch}"
+                f"tiles of {tiles.shape[3]}x{tiles.shape[2]}: no positive multiple of the patch size {patch}"
             )
         return tiles

@@ -24,7 +24,7 @@ class VLM(nn.Module):
         side, step = config.tiling.tile_size / config.vision.patch_size, config.projector.factor
         if side % 1 or (config.projector.shuffle and side % step):
             raise ConfigError(
-                f"tiles of {config.tiling.tile_size} px give {side:g} patches a side: not a multiple of {step}"
+                f"{config.tiling.tile_size} px tiles give {side:g} patches a side: not a multiple of {step}"
             )
         self.config = config
         self.vit = VisionTower(config.vision)
@@ -33,7 +33,7 @@ class VLM(nn.Module):
 
     def encode_tiles(self, tiles_N3HW: Tensor, batch: int = 4) -> Tensor:
         """Vision tokens (N, tokens, D); `batch` tiles at a time bound the memory of activations."""
-        return torch.cat([self._encode(part) for part in tiles_N3HW.split(batch)])
+        return torch.cat([self._encode(part) for part in torch.split(tiles_N3HW, batch)])
 
     def _encode(self, tiles_N3HW: Tensor) -> Tensor:
         features_NPC = self.vit(tiles_N3HW, self.config.select_layer)
@@ -45,7 +45,7 @@ class VLM(nn.Module):
         x_TD: Tensor = self.llm.embed(ids_T)
         if len(slots_S) != len(vision_SD):
             raise PromptError(
-                f"the prompt has {len(slots_S)} slots for vision tokens but the pictures give {len(vision_SD)}: "
-                f"every tile needs {self.config.tokens_per_tile}"
+                f"the prompt has {len(slots_S)} slots for vision tokens but the pictures give "
+                f"{len(vision_SD)}: every tile needs {self.config.tokens_per_tile}"
             )
         return x_TD.index_copy(0, slots_S, vision_SD.to(x_TD.dtype)) if len(slots_S) else x_TD

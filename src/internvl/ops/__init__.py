@@ -1,0 +1,1 @@
+"""Arithmetic that has more than one implementation, chosen by device and dtype."""
