@@ -13,7 +13,6 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 torch.set_num_threads(1)
 settings.register_profile("internvl", deadline=None, derandomize=True, database=None)

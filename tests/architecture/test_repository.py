@@ -102,6 +102,28 @@ def can_fail(node: ast.AST) -> bool:
     return name.startswith(("assert", "check", "_assert", "_check")) or name in {"raises", "warns", "fail"}
 
 
+@pytest.mark.parametrize(
+    ("line", "is_found"),
+    [
+        ("data = '/work/main/data'", True),
+        ("see /home/ann/notes", True),
+        ("PATH=/root/.venv", True),
+        ("https://example.org/work/main", False),
+        ("networks/home/page", False),
+    ],
+)
+def test_machine_paths_are_found(line: str, is_found: bool) -> None:
+    assert bool(MACHINE_PATH.search(line)) == is_found
+
+
+@pytest.mark.parametrize(
+    ("code", "is_found"),
+    [("assert x", True), ("raises(E)", True), ("torch.testing.assert_close(a, b)", True), ("run(x)", False)],
+)
+def test_assertions_are_found(code: str, is_found: bool) -> None:
+    assert any(can_fail(node) for node in ast.walk(ast.parse(code))) == is_found
+
+
 @pytest.mark.parametrize("name", ["run", "test", "check", "bench", "environment"])
 def test_scripts_are_valid_shell(name: str) -> None:
     finished = subprocess.run(["bash", "-n", str(ROOT / "scripts" / name)], capture_output=True, text=True)
