@@ -1,0 +1,99 @@
+"""One file from the web, for callers who opened that door.
+
+Guards: http and https only, also after redirects; the address actually connected to must be public;
+a cap on bytes and on total time while reading. Proxies of the environment are not used, because the
+address check would then see the proxy. Knows nothing of what is fetched.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import time
+from contextlib import closing
+from urllib.parse import quote, urljoin, urlsplit
+
+from internvl.errors import InputError
+
+MAX_REDIRECTS = 4
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+CHUNK = 1 << 16
+HEADERS = {"User-Agent": "internvl", "Accept-Encoding": "identity"}
+
+
+def fetch(
+    url: str, *, max_bytes: int, timeout: float, allow_private_hosts: bool, error: type[InputError]
+) -> bytes:
+    """GET `url` within `timeout` seconds in all; all but a complete 200 is an `error`."""
+    deadline = time.monotonic() + timeout
+    for _ in range(MAX_REDIRECTS + 1):
+        try:
+            with closing(_connect(url, deadline, allow_private_hosts, error)) as connection:
+                connection.request("GET", _target(url), headers=HEADERS)
+                response = connection.getresponse()
+                location = response.getheader("Location")
+                if response.status not in REDIRECTS or location is None:
+                    return _read(response, url, deadline, max_bytes, error)
+                url = urljoin(url, location)
+        except InputError:
+            raise
+        except (OSError, ValueError, http.client.HTTPException) as reason:
+            raise error(f"cannot fetch {url[:200]!r} within {timeout:g} s: {reason!r}") from reason
+    raise error(f"more than {MAX_REDIRECTS} redirects, the last one to {url[:200]!r}")
+
+
+def _connect(
+    url: str, deadline: float, allow_private_hosts: bool, error: type[InputError]
+) -> http.client.HTTPConnection:
+    """An open connection whose peer was checked."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise error(f"only http and https addresses are fetched, not {url[:200]!r}")
+    is_secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
+    seconds = max(0.01, deadline - time.monotonic())
+    connection = kind(parts.hostname, parts.port or kind.default_port, timeout=seconds)
+    # Connecting first and asking the socket afterwards leaves no gap for a name that resolves differently.
+    peer = socket.create_connection((connection.host, connection.port), timeout=seconds)
+    address = ipaddress.ip_address(peer.getpeername()[0].partition("%")[0])
+    if not allow_private_hosts and not _is_public(address):
+        peer.close()
+        raise error(
+            f"{parts.hostname} is {address}, not a public address; allow it with allow_private_hosts=True"
+        )
+    if is_secure:
+        peer = ssl.create_default_context().wrap_socket(peer, server_hostname=parts.hostname)
+    connection.sock = peer
+    return connection
+
+
+def _target(url: str) -> str:
+    parts = urlsplit(url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return quote(target, safe="/%?&=:;,+!$'()*@~[]")
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_global) and not mapped.is_multicast
+
+
+def _read(
+    response: http.client.HTTPResponse, url: str, deadline: float, max_bytes: int, error: type[InputError]
+) -> bytes:
+    if response.status != 200:
+        raise error(f"{url[:200]!r} answered {response.status} {response.reason}")
+    if response.length is not None and response.length > max_bytes:
+        raise error(f"{url[:200]!r} has {response.length} bytes, the limit is max_bytes={max_bytes}")
+    content = bytearray()
+    while chunk := response.read1(CHUNK):
+        content += chunk
+        if len(content) > max_bytes:
+            raise error(f"{url[:200]!r} has more than max_bytes={max_bytes}")
+        if time.monotonic() > deadline:
+            raise error(f"{url[:200]!r} was not complete in time: {len(content)} bytes came")
+    if response.length:
+        raise error(f"{url[:200]!r} broke off: {response.length} bytes are missing")
+    return bytes(content)
