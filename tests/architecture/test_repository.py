@@ -128,3 +128,9 @@ def test_assertions_are_found(code: str, is_found: bool) -> None:
 def test_scripts_are_valid_shell(name: str) -> None:
     finished = subprocess.run(["bash", "-n", str(ROOT / "scripts" / name)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_bench_without_a_name_is_wrong_use() -> None:
+    finished = subprocess.run([str(ROOT / "scripts" / "bench")], capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert "usage: scripts/bench NAME" in finished.stderr
