@@ -108,12 +108,7 @@ FAMILIES: dict[str, tuple[type[Any], PretrainedConfig, TextConfig]] = {
         Phi3Config(
             **SIZES,
             original_max_position_embeddings=16,
-            rope_parameters={
-                **LONGROPE,
-                "rope_theta": 1e4,
-                "original_max_position_embeddings": 16,
-                "factor": 4.0,
-            },
+            **rope("longrope", 1e4, **LONGROPE),
         ),
         replace(
             OURS,

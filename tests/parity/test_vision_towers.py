@@ -75,7 +75,7 @@ def test_equals_the_internvl_tower(kind: str, size: tuple[int, int]) -> None:
     randomise(theirs)
     config = replace(OURS, qkv_bias=not is_large, qk_norm=is_large, norm="rms" if is_large else "layer")
     ours = VisionTower(config).eval()
-    state = fuse(theirs.state_dict(), "attention.q_proj", "attention.k_proj", "attention.v_proj", "attn.qkv")
+    state = fuse(theirs.state_dict())
     ours.load_state_dict(state)
     tiles = torch.randn(2, 3, *size)
     with torch.inference_mode():
