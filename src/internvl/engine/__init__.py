@@ -1,0 +1,1 @@
+"""Running models for requests: what is computed once is kept."""
