@@ -21,7 +21,7 @@ from internvl.processing.source import Source, describe, read_source
 
 ImageSource: TypeAlias = Source | Image.Image | NDArray[Any]
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 """Formats whose readers are opened at all; none of them starts another program."""
 
 # (offset, bytes, what it is and what to do): said when a file is none of FORMATS.

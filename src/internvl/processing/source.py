@@ -37,9 +37,7 @@ class ReadLimits(Protocol):
 
 
 def describe(source: object) -> str:
-    """How messages name a source: its path, or its kind and size. Long addresses are shortened."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        return f"<{memoryview(source).nbytes} bytes>"
+    """How messages name a source: its path, or its kind. Long addresses are shortened."""
     if isinstance(source, os.PathLike):
         return repr(os.fspath(source))
     if isinstance(source, str):

@@ -1,0 +1,159 @@
+"""Fetching from the web, against a server of this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from internvl.errors import ImageError, VideoError
+from internvl.processing import fetch as module
+from internvl.processing.fetch import fetch
+from internvl.processing.image import ImageLimits, load_image
+
+PIXEL = b"P6 1 1 255\n\x01\x02\x03"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/ok":
+            self.answer(200, PIXEL, Content_Length=str(len(PIXEL)))
+        elif path == "/no-length":
+            self.answer(200, PIXEL)
+        elif path.startswith("/to/"):
+            self.answer(302, Location=self.path.partition("?")[2])
+        elif path == "/loop":
+            self.answer(307, Location="/loop")
+        elif path == "/large":
+            self.answer(200, Content_Length="999999999")
+        elif path == "/endless":
+            self.answer(200, b"x" * 300_000)
+        elif path == "/short":
+            self.answer(200, PIXEL, Content_Length="100")
+        elif path == "/slow":
+            self.answer(200)
+            for _ in range(40):
+                time.sleep(0.02)
+                try:
+                    self.wfile.write(b"x")
+                except OSError:
+                    return
+        elif path == "/silent":
+            time.sleep(0.6)
+        elif path == "/caf%C3%A9%20x":
+            self.answer(200, b"quoted")
+        else:
+            self.answer(404)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def get(url: str, *, max_bytes: int = 100_000, timeout: float = 5.0, private: bool = True) -> bytes:
+    return fetch(url, max_bytes=max_bytes, timeout=timeout, allow_private_hosts=private, error=ImageError)
+
+
+@pytest.mark.parametrize("path", ["/ok", "/no-length", "/to/?/ok", "/to/?to/?/ok", "/ok?a=b&c=d"])
+def test_content_arrives(server, path):
+    assert get(server + path) == PIXEL
+
+
+def test_paths_are_quoted(server):
+    assert get(server + "/café x") == b"quoted"
+    assert get(server + "/caf%C3%A9%20x") == b"quoted"
+
+
+def test_pictures_are_loaded_when_opened_twice_over(server):
+    limits = ImageLimits(allow_urls=True, allow_private_hosts=True)
+    assert load_image(server + "/ok", limits).getpixel((0, 0)) == (1, 2, 3)
+    with pytest.raises(ImageError, match="not a public address"):
+        load_image(server + "/ok", ImageLimits(allow_urls=True))
+    with pytest.raises(ImageError, match="allow_urls"):
+        load_image(server + "/ok")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/missing", "answered 404"),
+        ("/large", "has 999999999 bytes, the limit is max_bytes=100000"),
+        ("/endless", "more than max_bytes=100000"),
+        ("/short", "broke off: 86 bytes are missing"),
+        ("/loop", "more than 4 redirects"),
+        ("/to/?file:///etc/passwd", "only http and https"),
+        ("/to/?ftp://127.0.0.1/x", "only http and https"),
+        ("/to/?gopher://x", "only http and https"),
+        ("/to/?data:image/png,xx", "only http and https"),
+    ],
+)
+def test_bad_answers(server, path, message):
+    with pytest.raises(ImageError, match=message):
+        get(server + path)
+
+
+@pytest.mark.parametrize("path", ["/slow", "/silent"])
+def test_time_is_limited_in_all(server, path):
+    start = time.monotonic()
+    with pytest.raises(ImageError, match=r"in time|within 0.2 s"):
+        get(server + path, timeout=0.2)
+    assert time.monotonic() - start < 0.6
+
+
+def test_private_addresses_are_refused(server):
+    port = server.rpartition(":")[2]
+    for host in ("127.0.0.1", "localhost", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706433"):
+        with pytest.raises(ImageError, match=r"not a public address|cannot fetch"):
+            get(f"http://{host}:{port}/ok", private=False)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_public"),
+    [
+        ("8.8.8.8", True), ("2606:4700::1111", True), ("10.0.0.1", False), ("169.254.169.254", False),
+        ("192.168.1.1", False), ("127.0.0.1", False), ("::1", False), ("fe80::1", False),
+        ("224.0.0.1", False),
+        ("::ffff:10.0.0.1", False), ("::ffff:8.8.8.8", True), ("0.0.0.0", False), ("100.64.0.1", False),
+    ],
+)  # fmt: skip
+def test_public_addresses(address, is_public):
+    assert module._is_public(module.ipaddress.ip_address(address)) == is_public
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/x", "http://127.0.0.1:99999/x", "http://[broken/x", "https://"]
+)
+def test_no_connection(url):
+    with pytest.raises(ImageError, match=r"cannot fetch|only http"):
+        get(url)
+
+
+def test_the_error_is_the_callers(server):
+    with pytest.raises(VideoError):
+        fetch(server + "/no", max_bytes=9, timeout=5.0, allow_private_hosts=True, error=VideoError)
+
+
+def test_tls_is_verified(server):
+    with pytest.raises(ImageError, match="cannot fetch"):
+        get(server.replace("http:", "https:") + "/ok")
