@@ -1,0 +1,1 @@
+"""The friendly face: models that take pictures and words and give answers."""
