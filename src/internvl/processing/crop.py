@@ -12,7 +12,7 @@ from internvl.errors import ImageError
 
 
 def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """The centre `size` x `size` pixels of an RGB picture, its short side first resized to `size`, bicubic."""
+    """The centre `size` x `size` pixels of an RGB picture, its short side first resized to `size`."""
     if image.mode != "RGB":
         raise ImageError(f"crops are made of RGB pictures, not {image.mode}: read it with image.load_image")
     short = min(image.size)
