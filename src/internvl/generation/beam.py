@@ -1,0 +1,157 @@
+"""Beam search of one prompt, in the form the released models were evaluated with.
+
+The same beams and scores as transformers' beam search without sampling: twice as many candidates as
+beams (more with several stop ids), finished beams kept apart, scores edited after the log-softmax.
+Shape letters: T tokens, D width, B beams, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from internvl.errors import InputError
+from internvl.generation import scores
+from internvl.generation.prefill import PREFILL_CHUNK, decode_step, make_cache, prefill
+from internvl.generation.prompt import Prompt, check_prompt
+from internvl.generation.result import FinishReason, Generation
+from internvl.generation.sampler import check_finite
+from internvl.generation.sampling import Sampling
+from internvl.generation.stream import Decode
+from internvl.models.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A beam that ended: normalised score, new ids, and why."""
+
+    score: float
+    ids: tuple[int, ...]
+    reason: FinishReason
+
+
+class Finals:
+    """The `num_beams` best finished beams."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.beams: list[Finished] = []
+
+    def add(self, total: float, ids: Sequence[int], reason: FinishReason) -> None:
+        """Takes a beam with summed log-probability `total` unless `num_beams` better ones are there."""
+        beam = Finished(self._normalise(total, len(ids)), tuple(ids), reason)
+        if len(self.beams) == self.sampling.num_beams:
+            worst = min(self.beams, key=lambda beam: beam.score)
+            if beam.score <= worst.score:
+                return
+            self.beams.remove(worst)
+        self.beams.append(beam)
+
+    def is_done(self, best_total: float, length: int) -> bool:
+        """Whether no running beam can come in any more, judged at its present `length`."""
+        if len(self.beams) < self.sampling.num_beams:
+            return False
+        worst = min(beam.score for beam in self.beams)
+        return self.sampling.early_stopping or worst >= self._normalise(best_total, length)
+
+    def best(self, count: int) -> list[Finished]:
+        """Best first; among equal scores the one that came last."""
+        return sorted(self.beams, key=lambda beam: beam.score)[::-1][:count]
+
+    def _normalise(self, total: float, length: int) -> float:
+        return float(total / length**self.sampling.length_penalty)
+
+
+class Running:
+    """The beams that go on: new ids and summed log-probability of each."""
+
+    def __init__(self, sampling: Sampling, seen_ids: Sequence[int]) -> None:
+        self.sampling, self.seen_ids = sampling, seen_ids
+        self.ids: list[list[int]] = [[]]
+        self.totals: list[float] = [0.0]
+        self.best_total = 0.0  # of the last step's candidates, ended or not
+
+    def advance(self, logits_BV: Tensor, finals: Finals) -> list[int]:
+        """One step of all beams; ended ones go to `finals`. Returns which beam each new one continues."""
+        sampling, old_ids = self.sampling, self.ids
+        candidates = self._candidates(logits_BV)
+        self.ids, self.totals, self.best_total, parents = [], [], candidates[0][0], []
+        for rank, (total, place) in enumerate(candidates):
+            parent, new_id = divmod(place, logits_BV.shape[-1])
+            ids = [*old_ids[parent], new_id]
+            if new_id not in sampling.stop_ids:
+                self.ids.append(ids)
+                self.totals.append(total)
+                parents.append(parent)
+            elif rank < sampling.num_beams:
+                finals.add(total, ids, "stop")
+            if len(parents) == sampling.num_beams:
+                break
+        return parents
+
+    def _candidates(self, logits_BV: Tensor) -> list[tuple[float, int]]:
+        """The best continuations: summed log-probability and place in the flattened (B, V), best first."""
+        scores_BV = logits_BV.float().log_softmax(-1)
+        if self.sampling.edits_scores:
+            rows = zip(scores_BV, self.ids, strict=True)
+            scores_BV = torch.stack(
+                [scores.edit(row_V, self.sampling, self.seen_ids, ids) for row_V, ids in rows]
+            )
+        totals_B1 = torch.tensor(self.totals, device=scores_BV.device)[:, None]
+        totals = (scores_BV + totals_B1).flatten()
+        count = max(2, 1 + len(self.sampling.stop_ids)) * self.sampling.num_beams
+        values, places = torch.topk(totals, min(count, len(totals)))
+        check_finite(float(values[0]))
+        return list(zip(values.tolist(), places.tolist(), strict=True))
+
+
+@torch.inference_mode()
+def beam_search(
+    llm: Decoder,
+    prompt: Prompt,
+    *,
+    num_return: int = 1,
+    decode: Decode | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
+) -> list[Generation]:
+    """The `num_return` best continuations of one prompt, best first, with their scores.
+
+    Cancelled, it returns the best beams so far. Errors as `generation.generate`.
+    """
+    check_prompt(prompt, llm.config)
+    num_beams = prompt.sampling.num_beams
+    if not 1 <= num_return <= num_beams:
+        raise InputError(f"{num_beams} beams can return 1 to {num_beams} answers, not {num_return}")
+    finals = _search(llm, prompt, is_cancelled, prefill_chunk)
+    return [_generation(beam, decode) for beam in finals.best(num_return)]
+
+
+def _search(
+    llm: Decoder, prompt: Prompt, is_cancelled: Callable[[], bool] | None, prefill_chunk: int
+) -> Finals:
+    sampling = prompt.sampling
+    finals, running = Finals(sampling), Running(sampling, prompt.seen_ids)
+    cache = make_cache([prompt.x_TD], llm.config, sampling.num_beams, sampling.max_new_tokens)
+    logits_BV = prefill(llm, cache, [prompt.x_TD], prefill_chunk)
+    for length in range(1, sampling.max_new_tokens + 1):
+        parents = running.advance(logits_BV, finals)
+        if finals.is_done(running.best_total, length):
+            return finals
+        if length == sampling.max_new_tokens or (is_cancelled and is_cancelled()):
+            break
+        if parents != list(range(len(parents))):
+            cache.reorder(parents)
+        logits_BV = decode_step(llm, cache, range(len(parents)), [ids[-1] for ids in running.ids])
+    for ids, total in zip(running.ids, running.totals, strict=True):
+        finals.add(total, ids, "length" if length == sampling.max_new_tokens else "cancelled")
+    return finals
+
+
+def _generation(beam: Finished, decode: Decode | None) -> Generation:
+    shown = beam.ids[:-1] if beam.reason == "stop" else beam.ids
+    text = decode(shown) if decode else ""
+    return Generation(ids=beam.ids, finish_reason=beam.reason, text=text, score=beam.score)

@@ -1,0 +1,66 @@
+"""What is to be continued, and whether the model has room for it.
+
+Knows embeddings and settings; no text, no pictures. Shape letters: T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from internvl.config import TextConfig
+from internvl.errors import ContextOverflowError, InputError
+from internvl.generation.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """Decoder input x_TD, how to continue it, and the ids that its repetition penalty counts as seen.
+
+    `seen_ids` come on top of the generated ids: none, the prompt's own (transformers with ids as input), or
+    the one start id with which the released chat models' generation from embeddings begins.
+    """
+
+    x_TD: Tensor
+    sampling: Sampling
+    seen_ids: Sequence[int] = ()
+
+
+def context_limit(config: TextConfig) -> int:
+    """Positions the model can use: with linear or dynamic rope scaling, `factor` times the trained ones."""
+    stretches = config.rope.scaling in ("linear", "dynamic")
+    return int(config.max_positions * config.rope.factor) if stretches else config.max_positions
+
+
+def check_prompt(prompt: Prompt, config: TextConfig) -> None:
+    """Raises, before anything is computed, for what this model cannot continue.
+
+    ContextOverflowError if the prompt and the whole answer do not fit: an answer that the context would cut
+    short is refused, not shortened. InputError for an empty or misshapen prompt, or ids out of vocabulary.
+    """
+    x_TD = prompt.x_TD
+    if x_TD.dim() != 2 or x_TD.shape[1] != config.width:
+        raise InputError(f"a prompt must be embeddings (T, {config.width}), got {tuple(x_TD.shape)}")
+    if not len(x_TD):
+        raise InputError("a prompt must have at least one token")
+    _check_length(len(x_TD), prompt.sampling.max_new_tokens, context_limit(config))
+    sampling = prompt.sampling
+    named = {"stop_ids": sampling.stop_ids, "logit_bias": sampling.logit_bias, "seen_ids": prompt.seen_ids}
+    for name, ids in named.items():
+        wrong = [index for index in ids if not 0 <= index < config.vocab_size]
+        if wrong:
+            raise InputError(
+                f"{name} has id {wrong[0]}, but the model's vocabulary has {config.vocab_size} entries"
+            )
+
+
+def _check_length(length: int, max_new_tokens: int, limit: int) -> None:
+    needed, room = length + max_new_tokens, limit - length
+    if needed > limit:
+        remedy = f"lower max_new_tokens to {room} or shorten the prompt" if room > 0 else "shorten the prompt"
+        raise ContextOverflowError(
+            f"prompt of {length} tokens + max_new_tokens {max_new_tokens} = {needed}, but the model has "
+            f"{limit} positions: {remedy} (fewer tiles per picture: max_tiles)"
+        )

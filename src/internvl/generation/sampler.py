@@ -1,0 +1,79 @@
+"""Chooses the next token of one sequence, or of a batch of them.
+
+Knows token ids and scores; no text, no model, no cache. Shape letters: B sequences, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from internvl.errors import WeightsError
+from internvl.generation import scores
+from internvl.generation.result import TokenLogprob
+from internvl.generation.sampling import Sampling
+
+
+class Sampler:
+    """Chooses the tokens of one sequence; its random numbers depend on nothing but its seed.
+
+    `seen_ids` count as seen for the repetition penalty besides the generated ones.
+    """
+
+    def __init__(self, sampling: Sampling, seen_ids: Sequence[int] = ()) -> None:
+        self.sampling = sampling
+        self.seen_ids = list(seen_ids)
+        self.ids: list[int] = []
+        self.generator: torch.Generator | None = None
+
+    def choose(self, logits_V: Tensor) -> tuple[int, TokenLogprob | None]:
+        """The next id for the model's scores (V,), and its report if `logprobs` asks for one."""
+        sampling, raw_V = self.sampling, logits_V.float()
+        edited_V = scores.edit(raw_V, sampling, self.seen_ids, self.ids) if sampling.edits_scores else raw_V
+        index = self._draw(edited_V) if sampling.temperature else int(edited_V.argmax())
+        check_finite(float(raw_V[index]))
+        self.ids.append(index)
+        return index, scores.report(raw_V, index, sampling.logprobs) if sampling.logprobs else None
+
+    def _draw(self, edited_V: Tensor) -> int:
+        """One uniform number looked up in the cumulative distribution: cheap, and stable under rounding."""
+        warped_V = scores.warp(edited_V, self.sampling)
+        cumulative_V = warped_V.softmax(-1, dtype=torch.float64).cumsum(-1)
+        total_1 = cumulative_V[-1:]
+        uniform_1 = torch.rand(
+            1, dtype=torch.float64, device=edited_V.device, generator=self._random(edited_V.device)
+        )
+        index_1 = torch.searchsorted(cumulative_V, uniform_1 * total_1, right=True)
+        last_1 = torch.searchsorted(cumulative_V, total_1)  # the last id of positive probability
+        return int(torch.minimum(index_1, last_1))
+
+    def _random(self, device: torch.device) -> torch.Generator:
+        if self.generator is None:
+            seed = self.sampling.seed
+            seed = int(torch.randint(2**62, ())) if seed is None else seed
+            self.generator = torch.Generator(device).manual_seed(seed)
+        return self.generator
+
+
+def choose_batch(samplers: Sequence[Sampler], logits_BV: Tensor) -> list[tuple[int, TokenLogprob | None]]:
+    """The next id of every sequence; one argmax over the batch when all are plainly greedy."""
+    if not all(sampler.sampling.is_plain_greedy for sampler in samplers):
+        return [sampler.choose(logits_V) for sampler, logits_V in zip(samplers, logits_BV, strict=True)]
+    ids_B = logits_BV.argmax(-1)
+    check_finite(float(logits_BV.gather(-1, ids_B[:, None]).sum()))
+    ids = ids_B.tolist()
+    for sampler, index in zip(samplers, ids, strict=True):
+        sampler.ids.append(index)
+    return [(index, None) for index in ids]
+
+
+def check_finite(score: float) -> None:
+    """A NaN anywhere wins every argmax, so the chosen score tells about all."""
+    if math.isnan(score):
+        raise WeightsError(
+            "the model's scores are not finite: damaged weights, or activations beyond the range of "
+            "float16 (load with dtype='float32' or 'bfloat16')"
+        )
