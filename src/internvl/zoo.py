@@ -26,8 +26,8 @@ from internvl.config import (
 from internvl.errors import UnknownNameError
 
 Kind = Literal["chat", "vision", "contrastive"]
-Layout = Literal["official", "hf", "llava", "internvit", "timm"]
-Family = Literal["llama", "internlm2", "phi3", "qwen2", "qwen3"]
+Layout = Literal["official", "hf", "llava", "vision", "timm"]
+Family = Literal["llama", "internlm2", "internlm3", "phi3", "qwen2", "qwen3"]
 AnyConfig = TypeVar("AnyConfig", ChatConfig, VisionConfig)
 
 
@@ -331,7 +331,7 @@ INTERNLM2_20B = Language("internlm2-chat-20b", "internlm2", _INTERNLM_LICENCE, _
 INTERNLM25_2B = Language("internlm2_5-1_8b-chat", "internlm2", _INTERNLM_LICENCE, _INTERNLM2_2B)
 INTERNLM25_7B = Language("internlm2_5-7b-chat", "internlm2", _INTERNLM_LICENCE, _INTERNLM2_7B)
 INTERNLM25_20B = Language("internlm2_5-20b-chat", "internlm2", _INTERNLM_LICENCE, _INTERNLM2_20B)
-INTERNLM3_8B = Language("internlm3-8b-instruct", "llama", _APACHE, _INTERNLM3_8B)
+INTERNLM3_8B = Language("internlm3-8b-instruct", "internlm3", _APACHE, _INTERNLM3_8B)
 PHI3_MINI = Language("Phi-3-mini-128k-instruct", "phi3", "MIT", _PHI3_MINI)
 QWEN2_0_5B = Language("Qwen2-0.5B-Instruct", "qwen2", _APACHE, _QWEN2_0_5B)
 QWEN25_0_5B_CHAT = Language("Qwen2.5-0.5B-Instruct", "qwen2", _APACHE, _QWEN25_0_5B)
@@ -371,7 +371,7 @@ def _vision(tower: Tower, released: str, parameters: float, source: str) -> Mode
         repository=_OWNER + tower.name,
         kind="vision",
         config=tower.config,
-        layout="internvit",
+        layout="vision",
         tower=tower.name,
         released=released,
         parameters=parameters,
@@ -597,6 +597,7 @@ _BASE_3 = tuple(
         ("1B", VIT_300M_V2_5, QWEN25_0_5B, 0.94),
         ("2B", VIT_300M_V2_5, QWEN25_1_5B, 2.09),
         ("8B", VIT_300M_V2_5, QWEN25_7B, 7.94),
+        ("9B", VIT_300M_V2_5, INTERNLM3_8B, 9.14),
         ("14B", VIT_300M_V2_5, QWEN25_14B, 15.1),
         ("38B", VIT_6B_V2_5, QWEN25_32B, 38.4),
         ("78B", VIT_6B_V2_5, QWEN25_72B, 78.4),
@@ -605,12 +606,7 @@ _BASE_3 = tuple(
 _CHAT_3 = (
     *_BASE_3,
     *(_variant(card, suffix) for suffix in ("-Pretrained", "-Instruct") for card in _BASE_3),
-    *map(_hf, _BASE_3),
-    replace(
-        _chat("InternVL3-9B", VIT_300M_V2_5, INTERNLM3_8B, "internvl2_5", "2025-04", 9.14, _PAPER_3),
-        supported=False,
-        reason="the files of its language model, InternLM3, are not read yet",
-    ),
+    *(_hf(card) for card in _BASE_3 if card.family == "qwen2"),
     *map(_quantised, _BASE_3),
 )
 

@@ -1,0 +1,262 @@
+"""Checkpoints from the hub: fetched once, continued where they broke off, used offline ever after.
+
+Knows the zoo's names and the hub's API; the cache on disk is `checkpoints.snapshot`'s and the choice of
+files `checkpoints.selection`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, is_offline_mode
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError, the base of all
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
+
+from internvl import zoo
+from internvl.checkpoints.selection import choose_files
+from internvl.checkpoints.snapshot import Snapshot, find_snapshot, point, storage_of
+from internvl.errors import HubError, UnknownNameError
+
+Progress = Callable[[str, int, int | None], None]
+"""Called while downloading: file name, its bytes so far, its size (None: the hub did not say)."""
+
+_log = logging.getLogger(__name__)
+_REPOSITORY = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
+_REVISION = re.compile(r"(?!.*\.\.)[\w][\w./+-]{0,254}")
+_NEWEST = "main"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One revision of one repository, where it is fetched from and where it is kept."""
+
+    repository: str
+    revision: str
+    endpoint: str
+    storage: Path
+
+
+def pull(
+    name: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool | None = None,
+    allow_patterns: Sequence[str] | None = None,
+    endpoint: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Download a checkpoint, or what is missing of it, and return its directory in the cache.
+
+    Args:
+        name: a row of the zoo, or any repository as "owner/name".
+        revision: branch, tag or commit; the row's own, else the newest.
+        cache_dir: the Hugging Face cache by default (HF_HUB_CACHE, HF_HOME).
+        offline: True never asks the network; None follows HF_HUB_OFFLINE.
+        allow_patterns: instead of configuration, tokenizer and weights, the files that match one of these.
+        endpoint: the hub's address; HF_ENDPOINT by default.
+
+    Raises:
+        UnknownNameError: neither a row nor "owner/name".
+        HubError: the hub refuses or cannot be reached, the disk is too small, files are missing offline.
+    """
+    source = _source(name, revision, cache_dir, endpoint)
+    if is_offline() if offline is None else offline:
+        return _from_cache(source, "the network may not be used (offline)")
+    known = find_snapshot(source.storage, source.revision)
+    if known and known.commit == source.revision and not allow_patterns and not known.missing():
+        return known.folder
+    try:
+        commit, sizes = _ask(source)
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            raise _refused(error, source) from error
+        return _from_cache(source, f"{source.endpoint} cannot be reached ({type(error).__name__}: {error})")
+    wanted = choose_files(sizes, allow_patterns)
+    snapshot = Snapshot(source.storage, commit)
+    snapshot.record({file: sizes[file] for file in wanted})
+    point(source.storage, source.revision, commit, only_new=True)
+    _download(source, snapshot, sizes, progress)
+    point(source.storage, source.revision, commit)
+    return snapshot.folder
+
+
+def resolve(
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Where a checkpoint lies: an existing path as it is; else from the cache; else pulled, if in the zoo.
+
+    The cache is asked first, so that a model that was pulled once loads without the network.
+
+    Raises:
+        UnknownNameError: no such path, and no such row or cached repository.
+        HubError: as `pull`.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    name = str(name_or_path)
+    source = _source(name, revision, cache_dir, None)
+    cached = find_snapshot(source.storage, source.revision)
+    if cached and not cached.missing():
+        return cached.folder
+    if cached is None and not _is_in_zoo(name):
+        raise UnknownNameError(
+            f"no directory {name!r}, no model of that name, and it is not in the cache: "
+            f"`internvl pull {name}` downloads a repository of the hub"
+        )
+    return pull(name, revision=revision, cache_dir=cache_dir, offline=offline, progress=progress)
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network, now or when huggingface_hub was imported."""
+    return is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def _is_in_zoo(name: str) -> bool:
+    try:
+        zoo.find(name)
+    except UnknownNameError:
+        return False
+    return True
+
+
+def _source(name: str, revision: str | None, cache_dir: str | Path | None, endpoint: str | None) -> Source:
+    repository, own_revision = _locate(name)
+    revision = revision or own_revision or _NEWEST
+    if not _REVISION.fullmatch(revision):
+        raise HubError(f"{revision!r} is not a branch, tag or commit")
+    environment = os.environ.get
+    home = environment("HF_HOME")
+    cache = (
+        cache_dir or environment("HF_HUB_CACHE") or (Path(home) / "hub" if home else constants.HF_HUB_CACHE)
+    )
+    return Source(
+        repository=repository,
+        revision=revision,
+        endpoint=(endpoint or environment("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"),
+        storage=storage_of(Path(cache).expanduser(), repository),
+    )
+
+
+def _locate(name: str) -> tuple[str, str | None]:
+    """Repository and revision of a row, or of a repository outside the zoo."""
+    try:
+        card = zoo.find(name)
+    except UnknownNameError:
+        if _REPOSITORY.fullmatch(name):
+            return name, None
+        raise
+    if card.repository is None:
+        raise HubError(f"{card.name} is not on the hub: {card.reason or card.source}")
+    return card.repository, card.revision
+
+
+def _ask(source: Source) -> tuple[str, Mapping[str, int | None]]:
+    """The commit and the sizes of all files."""
+    api = HfApi(endpoint=source.endpoint, library_name="internvl")
+    try:
+        info = api.model_info(source.repository, revision=source.revision, files_metadata=True)
+    except HFValidationError as error:
+        raise HubError(f"{source.repository!r} is not a repository of the hub: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise HubError(
+            f"{source.endpoint} does not answer like a hub ({error}): check HF_ENDPOINT"
+        ) from error
+    if not info.sha:
+        raise HubError(f"{source.endpoint} named no commit for {source.repository}@{source.revision}")
+    return info.sha, {file.rfilename: file.size for file in info.siblings or ()}
+
+
+def _from_cache(source: Source, why: str) -> Path:
+    snapshot = find_snapshot(source.storage, source.revision)
+    missing = snapshot.missing() if snapshot else None
+    if snapshot and not missing:
+        _log.info("%s is taken from the cache: %s", source.repository, why)
+        return snapshot.folder
+    lack = f"the cache lacks {_some(missing)}" if missing else "nothing of it is in the cache"
+    raise HubError(
+        f"{source.repository}@{source.revision}: {why}, and {lack} ({source.storage}); pull it while online"
+    )
+
+
+def _download(
+    source: Source, snapshot: Snapshot, sizes: Mapping[str, int | None], progress: Progress | None
+) -> None:
+    missing = snapshot.missing()
+    _check_space(source, [sizes[file] or 0 for file in missing if file in sizes])
+    headers = build_hf_headers(library_name="internvl")
+    try:
+        for file in missing:
+            _log.info("downloading %s of %s", file, source.repository)
+            url = hf_hub_url(source.repository, file, revision=snapshot.commit, endpoint=source.endpoint)
+            metadata = get_hf_file_metadata(url, endpoint=source.endpoint)
+            if not metadata.etag:
+                raise HubError(f"{url} has no ETag: {source.endpoint} is not a hub, check HF_ENDPOINT")
+            size = sizes.get(file) if metadata.size is None else metadata.size
+
+            def advance(done: int, file: str = file, size: int | None = size) -> None:
+                if progress:
+                    progress(file, done, size)
+
+            snapshot.fetch(file, url, metadata.etag, size, headers, advance)
+    except HfHubHTTPError as error:
+        raise _refused(error, source) from error
+    except (HTTPError, OSError) as error:
+        raise HubError(
+            f"{source.repository}: the download broke off at {file} ({type(error).__name__}: {error}); "
+            "what has arrived is kept, pull again to continue"
+        ) from error
+    if broken := snapshot.missing():
+        raise HubError(f"{source.repository}: wrong size after the download: {_some(broken)}; pull again")
+
+
+def _check_space(source: Source, sizes: Sequence[int]) -> None:
+    """Files that are half there count with what is still to come."""
+    partial = sum(path.stat().st_size for path in source.storage.glob("blobs/*.incomplete"))
+    needed = sum(sizes) - partial
+    place = next(path for path in (source.storage, *source.storage.parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise HubError(
+            f"{source.repository} needs {needed / 1e9:.2f} GB more, but {place} has {free / 1e9:.2f} GB "
+            "free: make room, or let HF_HUB_CACHE name a directory on a larger disk"
+        )
+
+
+def _refused(error: HfHubHTTPError, source: Source) -> HubError:
+    """What an answer of the hub means and what helps."""
+    status, where = error.response.status_code, f"{source.endpoint}/{source.repository}"
+    if isinstance(error, GatedRepoError) or status == 403:
+        return HubError(f"{where} is gated: accept its terms there, then set HF_TOKEN ({status})")
+    if isinstance(error, RevisionNotFoundError):
+        return HubError(f"{where} has no revision {source.revision!r} ({status})")
+    if status == 401:
+        return HubError(f"{where} does not exist, or is private or gated: set HF_TOKEN to see it ({status})")
+    if status == 404:
+        at = "" if source.revision == _NEWEST else f", or has no revision {source.revision!r}"
+        return HubError(f"{where} does not exist{at} ({status})")
+    return HubError(f"{where}: the hub answered {status}: {error}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
