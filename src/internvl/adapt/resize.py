@@ -1,0 +1,69 @@
+"""Other sizes for a built model: the position table of a tower, the vocabulary of a language model.
+
+Both change the module in place, give it its new configuration, and return that. Knows no files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from internvl.config import ChatConfig, VisionConfig
+from internvl.errors import InputError
+from internvl.models.vit import VisionTower, resize_positions
+from internvl.models.vlm import VLM
+
+INPUT_ROW_STD = 0.02
+"""Spread of new input embeddings, as in the released training code."""
+
+
+def resize_position_table(tower: VisionTower, image_size: int) -> VisionConfig:
+    """Make the position table that of `image_size` px (bicubic, class entry kept).
+
+    The tower runs at any size without this; it matters for saving a checkpoint at the new size.
+
+    Raises:
+        InputError: a size that is not a positive multiple of the patch size.
+    """
+    patch = tower.config.patch_size
+    if image_size <= 0 or image_size % patch:
+        raise InputError(f"image size {image_size} is not a positive multiple of the patch size {patch}")
+    grid = image_size // patch
+    old = tower.embed.position
+    with torch.no_grad():
+        table = resize_positions(old.detach(), grid, grid)
+    tower.embed.position = nn.Parameter(table, requires_grad=old.requires_grad)
+    tower.config = replace(tower.config, image_size=image_size)
+    return tower.config
+
+
+def resize_vocabulary(model: VLM, size: int, generator: torch.Generator | None = None) -> ChatConfig:
+    """Add rows to the embeddings and the head so that ids below `size` exist.
+
+    New output rows are the mean of the old ones, so that no new token is likely before training;
+    new input rows are drawn from a normal distribution.
+
+    Raises:
+        InputError: fewer rows than there are.
+    """
+    text = model.config.text
+    if size < text.vocab_size:
+        raise InputError(f"the vocabulary has {text.vocab_size} rows and cannot shrink to {size}")
+    extra = size - text.vocab_size
+    inputs_VD, outputs_VD = model.llm.embed.weight, model.llm.head.weight
+    noise_VD = torch.empty(extra, text.width, device=inputs_VD.device)
+    noise_VD.normal_(std=INPUT_ROW_STD, generator=generator)
+    mean_VD = outputs_VD.detach().float().mean(0, keepdim=True).expand(extra, -1)
+    model.llm.embed.weight = _extended(inputs_VD, noise_VD)
+    model.llm.head.weight = _extended(outputs_VD, mean_VD)
+    model.llm.embed.num_embeddings = model.llm.head.out_features = size
+    model.llm.config = replace(text, vocab_size=size)
+    model.config = replace(model.config, text=model.llm.config)
+    return model.config
+
+
+def _extended(rows_VD: Tensor, new_VD: Tensor) -> nn.Parameter:
+    extended_VD = torch.cat((rows_VD.detach(), new_VD.to(rows_VD.dtype)))
+    return nn.Parameter(extended_VD, requires_grad=rows_VD.requires_grad)
