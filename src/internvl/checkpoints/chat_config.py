@@ -1,0 +1,280 @@
+"""config.json of a chat model and `ChatConfig`, both ways: the official, transformers and LLaVA forms.
+
+Knows fields and their defaults. Whether a template exists is for `processing` to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from internvl.checkpoints.fields import Fields
+from internvl.checkpoints.layouts import Family, family_called
+from internvl.checkpoints.text_config import read_text, refuse_quantized, write_text
+from internvl.checkpoints.vision_config import read_hf_vision, read_vision, write_hf_vision, write_vision
+from internvl.config import (
+    ChatConfig,
+    Normalization,
+    ProjectorConfig,
+    ShuffleOrder,
+    TilingConfig,
+    VisionConfig,
+)
+from internvl.errors import ConfigError
+
+HF_TEMPLATE = "internvl2_5"
+LLAVA_TEMPLATE = "vicuna_v1.1"
+RECORD = "internvl_chat"
+"""Where a transformers config.json written here keeps what that form has no field for."""
+
+NORMALIZATIONS: Mapping[tuple[float, ...], Normalization] = {
+    (0.485, 0.456, 0.406): "imagenet",
+    (0.481, 0.458, 0.408): "clip",
+    (0.5, 0.5, 0.5): "siglip",
+}
+"""By the means of preprocessor_config.json, to three digits."""
+
+
+def read_chat(fields: Fields, preprocessor: Fields, template: str | None) -> tuple[ChatConfig, Family]:
+    """The official form (`InternVLChatModel`).
+
+    A `template` given here wins over the file's. A missing `ps_version` means "v1", as in the
+    released code.
+
+    Raises:
+        ConfigError: a field that is missing, mistyped or cannot be built.
+    """
+    refuse_quantized(fields)
+    vision = read_vision(fields.inner("vision_config"))
+    text, family = read_text(fields.inner("llm_config"))
+    shuffle = fields.text("ps_version", "v1")
+    if shuffle not in ("v1", "v2"):
+        raise fields.wrong("ps_version", "v1 or v2")
+    if not fields.has("template") and template is None:
+        raise ConfigError(
+            f"{fields.place} names no template and none was given: pass template=..., e.g. 'internvl2_5'"
+        )
+    config = ChatConfig(
+        vision=vision,
+        text=text,
+        projector=ProjectorConfig(shuffle=cast(ShuffleOrder, shuffle), factor=_factor(fields)),
+        tiling=TilingConfig(
+            tile_size=fields.count("force_image_size", vision.image_size),
+            **_tiling(fields, is_dynamic=False, max_tiles=6),
+            normalization=_normalization(preprocessor),
+        ),
+        select_layer=_layer(fields, "select_layer", vision),
+        template=template or fields.text("template"),
+        system_message=fields.text("system_message") if fields.has("system_message") else None,
+    )
+    return config, family
+
+
+def read_hf_chat(fields: Fields, preprocessor: Fields, template: str | None) -> tuple[ChatConfig, Family]:
+    """The transformers form (`InternVLForConditionalGeneration`).
+
+    It has no template and no tiling; they come from the preprocessor's file, from what this
+    package recorded when it wrote the file, or are those of InternVL 2.5.
+
+    Raises:
+        ConfigError: a field that is missing, mistyped or cannot be built.
+    """
+    refuse_quantized(fields)
+    record = fields.inner(RECORD)
+    vision = read_hf_vision(fields.inner("vision_config"))
+    text, family = read_text(fields.inner("text_config"))
+    if fields.text("vision_feature_select_strategy", "default") != "default":
+        raise fields.wrong("vision_feature_select_strategy", "default")
+    if fields.text("projector_hidden_act", "gelu") != "gelu":
+        raise fields.wrong("projector_hidden_act", "gelu")
+    tiling = _tiling(record, is_dynamic=True, max_tiles=12)
+    if not record.values:
+        tiling["min_tiles"] = preprocessor.count("min_patches", 1)
+        tiling["max_tiles"] = preprocessor.count("max_patches", 12)
+        tiling["thumbnail"] = True
+    size = preprocessor.inner("size") if isinstance(preprocessor.values.get("size"), dict) else Fields({})
+    config = ChatConfig(
+        vision=vision,
+        text=text,
+        projector=ProjectorConfig(shuffle="v2", factor=_factor(fields)),
+        tiling=TilingConfig(
+            tile_size=record.count("force_image_size", size.count("height", vision.image_size)),
+            **tiling,
+            normalization=_normalization(preprocessor),
+        ),
+        select_layer=_layer(fields, "vision_feature_layer", vision),
+        template=template or record.text("template", HF_TEMPLATE),
+        system_message=record.text("system_message") if record.has("system_message") else None,
+    )
+    return config, family
+
+
+def read_llava(
+    fields: Fields, preprocessor: Fields, template: str | None, vision: VisionConfig
+) -> tuple[ChatConfig, Family]:
+    """LLaVA's form, in which the chat models of InternVL 1.0 are stored; the tower comes separately.
+
+    Raises:
+        ConfigError: a projector or feature choice that those models do not have.
+    """
+    if fields.text("mm_projector_type", "mlp2x_gelu") != "mlp2x_gelu":
+        raise fields.wrong("mm_projector_type", "mlp2x_gelu")
+    if fields.text("mm_vision_select_feature", "patch") != "patch":
+        raise fields.wrong("mm_vision_select_feature", "patch")
+    llama = {**fields.values, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    text, family = read_text(Fields(llama, fields.place))
+    crop = preprocessor.values.get("crop_size")
+    size = (
+        Fields(crop).count("height")
+        if isinstance(crop, dict)
+        else preprocessor.count("crop_size", vision.image_size)
+    )
+    config = ChatConfig(
+        vision=vision,
+        text=text,
+        projector=ProjectorConfig(shuffle=None, norm=False),
+        tiling=TilingConfig(
+            tile_size=size,
+            dynamic=False,
+            max_tiles=1,
+            thumbnail=False,
+            pad_to_square=fields.text("image_aspect_ratio", "pad") == "pad",
+            normalization=_normalization(preprocessor),
+        ),
+        select_layer=_layer(fields, "mm_vision_select_layer", vision, default=-4),
+        template=template or fields.text("template", LLAVA_TEMPLATE),
+        system_message=fields.text("system_message") if fields.has("system_message") else None,
+    )
+    return config, family
+
+
+def write_chat(config: ChatConfig, family: Family, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The official form. `base` is the official object the model came from, or {}.
+
+    Raises:
+        ConfigError: the form cannot express this model.
+    """
+    if config.projector.shuffle is None or not config.projector.norm:
+        raise ConfigError(
+            "the official layout has no model without pixel unshuffle; save with layout='llava'"
+        )
+    return {
+        **base,
+        "architectures": ["InternVLChatModel"],
+        "model_type": "internvl_chat",
+        "vision_config": write_vision(config.vision, base.get("vision_config", {})),
+        "llm_config": write_text(config.text, family, base.get("llm_config", {}), modern=False),
+        "hidden_size": config.text.width,
+        "downsample_ratio": 1 / config.projector.factor,
+        "ps_version": config.projector.shuffle,
+        "select_layer": config.select_layer,
+        **_written_tiling(config),
+        "use_backbone_lora": 0,
+        "use_llm_lora": 0,
+        "tie_word_embeddings": False,
+    }
+
+
+def write_hf_chat(
+    config: ChatConfig, family: Family, base: Mapping[str, Any], image_token_id: int
+) -> dict[str, Any]:
+    """The transformers form. InternLM2 becomes LLaMA, which computes the same.
+
+    Raises:
+        ConfigError: pixel unshuffle "v1" or none, or a family, that this form does not have.
+    """
+    if config.projector.shuffle != "v2" or not config.projector.norm:
+        raise ConfigError(
+            f"the hf layout has only pixel unshuffle 'v2', this model uses {config.projector.shuffle!r}"
+        )
+    in_hf = family_called("llama") if family.name == "internlm2" else family
+    text = base.get("text_config", {})
+    return {
+        **base,
+        "architectures": ["InternVLForConditionalGeneration"],
+        "model_type": "internvl",
+        "vision_config": write_hf_vision(config.vision),
+        "text_config": write_text(config.text, in_hf, text, modern=True),
+        "downsample_ratio": 1 / config.projector.factor,
+        "image_seq_length": config.tokens_per_tile,
+        "image_token_id": image_token_id,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": config.select_layer,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+        RECORD: {**_written_tiling(config), "llm_architecture": family.architecture},
+    }
+
+
+def write_llava(config: ChatConfig, family: Family, base: Mapping[str, Any]) -> dict[str, Any]:
+    """LLaVA's form, with the tower's configuration added so that one directory is enough.
+
+    Raises:
+        ConfigError: a model of another make.
+    """
+    if config.projector.shuffle is not None or config.projector.norm or family.name != "llama":
+        raise ConfigError("the llava layout is for LLaMA models without pixel unshuffle (InternVL-Chat 1.0)")
+    return {
+        **write_text(config.text, family, {}, modern=False),
+        **base,
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava",
+        "vision_config": write_vision(config.vision, {}),
+        "mm_hidden_size": config.vision.width,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": config.select_layer,
+        "image_aspect_ratio": "pad" if config.tiling.pad_to_square else "square",
+        "template": config.template,
+        "system_message": config.system_message,
+    }
+
+
+def _written_tiling(config: ChatConfig) -> dict[str, Any]:
+    tiling = config.tiling
+    system = {} if config.system_message is None else {"system_message": config.system_message}
+    return {
+        "template": config.template,
+        **system,
+        "force_image_size": tiling.tile_size,
+        "dynamic_image_size": tiling.dynamic,
+        "use_thumbnail": tiling.thumbnail,
+        "min_dynamic_patch": tiling.min_tiles,
+        "max_dynamic_patch": tiling.max_tiles,
+        "pad2square": tiling.pad_to_square,
+    }
+
+
+def _tiling(fields: Fields, *, is_dynamic: bool, max_tiles: int) -> dict[str, Any]:
+    return {
+        "dynamic": fields.flag("dynamic_image_size", default=is_dynamic),
+        "thumbnail": fields.flag("use_thumbnail", default=False),
+        "min_tiles": fields.count("min_dynamic_patch", 1),
+        "max_tiles": fields.count("max_dynamic_patch", max_tiles),
+        "pad_to_square": fields.flag("pad2square", default=False),
+    }
+
+
+def _factor(fields: Fields) -> int:
+    ratio = fields.number("downsample_ratio", 0.5)
+    factor = round(1 / ratio) if ratio > 0 else 0
+    if factor < 1 or abs(factor * ratio - 1) > 1e-6:
+        raise fields.wrong("downsample_ratio", "1, 1/2, 1/3 or 1/4")
+    return factor
+
+
+def _layer(fields: Fields, name: str, vision: VisionConfig, default: int = -1) -> int:
+    layer, count = fields.whole(name, default), vision.num_layers + 1
+    if not -count <= layer < count:
+        raise fields.wrong(name, f"one of the {count} hidden states, {-count} to {count - 1}")
+    return layer
+
+
+def _normalization(preprocessor: Fields) -> Normalization:
+    """By the means in preprocessor_config.json; without that file, ImageNet's."""
+    if not preprocessor.has("image_mean"):
+        return "imagenet"
+    means = tuple(round(mean, 3) for mean in preprocessor.numbers("image_mean"))
+    if means not in NORMALIZATIONS:
+        raise preprocessor.wrong("image_mean", f"that of {', '.join(NORMALIZATIONS.values())}")
+    return NORMALIZATIONS[means]
