@@ -1,0 +1,243 @@
+"""A path becomes a model: built without storage, then filled tensor by tensor in the dtype asked for.
+
+Memory while loading stays at one copy of the weights in that dtype. Also composes a chat model from
+a tower, a language model and, optionally, a projector. Knows no hub names (see `checkpoints.hub`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from internvl.checkpoints.layouts import LLAVA_PROJECTOR, MLP1
+from internvl.checkpoints.lazy import Lazy, pieces, section
+from internvl.checkpoints.read import read_tensors
+from internvl.checkpoints.resolve import Checkpoint, check, open_checkpoint, open_tower
+from internvl.checkpoints.rules import Heads, convert, strictly, under
+from internvl.config import ChatConfig, ProjectorConfig, TextConfig, TilingConfig, VisionConfig
+from internvl.errors import ConfigError, DeviceError, WeightsError
+from internvl.models.projector import Projector
+from internvl.models.vit import VisionTower
+from internvl.models.vlm import VLM
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    check_finite: bool = True,
+    template: str | None = None,
+    vision_path: str | Path | None = None,
+) -> VLM | VisionTower:
+    """Load a chat model or a vision tower from disk, in evaluation mode; `model.config` describes it.
+
+    Args:
+        path: a checkpoint directory in any layout, or a weight file.
+        dtype: of the weights in memory; "auto" is that of the file.
+        device: where they go.
+        check_finite: refuse NaN and infinite weights.
+        template: chat template; wins over config.json, needed where that names none.
+        vision_path: the tower's checkpoint, for LLaVA-style directories without one.
+
+    Raises:
+        CheckpointError: files, configuration (ConfigError) or tensors (WeightsError) that do not fit.
+        DeviceError: a dtype or device that is not available.
+    """
+    target = resolve_device(device)
+    checkpoint = open_checkpoint(path, template=template, vision_path=vision_path)
+    config = checkpoint.description.config
+    if isinstance(config, TextConfig):
+        raise ConfigError(f"{path} is a language model alone; compose() joins it with a vision tower")
+    model = build(config)
+    fill(model, checkpoint, _dtype(dtype, checkpoint), target, check_finite=check_finite)
+    return model.eval()
+
+
+def build(config: ChatConfig | VisionConfig) -> VLM | VisionTower:
+    """The model of a configuration on the meta device: shapes without storage."""
+    with torch.device("meta"):
+        return VLM(config) if isinstance(config, ChatConfig) else VisionTower(config)
+
+
+def load_vision(
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    check_finite: bool = True,
+) -> VisionTower:
+    """Load only the vision tower, from its own checkpoint or from inside a chat model's."""
+    target = resolve_device(device)
+    checkpoint = open_tower(path)
+    config = checkpoint.description.config
+    if not isinstance(config, VisionConfig):
+        raise ConfigError(f"{path} describes no vision tower")
+    with torch.device("meta"):
+        tower = VisionTower(config)
+    fill(tower, checkpoint, _dtype(dtype, checkpoint), target, check_finite=check_finite)
+    return tower.eval()
+
+
+def compose(
+    vision_path: str | Path,
+    llm_path: str | Path,
+    mlp_path: str | Path | None = None,
+    *,
+    template: str,
+    tiling: TilingConfig | None = None,
+    projector: ProjectorConfig | None = None,
+    select_layer: int = -1,
+    system_message: str | None = None,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+) -> VLM:
+    """A chat model from a tower, a language model and, where there is one, a trained projector.
+
+    Without `mlp_path` the projector is freshly initialised. The vocabulary stays the language
+    model's: add the image tokens to the tokenizer and call `adapt.resize.resize_vocabulary`.
+
+    Raises:
+        CheckpointError: parts that cannot be read or are not what they should be.
+        DeviceError: a dtype or device that is not available.
+    """
+    target = resolve_device(device)
+    tower, language = open_tower(vision_path), open_checkpoint(llm_path)
+    vision, text = tower.description.config, language.description.config
+    if not isinstance(vision, VisionConfig) or not isinstance(text, TextConfig):
+        raise ConfigError(f"{llm_path} is not a language model on its own")
+    config = ChatConfig(
+        vision=vision,
+        text=text,
+        projector=projector or ProjectorConfig(),
+        tiling=tiling or TilingConfig(tile_size=vision.image_size),
+        select_layer=select_layer,
+        template=template,
+        system_message=system_message,
+    )
+    weights = _dtype(dtype, language)
+    with torch.device("meta"):
+        model = VLM(config)
+    fill(model.vit, tower, weights, target)
+    fill(model.llm, language, weights, target)
+    model.projector = _projector(config, mlp_path).to(target, weights)
+    return model.eval()
+
+
+def fill(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    check_finite: bool = True,
+) -> None:
+    """Give a model built on the meta device the tensors of a checkpoint.
+
+    Raises:
+        WeightsError: the tensors do not fit the model, or hold NaN or infinity.
+    """
+    check(checkpoint, {name: tuple(value.shape) for name, value in model.state_dict().items()})
+    state = {
+        name: place(tensor, dtype, device, check_finite=check_finite)
+        for name, tensor in checkpoint.tensors.items()
+    }
+    model.load_state_dict(state, assign=True)
+
+
+def place(lazy: Lazy, dtype: torch.dtype, device: torch.device, *, check_finite: bool = True) -> Tensor:
+    """One tensor, read piece by piece into its final dtype and device.
+
+    Raises:
+        WeightsError: it holds NaN or infinity, or overflows the dtype.
+    """
+    out = torch.empty(lazy.shape, dtype=dtype, device=device)
+    for start, stop in pieces(lazy, dtype):
+        target = section(out, start, stop)
+        piece = target if device.type == "cpu" else torch.empty(target.shape, dtype=dtype)
+        lazy.rows(piece, start)
+        if check_finite and piece.numel() and not _is_finite(piece):
+            raise WeightsError(
+                f"{lazy.origin} holds NaN or infinite values as {dtype} (rows {start} to {stop - 1}): "
+                "the file is damaged, or its training diverged, or the dtype is too narrow"
+            )
+        if piece is not target:
+            target.copy_(piece)
+    return out
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """A device that works here.
+
+    Raises:
+        DeviceError: there is no such device, or this build of torch cannot use it.
+    """
+    try:
+        resolved = torch.device(device)
+        torch.empty(1, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DeviceError(f"device {device!r} is not available here: {reason}") from error
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A floating dtype by name.
+
+    Raises:
+        DeviceError: not one of float32, bfloat16, float16, float64.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise DeviceError(
+            f"dtype {name!r} cannot hold the weights; choose one of {', '.join(DTYPES)} or 'auto'"
+        )
+    resolved = getattr(torch, name)
+    if not isinstance(resolved, torch.dtype):
+        raise DeviceError(f"this build of torch has no {name}")
+    return resolved
+
+
+def _dtype(dtype: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype asked for; "auto" is config.json's, else that of the first tensor."""
+    if dtype != "auto":
+        return resolve_dtype(dtype)
+    first = next(iter(checkpoint.tensors.values()))
+    return resolve_dtype(checkpoint.description.dtype or first.dtype)
+
+
+def _is_finite(values: Tensor) -> bool:
+    """One pass without temporaries: NaN and infinity both survive in the extremes."""
+    low, high = values.aminmax()
+    return bool(low.isfinite() & high.isfinite())
+
+
+def _projector(config: ChatConfig, path: str | Path | None) -> Projector:
+    projector = Projector(config.projector, config.vision.width, config.text.width)
+    if path is None:
+        return projector
+    tensors = read_tensors(path)
+    prefixes = ("mlp1.", "model.mm_projector.", "mm_projector.", "")
+    prefix = next(prefix for prefix in prefixes if all(key.startswith(prefix) for key in tensors))
+    rules = under(MLP1 if config.projector.norm else LLAVA_PROJECTOR, prefix)
+    state = strictly(convert(tensors, rules, Heads(1, 1)))
+    _check_projector(state, projector, Path(path))
+    projector.load_state_dict(
+        {name: place(tensor, torch.float32, torch.device("cpu")) for name, tensor in state.items()},
+        assign=True,
+    )
+    return projector
+
+
+def _check_projector(state: Mapping[str, Lazy], projector: Projector, path: Path) -> None:
+    expected = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in state.items()}
+    if found != expected:
+        raise WeightsError(
+            f"the projector in {path} has {found}, but tower and language model need {expected}"
+        )
