@@ -1,0 +1,159 @@
+"""Weights to disk: sharded safetensors with an index, in a directory that appears whole or not at all.
+
+Streams lazy tensors, so that saving and converting need a few megabytes, not the model again.
+Knows no layouts (see `checkpoints.write`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from internvl.checkpoints.lazy import Lazy, pieces
+from internvl.checkpoints.weight_files import DTYPES
+from internvl.errors import CheckpointError, WeightsError
+
+Shard = Sequence[tuple[str, Lazy]]
+
+
+@contextmanager
+def fresh_directory(directory: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary sibling to fill; it takes the name of `directory` when the block ends well.
+
+    Raises:
+        CheckpointError: the directory holds files and `overwrite` is not set, or the disk refuses.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file, not a directory to save in")
+    if not overwrite and directory.is_dir() and any(directory.iterdir()):
+        raise CheckpointError(f"{directory} is not empty; choose another directory or pass overwrite=True")
+    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in [*temporary.iterdir(), temporary]:
+            _sync(path)
+        _replace(temporary, directory)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {error.filename or directory}: {error.strerror or error}"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_weights(tensors: Mapping[str, Lazy], directory: Path, max_shard_bytes: float = 5e9) -> None:
+    """`model.safetensors`, or shards and their index when there is more than `max_shard_bytes`.
+
+    Raises:
+        WeightsError: no tensors, or a dtype safetensors does not have.
+    """
+    if not tensors or max_shard_bytes <= 0:
+        raise WeightsError(f"nothing to write: {len(tensors)} tensors in shards of {max_shard_bytes} bytes")
+    shards = list(_shards(tensors, max_shard_bytes))
+    if len(shards) == 1:
+        write_safetensors(shards[0], directory / "model.safetensors")
+        return
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(shard, directory / name)
+        places |= {key: name for key, _ in shard}
+    total = sum(num_bytes(tensor) for tensor in tensors.values())
+    write_json(
+        {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))},
+        directory / "model.safetensors.index.json",
+    )
+
+
+def write_safetensors(shard: Shard, path: Path) -> None:
+    """One file; wider dtypes come first so that every tensor is aligned."""
+    ordered = sorted(shard, key=lambda item: -item[1].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for key, tensor in ordered:
+        stop = offset + num_bytes(tensor)
+        header[key] = {
+            "dtype": _code(key, tensor),
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, stop],
+        }
+        offset = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            _write_values(tensor, file)
+
+
+def write_json(values: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def num_bytes(tensor: Lazy) -> int:
+    return torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
+
+
+def _write_values(tensor: Lazy, file: BinaryIO) -> None:
+    for start, stop in pieces(tensor, tensor.dtype):
+        shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
+        values = torch.empty(shape, dtype=tensor.dtype)
+        tensor.rows(values, start)
+        file.write(values.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _shards(tensors: Mapping[str, Lazy], max_bytes: float) -> Iterator[Shard]:
+    """Consecutive tensors, as many as fit; a tensor larger than the limit has a shard of its own."""
+    shard: list[tuple[str, Lazy]] = []
+    used = 0
+    for key, tensor in tensors.items():
+        size = num_bytes(tensor)
+        if shard and used + size > max_bytes:
+            yield shard
+            shard, used = [], 0
+        shard.append((key, tensor))
+        used += size
+    yield shard
+
+
+def _code(key: str, tensor: Lazy) -> str:
+    for code, dtype in DTYPES.items():
+        if dtype == tensor.dtype:
+            return code
+    raise WeightsError(f"{key} is {tensor.dtype}, which is not written to safetensors here")
+
+
+def _sync(path: Path) -> None:
+    """Names and contents survive a power cut once this returns."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _replace(temporary: Path, directory: Path) -> None:
+    """Put the new directory in place; the old one is moved aside first and removed last."""
+    old = temporary.with_suffix(".old")
+    if directory.exists():
+        directory.rename(old)
+    try:
+        temporary.rename(directory)
+    except OSError:
+        if old.exists():
+            old.rename(directory)
+        raise
+    _sync(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,218 @@
+"""Everything beside the weights: configuration, preprocessing, generation defaults, tokenizer, code.
+
+Knows which files each layout wants and what other programs look for in them. Writes no weights.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from internvl.checkpoints.chat_config import write_chat, write_hf_chat, write_llava
+from internvl.checkpoints.fields import Fields
+from internvl.checkpoints.layouts import PUBLISHED_VISION_CODE, Family
+from internvl.checkpoints.read import read_json
+from internvl.checkpoints.shards import write_json
+from internvl.checkpoints.text_config import CARRIED
+from internvl.checkpoints.vision_config import write_hf_vision, write_vision
+from internvl.config import IMG_CONTEXT, IMG_END, IMG_START, ChatConfig, Normalization, VisionConfig
+from internvl.errors import ConfigError
+
+COPIED = re.compile(
+    r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|chat_template|generation_config|LICENSE|NOTICE)"
+    r"(_config)?(\.(json|model|txt|jinja|md))?"
+)
+CODE = re.compile(r"(configuration|modeling|tokenization|conversation)\w*\.py")
+
+STATISTICS: Mapping[Normalization, tuple[list[float], list[float]]] = {
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+    "siglip": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+}
+"""Mean and standard deviation of the channels."""
+
+HF_TOKENS = {
+    "start_image_token": IMG_START,
+    "end_image_token": IMG_END,
+    "context_image_token": IMG_CONTEXT,
+    "video_token": "<video>",
+}
+"""What transformers' InternVLProcessor asks its tokenizer for."""
+
+
+def write_side_files(
+    config: ChatConfig | VisionConfig,
+    family: Family | None,
+    directory: Path,
+    *,
+    layout: str,
+    dtype: torch.dtype,
+    source: Path | None,
+    image_token_id: int | None = None,
+) -> None:
+    """All files of a checkpoint but its weights. `source` is the directory it came from, if any.
+
+    Raises:
+        ConfigError: the layout cannot express the model, or needs an id that is nowhere to be found.
+    """
+    given = read_json(source / "config.json") if source and (source / "config.json").is_file() else {}
+    if isinstance(config, VisionConfig):
+        written = _vision_json(config, layout, given)
+        size, mean_std = config.image_size, STATISTICS["imagenet"]
+    elif family is None:
+        raise ConfigError("a chat model is saved as one of the language-model families; none was given")
+    else:
+        token = image_token_id if layout != "hf" else _image_token_id(image_token_id, given, source)
+        written = _chat_json(config, family, layout, given, token)
+        size, mean_std = config.tiling.tile_size, STATISTICS[config.tiling.normalization]
+    written["torch_dtype"] = str(dtype).removeprefix("torch.")
+    copied = _copy_files(source, directory, layout)
+    if layout in ("official", "llava"):
+        _link_code(written, family, has_code=any(CODE.fullmatch(name) for name in copied))
+    write_json(written, directory / "config.json")
+    write_json(_preprocessor(config, layout, size, *mean_std), directory / "preprocessor_config.json")
+    if isinstance(config, ChatConfig):
+        _write_chat_extras(config, directory, layout, given)
+
+
+def _chat_json(
+    config: ChatConfig, family: Family, layout: str, given: Mapping[str, Any], token: int | None
+) -> dict[str, Any]:
+    """config.json of a chat model; `given` counts in full only when it is of the same form."""
+    forms = {"official": "llm_config", "hf": "text_config"}
+    is_same = forms.get(layout, "mm_projector_type") in given
+    text = next((given[name] for name in forms.values() if isinstance(given.get(name), dict)), given)
+    carried = {name: text[name] for name in CARRIED if name in text}
+    if layout == "official":
+        return write_chat(config, family, given if is_same else {"llm_config": carried})
+    if layout == "llava":
+        return write_llava(config, family, given if is_same else carried)
+    if token is None:
+        raise ConfigError(f"the hf layout records the id of {IMG_CONTEXT}: pass image_token_id")
+    return write_hf_chat(config, family, given if is_same else {"text_config": carried}, token)
+
+
+def _vision_json(config: VisionConfig, layout: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    if layout == "hf":
+        return write_hf_vision(config)
+    inner = given.get("vision_config")
+    return write_vision(config, inner if isinstance(inner, dict) else given)
+
+
+def _link_code(written: dict[str, Any], family: Family | None, *, has_code: bool) -> None:
+    """Point AutoModel at the code: the files copied along, else the repository that publishes it."""
+    if has_code and "auto_map" in written:
+        return
+    if family is None:
+        place = f"{PUBLISHED_VISION_CODE}--"
+        written["auto_map"] = {
+            "AutoConfig": f"{place}configuration_intern_vit.InternVisionConfig",
+            "AutoModel": f"{place}modeling_intern_vit.InternVisionModel",
+        }
+    elif "llm_config" in written:
+        place = f"{family.published_code}--"
+        written["auto_map"] = {
+            "AutoConfig": f"{place}configuration_internvl_chat.InternVLChatConfig",
+            "AutoModel": f"{place}modeling_internvl_chat.InternVLChatModel",
+            "AutoModelForCausalLM": f"{place}modeling_internvl_chat.InternVLChatModel",
+        }
+
+
+def _copy_files(source: Path | None, directory: Path, layout: str) -> list[str]:
+    """Tokenizer, licence and, where they can be used, code files of the source."""
+    if source is None:
+        return []
+    names = [
+        path.name
+        for path in sorted(source.iterdir())
+        if path.is_file() and (COPIED.fullmatch(path.name) or (layout != "hf" and CODE.fullmatch(path.name)))
+    ]
+    for name in names:
+        shutil.copyfile(source / name, directory / name)
+    return names
+
+
+def _preprocessor(
+    config: ChatConfig | VisionConfig, layout: str, size: int, mean: list[float], std: list[float]
+) -> dict[str, Any]:
+    shared = {"do_normalize": True, "do_resize": True, "image_mean": mean, "image_std": std, "resample": 3}
+    if layout == "hf" and isinstance(config, ChatConfig):
+        return shared | {
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "processor_class": "InternVLProcessor",
+            "crop_to_patches": config.tiling.dynamic,
+            "min_patches": config.tiling.min_tiles,
+            "max_patches": config.tiling.max_tiles,
+            "do_convert_rgb": True,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "size": {"height": size, "width": size},
+        }
+    return shared | {
+        "crop_size": size,
+        "do_center_crop": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "size": size,
+    }
+
+
+def _write_chat_extras(config: ChatConfig, directory: Path, layout: str, given: Mapping[str, Any]) -> None:
+    generation = directory / "generation_config.json"
+    if not generation.is_file():
+        text = given.get("llm_config") or given.get("text_config") or given
+        ids = {name: text[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in text}
+        write_json({"_from_model_config": True, **ids}, generation)
+    if layout != "hf":
+        return
+    processor = {"processor_class": "InternVLProcessor", "image_seq_length": config.tokens_per_tile}
+    write_json(processor, directory / "processor_config.json")
+    write_json(
+        {
+            "processor_class": "InternVLProcessor",
+            "video_processor_type": "InternVLVideoProcessor",
+            "size": {"height": config.tiling.tile_size, "width": config.tiling.tile_size},
+            "image_mean": STATISTICS[config.tiling.normalization][0],
+            "image_std": STATISTICS[config.tiling.normalization][1],
+        },
+        directory / "video_preprocessor_config.json",
+    )
+    tokenizer = directory / "tokenizer_config.json"
+    if tokenizer.is_file():
+        described = {key: value for key, value in read_json(tokenizer).items() if key != "auto_map"}
+        extra = {"extra_special_tokens": HF_TOKENS, "processor_class": "InternVLProcessor"}
+        write_json({**described, **extra}, tokenizer)
+
+
+def _image_token_id(token: int | None, given: Mapping[str, object], source: Path | None) -> int:
+    """The id of <IMG_CONTEXT>: as given, as recorded, or as the tokenizer's files say.
+
+    Raises:
+        ConfigError: it is nowhere to be found.
+    """
+    if token is not None:
+        return token
+    if "image_token_id" in given:
+        return Fields(given).whole("image_token_id", 0)
+    for path in [] if source is None else [source / "added_tokens.json", source / "tokenizer_config.json"]:
+        found = _token_in(read_json(path)) if path.is_file() else None
+        if found is not None:
+            return found
+    raise ConfigError(
+        f"the hf layout records the id of {IMG_CONTEXT}: pass extra_files_from=<directory with "
+        "tokenizer files> or image_token_id"
+    )
+
+
+def _token_in(values: Mapping[str, Any]) -> int | None:
+    if isinstance(values.get(IMG_CONTEXT), int):
+        return int(values[IMG_CONTEXT])
+    described = values.get("added_tokens_decoder")
+    for number, entry in described.items() if isinstance(described, dict) else ():
+        if isinstance(entry, dict) and entry.get("content") == IMG_CONTEXT and number.isdecimal():
+            return int(number)
+    return None

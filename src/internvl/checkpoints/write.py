@@ -1,0 +1,129 @@
+"""Saving a model as a checkpoint directory in the official, transformers or LLaVA layout.
+
+Our tensors are renamed lazily by the layout's rules and streamed to disk; values are never computed
+with. The directory appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from internvl.checkpoints.configs import describe
+from internvl.checkpoints.layouts import HF, HF_VISION, LLAVA, OFFICIAL, VISION, Family, Layout, family_called
+from internvl.checkpoints.lazy import Held, Lazy
+from internvl.checkpoints.rules import Heads, convert, strictly
+from internvl.checkpoints.shards import fresh_directory, write_weights
+from internvl.checkpoints.side_files import write_side_files
+from internvl.checkpoints.text_config import guess_family
+from internvl.config import ChatConfig, VisionConfig
+from internvl.errors import ConfigError, UnknownNameError
+from internvl.models.vit import VisionTower
+from internvl.models.vlm import VLM
+
+CHAT_LAYOUTS: Mapping[str, Layout] = {"official": OFFICIAL, "hf": HF, "llava": LLAVA}
+VISION_LAYOUTS: Mapping[str, Layout] = {"official": VISION, "hf": HF_VISION}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where and how to write. `source` is the directory the model came from, if there is one."""
+
+    directory: Path
+    layout: str = "official"
+    family: Family | None = None
+    max_shard_bytes: float = 5e9
+    source: Path | None = None
+    image_token_id: int | None = None
+    overwrite: bool = False
+
+
+def save_model(
+    model: VLM | VisionTower,
+    config: ChatConfig | VisionConfig,
+    directory: str | Path,
+    layout: str = "official",
+    max_shard_bytes: float = 5e9,
+    extra_files_from: str | Path | None = None,
+    *,
+    family: str | None = None,
+    image_token_id: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model as a checkpoint directory, whole or not at all.
+
+    Args:
+        model: a chat model or a vision tower.
+        config: what to record; normally `model.config`.
+        directory: must be empty or absent unless `overwrite`.
+        layout: "official", "hf" (transformers) or, for InternVL-Chat 1.0, "llava".
+        max_shard_bytes: larger checkpoints are split.
+        extra_files_from: the directory the model came from: tokenizer, code files and fields of
+            config.json without a meaning here are carried over.
+        family: how the language model is packed ("internlm2", "llama", ...); by default as in
+            `extra_files_from`, else what the configuration implies.
+        image_token_id: id of <IMG_CONTEXT> for "hf", when no tokenizer files are given.
+        overwrite: replace a directory that holds files.
+
+    Raises:
+        CheckpointError: the directory is in use or cannot be written.
+        ConfigError: the layout cannot express the model.
+        UnknownNameError: no such layout or family.
+    """
+    source = Path(extra_files_from) if extra_files_from else None
+    target = Target(
+        directory=Path(directory),
+        layout=layout,
+        family=_family(config, family, source),
+        max_shard_bytes=max_shard_bytes,
+        source=source,
+        image_token_id=image_token_id,
+        overwrite=overwrite,
+    )
+    write_checkpoint({name: Held(value, name) for name, value in model.state_dict().items()}, config, target)
+
+
+def write_checkpoint(tensors: Mapping[str, Lazy], config: ChatConfig | VisionConfig, target: Target) -> None:
+    """Write tensors that carry our names.
+
+    Raises:
+        CheckpointError, ConfigError, UnknownNameError: as `save_model`.
+    """
+    layouts = CHAT_LAYOUTS if isinstance(config, ChatConfig) else VISION_LAYOUTS
+    if target.layout not in layouts:
+        raise UnknownNameError(f"cannot save in layout {target.layout!r}; there are {', '.join(layouts)}")
+    packing = target.family
+    if target.layout == "hf" and packing is not None and packing.name == "internlm2":
+        packing = family_called("llama")
+    text = config.text if isinstance(config, ChatConfig) else None
+    heads = Heads(text.num_heads, text.num_kv_heads) if text else Heads(1, 1)
+    renamed = strictly(convert(tensors, layouts[target.layout].rules(packing), heads, back=True))
+    dtype = next(iter(tensors.values())).dtype
+    with fresh_directory(target.directory, overwrite=target.overwrite) as directory:
+        write_side_files(
+            config,
+            target.family,
+            directory,
+            layout=target.layout,
+            dtype=dtype,
+            source=target.source,
+            image_token_id=target.image_token_id,
+        )
+        write_weights(renamed, directory, target.max_shard_bytes)
+
+
+def _family(config: ChatConfig | VisionConfig, name: str | None, source: Path | None) -> Family | None:
+    """As asked for, as the source directory says, or as the configuration implies."""
+    if not isinstance(config, ChatConfig):
+        return None
+    if name is not None:
+        return family_called(name)
+    if source is not None and (source / "config.json").is_file():
+        try:
+            origin = describe(source, template=config.template).origin
+        except ConfigError:
+            origin = None
+        if origin is not None:
+            return origin
+    return guess_family(config.text)
