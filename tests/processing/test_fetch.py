@@ -46,14 +46,14 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, PIXEL, Content_Length="100")
         elif path == "/slow":
             self.answer(200)
-            for _ in range(40):
+            for _ in range(150):
                 time.sleep(0.02)
                 try:
                     self.wfile.write(b"x")
                 except OSError:
                     return
         elif path == "/silent":
-            time.sleep(0.6)
+            time.sleep(3)
         elif path == "/caf%C3%A9%20x":
             self.answer(200, b"quoted")
         else:
@@ -118,7 +118,7 @@ def test_time_is_limited_in_all(server, path):
     start = time.monotonic()
     with pytest.raises(ImageError, match=r"in time|within 0.2 s"):
         get(server + path, timeout=0.2)
-    assert time.monotonic() - start < 0.6
+    assert time.monotonic() - start < 2.5
 
 
 def test_private_addresses_are_refused(server):

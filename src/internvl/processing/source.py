@@ -75,6 +75,13 @@ def is_url(source: object) -> bool:
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
 
 
+def is_path(source: object) -> bool:
+    """Whether this names a place in the file system, rather than an address or content."""
+    if isinstance(source, str):
+        return not is_url(source) and source[:5].lower() != "data:"
+    return isinstance(source, os.PathLike)
+
+
 def check_path(source: str | os.PathLike[str], limits: ReadLimits, error: type[InputError]) -> Path:
     """A readable regular file within `max_bytes`, or an `error` that says what it is instead."""
     name, path = describe(source), Path(source)
