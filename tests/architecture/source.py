@@ -6,7 +6,7 @@ Nothing is imported, so a module that cannot be imported yet is still measured.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,11 +35,15 @@ class Module:
 
 @dataclass(frozen=True)
 class Import:
-    """`target` is a module when one of that name exists, else what was written."""
+    """`target` is a module when one of that name exists, else what was written.
+
+    An inner import is inside a function, a typing import behind TYPE_CHECKING.
+    """
 
     target: str
     line: int
     is_inner: bool
+    is_typing: bool
 
 
 @dataclass(frozen=True)
@@ -64,19 +68,31 @@ def _read(path: Path) -> Module:
 @cache
 def imports(module: Module) -> tuple[Import, ...]:
     """Every import of the file, also those hidden in functions and behind TYPE_CHECKING."""
-    inner = {id(node) for scope in _scopes(module.tree) for node in ast.walk(scope)}
+    inner = _ids_below(node for node in ast.walk(module.tree) if _is_function(node))
+    typing = _ids_below(node for node in ast.walk(module.tree) if _is_typing(node))
     found: list[Import] = []
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
         prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
         targets = [prefix + alias.name for alias in node.names]
-        found += [Import(_module_of(target), node.lineno, id(node) in inner) for target in targets]
+        found += [
+            Import(_module_of(target), node.lineno, id(node) in inner, id(node) in typing)
+            for target in targets
+        ]
     return tuple(found)
 
 
-def _scopes(tree: ast.Module) -> Iterator[ast.AST]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+def _ids_below(tops: Iterable[ast.AST]) -> set[int]:
+    return {id(node) for top in tops for node in ast.walk(top)}
+
+
+def _is_function(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+def _is_typing(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
 def _module_of(target: str) -> str:

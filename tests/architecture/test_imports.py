@@ -51,7 +51,7 @@ THIRD_PARTY = {
 # Where names differ from those of the distributions.
 IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
 
-# Rooms whose imports of the package itself may be inside functions, so that starting is quick.
+# Rooms that may import anything of the package inside functions, so that starting is quick.
 LAZY = frozenset({"", "cli", "__main__"})
 
 
@@ -84,22 +84,38 @@ def test_imports_of_the_package_follow_the_table(module: Module) -> None:
             pytest.fail(f"{module}:{item.line}: {module.package} may not import {item.target}")
 
 
+def extras_at_the_top(module: Module) -> frozenset[str]:
+    """Extras without which the module cannot be imported."""
+    needed = {
+        item.target.partition(".")[0] for item in imports(module) if not (item.is_inner or item.is_typing)
+    }
+    return frozenset(needed & (OPTIONAL - CORE))
+
+
+NEED_EXTRAS = frozenset(module.name for module in modules() if extras_at_the_top(module))
+
+
 @pytest.mark.parametrize("module", modules(), ids=str)
 def test_imports_of_the_package_are_at_the_top(module: Module) -> None:
-    hidden = [item for item in imports(module) if item.is_inner and item.target.startswith("internvl")]
-    if module.package not in LAZY:
-        assert not hidden, f"{module}:{hidden[0].line}: import {hidden[0].target} at the top of the file"
+    """Except of modules that need an extra: those are imported in the function that needs them."""
+    for item in imports(module):
+        where = f"{module}:{item.line}: import {item.target}"
+        if item.is_typing or not item.target.startswith("internvl"):
+            continue
+        if item.target in NEED_EXTRAS:
+            assert item.is_inner or module.name in NEED_EXTRAS, f"{where} in a function: it needs an extra"
+        elif module.package not in LAZY:
+            assert not item.is_inner, f"{where} at the top of the file"
 
 
 @pytest.mark.parametrize("module", modules(), ids=str)
-def test_third_parties_are_declared_and_optional_ones_imported_late(module: Module) -> None:
+def test_third_parties_are_declared_and_in_their_rooms(module: Module) -> None:
     for item in imports(module):
         name = item.target.partition(".")[0]
         if name == "internvl" or name in sys.stdlib_module_names:
             continue
         where = f"{module}:{item.line}: {name}"
         assert name in CORE | OPTIONAL, f"{where} is not a dependency in pyproject.toml"
-        assert name in CORE or item.is_inner, f"{where} is an extra: import it in the function that needs it"
         assert name in THIRD_PARTY.get(module.package, CORE | OPTIONAL), f"{where} does not belong here"
 
 
