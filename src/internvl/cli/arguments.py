@@ -1,0 +1,90 @@
+"""Words of the command line to a frozen dataclass of options, by tyro; and the groups that commands share.
+
+A dataclass's docstring becomes the help text and its fields the options. Wrong use ends the program with
+status 2, `--help` with 0. Knows no models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, arg
+
+Options = TypeVar("Options")
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+Flag: TypeAlias = FlagCreatePairsOff[bool]
+Whole: TypeAlias = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Number: TypeAlias = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
+Word: TypeAlias = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+File: TypeAlias = Annotated[str | None, arg(metavar="PATH", help_behavior_hint="")]
+"""Options that may be left out: what then holds is said in their help text."""
+
+
+def parse(options: type[Options], words: Sequence[str], command: str, *, rest: str | None = None) -> Options:
+    """Options of `internvl COMMAND`. Words between options join the tuple field called `rest`.
+
+    Without `rest`, positional words must stand together (`a.jpg --model nano "question"` would fail).
+    """
+    prog = f"internvl {command}"
+    parsed: Any
+    if rest is None:
+        return tyro.cli(options, args=words, prog=prog)
+    parsed, unknown = tyro.cli(options, args=words, prog=prog, return_unknown_args=True)
+    if any(word.startswith("-") and word != "-" for word in unknown):
+        return tyro.cli(options, args=words, prog=prog)  # says what is wrong and exits
+    return cast(Options, replace(parsed, **{rest: (*getattr(parsed, rest), *unknown)}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Which model, and where it runs."""
+
+    model: str = "nano"
+    """A directory, a name of the zoo (internvl info --models lists them), or a cached "owner/name"."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    dtype: DtypeName = "float32"
+    """What the weights are computed in."""
+    threads: Whole = None
+    """Processor threads; torch's own choice by default."""
+
+    def use_threads(self) -> None:
+        """Sets torch's number of threads, if one was named."""
+        if self.threads is not None:
+            use_threads(self.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaOptions:
+    """How pictures, videos and documents are read."""
+
+    max_tiles: Whole = None
+    """Most tiles of one picture, thumbnail not counted; the model's own number by default."""
+    min_tiles: Whole = None
+    """Fewest tiles of one picture."""
+    frames: Whole = None
+    """Frames of a video, evenly spread; 8 by default."""
+    fps: Number = None
+    """Frames a second of a video, instead of --frames."""
+    start: Number = None
+    """Where a video begins, in seconds."""
+    end: Number = None
+    """Where a video ends, in seconds."""
+    pages: Annotated[str | None, arg(metavar="1-3,7", help_behavior_hint="")] = None
+    """Pages of a document; all by default."""
+
+
+def use_threads(count: int) -> None:
+    """Sets torch's number of threads. Raises InputError below 1."""
+    import torch
+
+    from internvl.errors import InputError
+
+    if count < 1:
+        raise InputError(f"--threads must be at least 1, got {count}")
+    torch.set_num_threads(count)

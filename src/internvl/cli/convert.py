@@ -1,0 +1,80 @@
+"""`internvl convert`: a checkpoint in another layout, exact to the bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from internvl.checkpoints import hub
+from internvl.checkpoints.convert import convert
+from internvl.cli import output
+from internvl.cli.arguments import File, Flag, Word, parse
+from internvl.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Rewrite a checkpoint in another layout, tensor by tensor; every value and dtype is kept.
+
+    "official" is the layout of the published repositories, "hf" that of transformers, "llava" that of
+    InternVL-Chat 1.0. Adapters (LoRA) in the source are merged. The result appears whole or not at all.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="SRC")]
+    """A directory, a weight file, or the name of a model that was pulled."""
+    destination: Annotated[Positional[Path], arg(metavar="DST")]
+    """A directory that does not exist, or is empty."""
+    layout: Literal["official", "hf", "llava"] = "official"
+    """What to write."""
+    family: Word = None
+    """How the language model is packed (llama, internlm2, qwen2, phi3, ...); as in the source by default."""
+    template: Word = None
+    """The chat template, where the source names none."""
+    vision: File = None
+    """The vision tower's checkpoint, where the source has none inside."""
+    shard_gb: Annotated[float, arg(metavar="X")] = 5.0
+    """Size above which the weights are split."""
+    overwrite: Flag = False
+    """Replace DST if it holds files."""
+    json: Flag = False
+    """Print one JSON document: source, path, layout, files, bytes, seconds."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command; returns its exit status."""
+    options = parse(Options, words, "convert")
+    if not options.shard_gb > 0:
+        raise InputError(f"--shard-gb must be above 0, got {options.shard_gb}")
+    source = hub.resolve(options.source, offline=True)
+    start = time.perf_counter()
+    with Console(stderr=True).status(f"{options.source} as {options.layout} to {options.destination}"):
+        convert(
+            source,
+            options.destination,
+            options.layout,
+            family=options.family,
+            max_shard_bytes=options.shard_gb * 1e9,
+            template=options.template,
+            vision_path=options.vision,
+            overwrite=options.overwrite,
+        )
+    _report(options, source, time.perf_counter() - start)
+    return 0
+
+
+def _report(options: Options, source: Path, seconds: float) -> None:
+    folder = options.destination
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    total = sum(files.values())
+    if options.json:
+        layout = {"source": str(source), "path": str(folder), "layout": options.layout}
+        output.write_json({**layout, "files": files, "bytes": total, "seconds": round(seconds, 3)})
+    else:
+        output.note(f"{options.layout} layout: {len(files)} files, {output.size(total)}, {seconds:.1f} s")
+        output.write(f"{folder}\n")
