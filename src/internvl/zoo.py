@@ -114,14 +114,15 @@ def _tiny_vision(vision: VisionConfig, num_layers: int) -> VisionConfig:
 
 def _tiny_text(text: TextConfig) -> TextConfig:
     """Heads of 8, two key-value heads, and as many query heads for each as the model has."""
-    head_dim, num_heads = 8, 2 * (text.num_heads // text.num_kv_heads)
-    half, original = head_dim // 2, text.rope.original_max_positions
-    rope = replace(
-        text.rope,
-        short_factors=text.rope.short_factors[:half],
-        long_factors=text.rope.long_factors[:half],
-        original_max_positions=None if original is None else 64,
-    )
+    head_dim, num_heads, rope = 8, 2 * (text.num_heads // text.num_kv_heads), text.rope
+    if rope.scaling == "longrope":
+        rope = replace(
+            rope,
+            factor=4.0,
+            original_max_positions=64,
+            short_factors=rope.short_factors[: head_dim // 2],
+            long_factors=rope.long_factors[: head_dim // 2],
+        )
     return replace(
         text,
         vocab_size=128,
@@ -311,7 +312,11 @@ _PHI3_MINI = TextConfig(
     mlp_width=8192,
     norm_eps=1e-5,
     rope=RopeConfig(
-        scaling="longrope", original_max_positions=4096, short_factors=_PHI3_SHORT, long_factors=_PHI3_LONG
+        scaling="longrope",
+        factor=131_072 / 4096,
+        original_max_positions=4096,
+        short_factors=_PHI3_SHORT,
+        long_factors=_PHI3_LONG,
     ),
     max_positions=131_072,
 )
@@ -362,7 +367,7 @@ _PAPER_MPO = "arXiv 2411.10442"
 _PAPER_2_5 = "arXiv 2412.05271"
 _PAPER_3 = "arXiv 2504.10479"
 
-_QUANTISED = "quantised checkpoint: pull the full one and quantise it here"
+_QUANTISED = "quantised checkpoints are not read yet: take the full one"
 
 
 def _vision(tower: Tower, released: str, parameters: float, source: str) -> ModelCard:
