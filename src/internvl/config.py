@@ -65,7 +65,11 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
-    """The language model: every family of the zoo is a row of these values."""
+    """The language model: every family of the zoo is a row of these values.
+
+    `bos_id` is the id that repetition penalties count as seen before the first new token; it is
+    never fed to the model.
+    """
 
     vocab_size: int
     width: int
@@ -80,6 +84,7 @@ class TextConfig:
     out_bias: bool = False
     qk_norm: bool = False
     max_positions: int = 32_768
+    bos_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,7 @@ def read_text(fields: Fields) -> tuple[TextConfig, Family]:
         out_bias=_bias(fields, family, family.out_bias),
         qk_norm=family.qk_norm,
         max_positions=window,
+        bos_id=fields.whole("bos_token_id", 0) if fields.has("bos_token_id") else None,
     ), family
 
 

@@ -1,0 +1,80 @@
+"""From a name or a path to a model, and back to disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from internvl.api.chat import ChatModel
+from internvl.api.vision import VisionModel
+from internvl.checkpoints.hub import resolve
+from internvl.checkpoints.load import load_model
+from internvl.checkpoints.write import save_model
+from internvl.errors import InputError
+from internvl.models.vlm import VLM
+from internvl.processing.image import ImageLimits
+from internvl.processing.processor import Processor
+from internvl.processing.tokenizer import load_tokenizer
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    quantize: None = None,
+    template: str | None = None,
+    vision_path: str | Path | None = None,
+    revision: str | None = None,
+    limits: ImageLimits | None = None,
+) -> ChatModel | VisionModel:
+    """Load any checkpoint of the family: a `ChatModel`, or a `VisionModel` for a tower alone.
+
+    Args:
+        name_or_path: a directory in any layout, a weight file, or a name of `docs/models.md`
+            ("nano" comes with this package), fetched on first use.
+        device: "cpu", "cuda", "mps"; only the CPU has been tested.
+        dtype: of the weights in memory; "auto" is that of the files.
+        quantize: reserved; must be None in this version.
+        template: chat template; wins over the checkpoint's own.
+        vision_path: the tower's checkpoint, where a LLaVA-style one does not hold it.
+        revision: branch, tag or commit on the hub.
+        limits: what pictures are read at all; web addresses are closed by default.
+
+    Raises:
+        UnknownNameError: no such path and no such model.
+        CheckpointError: files that cannot be read or do not fit (ConfigError, WeightsError,
+            TokenizerError).
+        HubError: it cannot be downloaded.
+        DeviceError: a device or dtype that is not available.
+    """
+    if quantize is not None:
+        raise InputError(f"quantize={quantize!r}: this version runs the weights as they are; leave it None")
+    path = resolve(name_or_path, revision=revision)
+    model = load_model(path, dtype=dtype, device=device, template=template, vision_path=vision_path)
+    if not isinstance(model, VLM):
+        return VisionModel(model)
+    directory = path if path.is_dir() else path.parent
+    processor = Processor(model.config, load_tokenizer(directory), limits=limits)
+    return ChatModel(model, processor, source=directory)
+
+
+def save(
+    model: ChatModel | VisionModel, path: str | Path, layout: str = "official", *, overwrite: bool = False
+) -> None:
+    """Write a model as a checkpoint directory, whole or not at all.
+
+    Args:
+        model: what `load` gave.
+        path: must be empty or absent unless `overwrite`.
+        layout: "official" (the published code's names) or "hf" (transformers').
+        overwrite: replace a directory that holds files.
+
+    Raises:
+        CheckpointError: the directory is in use, or cannot be written.
+        UnknownNameError: no such layout.
+    """
+    module = model.vlm if isinstance(model, ChatModel) else model.tower
+    source = model.source if isinstance(model, ChatModel) else None
+    save_model(module, module.config, path, layout, extra_files_from=source, overwrite=overwrite)
