@@ -5,6 +5,7 @@ Names are imported when they are first used, so that `import internvl` needs no 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["ChatModel", "InternVLError", "Reply", "VisionModel", "__version__", "load", "save"]
 
-_HOMES = {
+_HOMES: Mapping[str, str] = {
     "ChatModel": "internvl.api.chat",
     "InternVLError": "internvl.errors",
     "Reply": "internvl.api.reply",

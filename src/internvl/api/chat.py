@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from internvl.api.explanation import Explanation, explain
 from internvl.api.reply import Reply, Usage

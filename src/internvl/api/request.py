@@ -21,8 +21,10 @@ from internvl.processing.conversation import (
     from_prompt,
     label_picture,
 )
+from internvl.processing.document import load_pages
 from internvl.processing.messages import DASHED_FRAMES, from_messages
 from internvl.processing.tiling import Detail, TileChoice
+from internvl.processing.video import load_frames
 
 Question: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A question (with `<image>` and `<video>` marks, if any), or OpenAI-style messages."""
@@ -188,8 +190,6 @@ def _video_reader(options: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
     def read(source: Any, **own: Any) -> Sequence[Any]:
         if isinstance(source, list | tuple):
             return source
-        from internvl.processing.video import load_frames  # PyAV is an extra: only videos need it
-
         return load_frames(source, **{**chosen, **own})
 
     return read
@@ -198,6 +198,4 @@ def _video_reader(options: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
 def _read_document(source: Any, **own: Any) -> Sequence[Any]:
     if isinstance(source, list | tuple):
         return source
-    from internvl.processing.document import load_pages  # pypdfium2 is an extra: only documents need it
-
     return load_pages(source, **own)

@@ -5,7 +5,7 @@ Knows shapes and arithmetic only. Shape letters: T packed tokens, C width, F MLP
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from internvl.config import Activation, NormKind
 from internvl.ops.linear import linear
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
