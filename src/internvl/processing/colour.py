@@ -6,6 +6,7 @@ Knows PIL and NumPy only: no files, no limits, no tensors.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import ExifTags, Image
 
 from internvl.errors import ImageError
 
-UPRIGHT = {
+UPRIGHT: Mapping[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,

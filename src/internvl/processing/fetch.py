@@ -12,6 +12,7 @@ import ipaddress
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -20,7 +21,7 @@ from internvl.errors import InputError
 MAX_REDIRECTS = 4
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 CHUNK = 1 << 16
-HEADERS = {"User-Agent": "internvl", "Accept-Encoding": "identity"}
+HEADERS: Mapping[str, str] = {"User-Agent": "internvl", "Accept-Encoding": "identity"}
 
 
 def fetch(

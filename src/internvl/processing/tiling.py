@@ -5,7 +5,7 @@ Knows no files, no tensors and no models; `tiles` turns what is cut here into te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -18,7 +18,7 @@ from internvl.errors import ImageError
 Detail = Literal["low", "high", "auto"]
 RGB = tuple[float, float, float]
 
-NORMALIZATIONS: dict[Normalization, tuple[RGB, RGB]] = {
+NORMALIZATIONS: Mapping[Normalization, tuple[RGB, RGB]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.4814546, 0.4578275, 0.40821073), (0.2686295, 0.2613025, 0.2757711)),
     "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
