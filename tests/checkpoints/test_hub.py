@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 
 from internvl.checkpoints import snapshot as snapshot_module
-from internvl.checkpoints.hub import pull, resolve
+from internvl.checkpoints.hub import cache_directory, pull, resolve
 from internvl.checkpoints.selection import choose_files
 from internvl.checkpoints.snapshot import find_snapshot, storage_of
 from internvl.errors import HubError, UnknownNameError
@@ -90,7 +90,11 @@ class TestPull:
         }
 
     def test_part_then_whole(self, hub: Hub) -> None:
-        pull(REPOSITORY, allow_patterns=["config.json"])
+        folder = pull(REPOSITORY, allow_patterns=["config.json"])
+        assert set(contents(folder)) == {"config.json"}
+        assert pull(REPOSITORY, allow_patterns=["config.json"], offline=True) == folder
+        with pytest.raises(HubError, match=rf"the cache lacks {BIG}"):
+            pull(REPOSITORY, offline=True)
         assert set(contents(pull(REPOSITORY))) == WANTED
         assert hub.counts()["config.json"] == 1
 
@@ -376,6 +380,31 @@ class TestResolve:
             resolve("somebody/model")
         folder = pull("somebody/model")
         assert resolve("somebody/model") == folder
+
+    def test_what_cannot_be_loaded_is_not_downloaded(self, hub: Hub) -> None:
+        hub.add("OpenGVLab/InternVL2_5-8B-AWQ", shards(1))
+        with pytest.raises(HubError, match=r"cannot be loaded: quantised .*internvl pull InternVL2_5-8B-AWQ"):
+            resolve("InternVL2_5-8B-AWQ")
+        assert hub.requests == []
+        folder = pull("InternVL2_5-8B-AWQ")
+        assert resolve("InternVL2_5-8B-AWQ") == folder
+
+    def test_a_partial_download_is_finished(self, hub: Hub) -> None:
+        folder = pull(REPOSITORY)
+        (folder / "tokenizer.json").unlink()
+        assert resolve(REPOSITORY) == folder
+        assert (folder / "tokenizer.json").is_file()
+
+    def test_the_cache_is_where_the_environment_says(
+        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert cache_directory() == tmp_path / "cache"
+        monkeypatch.delenv("HF_HUB_CACHE")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        assert cache_directory() == tmp_path / "home" / "hub"
+        monkeypatch.delenv("HF_HOME")
+        assert cache_directory() == Path(huggingface_hub.constants.HF_HUB_CACHE)
+        assert pull(REPOSITORY, cache_dir=tmp_path / "other").is_relative_to(tmp_path / "other")
 
     @pytest.mark.parametrize("name", ["no/such/directory", "./nothing", "InternVL9"])
     def test_anything_else(self, hub: Hub, name: str) -> None:

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError,
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
 
 from internvl import zoo
-from internvl.checkpoints.selection import choose_files
+from internvl.checkpoints.selection import choose_files, matching
 from internvl.checkpoints.snapshot import Snapshot, find_snapshot, point, storage_of
 from internvl.errors import HubError, UnknownNameError
 
@@ -75,7 +75,7 @@ def pull(
     """
     source = _source(name, revision, cache_dir, endpoint)
     if is_offline() if offline is None else offline:
-        return _from_cache(source, "the network may not be used (offline)")
+        return _from_cache(source, "the network may not be used (offline)", allow_patterns)
     known = find_snapshot(source.storage, source.revision)
     if known and known.commit == source.revision and not allow_patterns and not known.missing():
         return known.folder
@@ -84,12 +84,13 @@ def pull(
     except (HTTPError, OfflineModeIsEnabled) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise _refused(error, source) from error
-        return _from_cache(source, f"{source.endpoint} cannot be reached ({type(error).__name__}: {error})")
+        why = f"{source.endpoint} cannot be reached ({type(error).__name__}: {error})"
+        return _from_cache(source, why, allow_patterns)
     wanted = choose_files(sizes, allow_patterns)
     snapshot = Snapshot(source.storage, commit)
-    snapshot.record({file: sizes[file] for file in wanted})
+    snapshot.record({file: sizes[file] for file in sorted({*wanted, *_whole(sizes)})})
     point(source.storage, source.revision, commit, only_new=True)
-    _download(source, snapshot, sizes, progress)
+    _download(source, snapshot, {file: sizes[file] for file in wanted}, progress)
     point(source.storage, source.revision, commit)
     return snapshot.folder
 
@@ -108,7 +109,7 @@ def resolve(
 
     Raises:
         UnknownNameError: no such path, and no such row or cached repository.
-        HubError: as `pull`.
+        HubError: as `pull`; or a row that this version cannot load.
     """
     path = Path(name_or_path).expanduser()
     if path.exists():
@@ -118,11 +119,8 @@ def resolve(
     cached = find_snapshot(source.storage, source.revision)
     if cached and not cached.missing():
         return cached.folder
-    if cached is None and not _is_in_zoo(name):
-        raise UnknownNameError(
-            f"no directory {name!r}, no model of that name, and it is not in the cache: "
-            f"`internvl pull {name}` downloads a repository of the hub"
-        )
+    if cached is None:
+        _check_downloadable(name)
     return pull(name, revision=revision, cache_dir=cache_dir, offline=offline, progress=progress)
 
 
@@ -131,12 +129,27 @@ def is_offline() -> bool:
     return is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def _is_in_zoo(name: str) -> bool:
+def cache_directory() -> Path:
+    """The cache of all Hugging Face libraries: HF_HUB_CACHE, else "hub" in HF_HOME, else the user's."""
+    home = os.environ.get("HF_HOME")
+    cache = os.environ.get("HF_HUB_CACHE") or (Path(home) / "hub" if home else constants.HF_HUB_CACHE)
+    return Path(cache).expanduser()
+
+
+def _check_downloadable(name: str) -> None:
+    """Nobody waits for gigabytes that cannot be loaded, and a typing error does not ask the hub."""
     try:
-        zoo.find(name)
-    except UnknownNameError:
-        return False
-    return True
+        card = zoo.find(name)
+    except UnknownNameError as error:
+        raise UnknownNameError(
+            f"no directory {name!r}, not in the cache, and {error}; "
+            f"`internvl pull {name}` downloads a repository of the hub"
+        ) from error
+    if not card.supported:
+        raise HubError(
+            f"{card.name} cannot be loaded: {card.reason}; "
+            f"`internvl pull {card.name}` downloads it all the same"
+        )
 
 
 def _source(name: str, revision: str | None, cache_dir: str | Path | None, endpoint: str | None) -> Source:
@@ -144,16 +157,12 @@ def _source(name: str, revision: str | None, cache_dir: str | Path | None, endpo
     revision = revision or own_revision or _NEWEST
     if not _REVISION.fullmatch(revision):
         raise HubError(f"{revision!r} is not a branch, tag or commit")
-    environment = os.environ.get
-    home = environment("HF_HOME")
-    cache = (
-        cache_dir or environment("HF_HUB_CACHE") or (Path(home) / "hub" if home else constants.HF_HUB_CACHE)
-    )
+    cache = Path(cache_dir) if cache_dir else cache_directory()
     return Source(
         repository=repository,
         revision=revision,
-        endpoint=(endpoint or environment("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"),
-        storage=storage_of(Path(cache).expanduser(), repository),
+        endpoint=(endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"),
+        storage=storage_of(cache.expanduser(), repository),
     )
 
 
@@ -186,9 +195,19 @@ def _ask(source: Source) -> tuple[str, Mapping[str, int | None]]:
     return info.sha, {file.rfilename: file.size for file in info.siblings or ()}
 
 
-def _from_cache(source: Source, why: str) -> Path:
+def _whole(sizes: Mapping[str, int | None]) -> tuple[str, ...]:
+    """The files of the checkpoint, also when only some are pulled: the cache must know what it lacks."""
+    try:
+        return choose_files(sizes)
+    except HubError:
+        return ()
+
+
+def _from_cache(source: Source, why: str, patterns: Sequence[str] | None) -> Path:
     snapshot = find_snapshot(source.storage, source.revision)
-    missing = snapshot.missing() if snapshot else None
+    missing = snapshot.missing() if snapshot else ()
+    if missing and patterns is not None:
+        missing = matching(missing, patterns)
     if snapshot and not missing:
         _log.info("%s is taken from the cache: %s", source.repository, why)
         return snapshot.folder
@@ -201,8 +220,8 @@ def _from_cache(source: Source, why: str) -> Path:
 def _download(
     source: Source, snapshot: Snapshot, sizes: Mapping[str, int | None], progress: Progress | None
 ) -> None:
-    missing = snapshot.missing()
-    _check_space(source, [sizes[file] or 0 for file in missing if file in sizes])
+    missing = [file for file in snapshot.missing() if file in sizes]
+    _check_space(source, [sizes[file] or 0 for file in missing])
     headers = build_hf_headers(library_name="internvl")
     try:
         for file in missing:
@@ -211,7 +230,7 @@ def _download(
             metadata = get_hf_file_metadata(url, endpoint=source.endpoint)
             if not metadata.etag:
                 raise HubError(f"{url} has no ETag: {source.endpoint} is not a hub, check HF_ENDPOINT")
-            size = sizes.get(file) if metadata.size is None else metadata.size
+            size = sizes[file] if metadata.size is None else metadata.size
 
             def advance(done: int, file: str = file, size: int | None = size) -> None:
                 if progress:
@@ -225,7 +244,7 @@ def _download(
             f"{source.repository}: the download broke off at {file} ({type(error).__name__}: {error}); "
             "what has arrived is kept, pull again to continue"
         ) from error
-    if broken := snapshot.missing():
+    if broken := [file for file in snapshot.missing() if file in sizes]:
         raise HubError(f"{source.repository}: wrong size after the download: {_some(broken)}; pull again")
 
 

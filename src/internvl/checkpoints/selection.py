@@ -27,21 +27,22 @@ def choose_files(files: Iterable[str], allow_patterns: Sequence[str] | None = No
     """
     safe = sorted(file for file in files if _is_safe(file))
     if allow_patterns is not None:
-        chosen = _matching(safe, allow_patterns)
+        chosen = matching(safe, allow_patterns)
         if not chosen:
             raise HubError(f"none of {len(safe)} files matches {', '.join(allow_patterns)}")
         return chosen
     top = [file for file in safe if "/" not in file]
-    weights = _matching(top, SAFETENSORS) or _matching(top, PICKLED)
+    weights = matching(top, SAFETENSORS) or matching(top, PICKLED)
     if "config.json" not in top or not weights:
         found = ", ".join(top[:10]) or "nothing"
         raise HubError(f"no checkpoint: config.json and *.safetensors or *.bin are needed, found {found}")
-    side = _matching(top, SIDE_FILES)
+    side = matching(top, SIDE_FILES)
     other_index = "*.bin.index.json" if weights[0].endswith(".safetensors") else "*.safetensors.index.json"
-    return tuple(sorted({*weights, *side} - {*_matching(side, (other_index,))}))
+    return tuple(sorted({*weights, *side} - {*matching(side, (other_index,))}))
 
 
-def _matching(files: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
+def matching(files: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
+    """The names that match one of the patterns (`*`, `?`, `[...]`; `*` also matches "/")."""
     return tuple(file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns))
 
 
