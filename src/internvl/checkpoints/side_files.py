@@ -5,6 +5,7 @@ Knows which files each layout wants and what other programs look for in them. Wr
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -43,6 +44,21 @@ HF_TOKENS = {
     "video_token": "<video>",
 }
 """What transformers' InternVLProcessor asks its tokenizer for."""
+
+CHATML_TEMPLATES = ("internvl2_5", "Hermes-2", "internlm2-chat")
+CHATML = """\
+{%- if SYSTEM and messages[0]['role'] != 'system' %}
+{{- '<|im_start|>system\\n' + SYSTEM + '<|im_end|>\\n' }}{% endif %}
+{%- for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['content'] is string %}{{ message['content'] }}
+{%- else %}{% for part in message['content'] %}
+{%- if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\\n' }}
+{%- elif part['type'] == 'video' %}{{ '<video>\\n' }}
+{%- elif part['type'] == 'text' %}{{ part['text'] }}
+{%- endif %}{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+"""For the templates that are ChatML, in the Jinja form that transformers' processor fills."""
 
 
 def write_side_files(
@@ -181,9 +197,13 @@ def _write_chat_extras(config: ChatConfig, directory: Path, layout: str, given: 
         },
         directory / "video_preprocessor_config.json",
     )
+    if config.template in CHATML_TEMPLATES:
+        chatml = CHATML.replace("SYSTEM", json.dumps(config.system_message or "", ensure_ascii=False))
+        (directory / "chat_template.jinja").write_text(chatml, encoding="utf-8")
     tokenizer = directory / "tokenizer_config.json"
     if tokenizer.is_file():
-        described = {key: value for key, value in read_json(tokenizer).items() if key != "auto_map"}
+        replaced = ("auto_map", "chat_template") if config.template in CHATML_TEMPLATES else ("auto_map",)
+        described = {key: value for key, value in read_json(tokenizer).items() if key not in replaced}
         extra = {"extra_special_tokens": HF_TOKENS, "processor_class": "InternVLProcessor"}
         write_json({**described, **extra}, tokenizer)
 
