@@ -28,7 +28,7 @@ from internvl.config import GROUNDING_TOKENS, IMG_CONTEXT, ChatConfig
 from internvl.engine.vision_cache import VisionCache
 from internvl.errors import InputError, PromptError
 from internvl.generation.generate import Batch, generate
-from internvl.generation.prompt import Prompt
+from internvl.generation.prompt import Prompt, check_room
 from internvl.generation.result import Generation
 from internvl.generation.sampling import Sampling
 from internvl.generation.stream import Decode
@@ -155,6 +155,7 @@ class ChatModel:
         request = read_request(question, images, arguments)
         sampling = self._sampling(request.sampling)
         inputs = self.processor(request.conversation, total_tiles=request.total_tiles)
+        check_room(len(inputs.ids), sampling.max_new_tokens, self.config.text)
         middle = time.perf_counter()
         with torch.inference_mode():
             x_TD = self._fill_slots(inputs.ids, inputs.slots, self._vision_tokens(inputs))

@@ -45,7 +45,7 @@ def check_prompt(prompt: Prompt, config: TextConfig) -> None:
         raise InputError(f"a prompt must be embeddings (T, {config.width}), got {tuple(x_TD.shape)}")
     if not len(x_TD):
         raise InputError("a prompt must have at least one token")
-    _check_length(len(x_TD), prompt.sampling.max_new_tokens, context_limit(config))
+    check_room(len(x_TD), prompt.sampling.max_new_tokens, config)
     sampling = prompt.sampling
     named = {"stop_ids": sampling.stop_ids, "logit_bias": sampling.logit_bias, "seen_ids": prompt.seen_ids}
     for name, ids in named.items():
@@ -56,7 +56,9 @@ def check_prompt(prompt: Prompt, config: TextConfig) -> None:
             )
 
 
-def _check_length(length: int, max_new_tokens: int, limit: int) -> None:
+def check_room(length: int, max_new_tokens: int, config: TextConfig) -> None:
+    """Raises ContextOverflowError if a prompt of `length` tokens and the whole answer do not fit."""
+    limit = context_limit(config)
     needed, room = length + max_new_tokens, limit - length
     if needed > limit:
         remedy = f"lower max_new_tokens to {room} or shorten the prompt" if room > 0 else "shorten the prompt"
