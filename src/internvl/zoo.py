@@ -621,6 +621,8 @@ _NANO_CHAT = ChatConfig(
     projector=_ROWS,
     text=SMOLLM2_135M.config,
     tiling=replace(_FIXED, tile_size=224),
+    # This tower's last blocks were tuned for saliency and name things worse.
+    select_layer=-4,
     template="internvl2_5",
     system_message=_NANO_SYSTEM,
 )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, is_offline_mode
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError, the base of all
     GatedRepoError,
     HfHubHTTPError,
@@ -28,6 +28,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from internvl import zoo
 from internvl.checkpoints.selection import choose_files, matching
 from internvl.checkpoints.snapshot import Snapshot, find_snapshot, point, storage_of
+from internvl.checkpoints.snapshot import is_offline as is_offline
 from internvl.errors import HubError, UnknownNameError
 
 Progress = Callable[[str, int, int | None], None]
@@ -122,11 +123,6 @@ def resolve(
     if cached is None:
         _check_downloadable(name)
     return pull(name, revision=revision, cache_dir=cache_dir, offline=offline, progress=progress)
-
-
-def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids the network, now or when huggingface_hub was imported."""
-    return is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def cache_directory() -> Path:

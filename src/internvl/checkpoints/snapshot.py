@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import get_session, hf_raise_for_status
+from huggingface_hub import get_session, hf_raise_for_status, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]  # base of all
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # exported lazily
 
@@ -131,6 +131,11 @@ def point(storage: Path, revision: str, commit: str, *, only_new: bool = False) 
     ref = storage / "refs" / revision
     if revision != commit and not (only_new and ref.is_file()):
         write_atomically(ref, commit)
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network, now or when huggingface_hub was imported."""
+    return is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def write_atomically(path: Path, text: str) -> None:
