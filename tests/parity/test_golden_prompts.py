@@ -103,6 +103,22 @@ def test_every_call_makes_the_reference_prompt(golden_dir: GoldenFixtures, name:
     assert processor.stop_ids == (case["eos_token_id"],)
 
 
+@pytest.mark.parametrize("call", ["batch", "batch_beams"])
+@pytest.mark.parametrize("name", CHATS)
+def test_every_row_of_a_batch_makes_the_reference_ids(
+    golden_dir: GoldenFixtures, name: str, call: str
+) -> None:
+    processor = chat_processor(golden_dir, name)
+    case = read(golden_dir, name, "expected.json")[call]
+    size = processor.config.tiling.tile_size
+    rows = zip(case["questions"], case["num_patches_list"], case["prompts"], case["input_ids"], strict=True)
+    for question, count, prompt, padded in rows:
+        inputs = processor(from_prompt(question, [ready(count, size)]))
+        assert inputs.text == prompt
+        assert inputs.ids == padded[len(padded) - len(inputs.ids) :]
+    assert len(case["questions"]) == 2
+
+
 def tile_counts(call: str, case: dict[str, Any], per_image: list[int]) -> list[int]:
     """Tiles of each picture; where the call does not say, all tiles are one picture."""
     if case["num_patches_list"] is not None:

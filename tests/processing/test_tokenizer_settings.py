@@ -60,6 +60,21 @@ def test_added_tokens_come_from_every_file_the_most_explicit_first() -> None:
     assert found == [("<a>", 7, True, True), ("<b>", 9, False, False), ("<c>", 10, False, False)]
 
 
+@pytest.mark.parametrize(
+    ("name", "configured", "cleans_up"),
+    [
+        ("PreTrainedTokenizerFast", None, True),
+        ("PreTrainedTokenizerFast", False, False),
+        ("LlamaTokenizer", None, False),
+        ("LlamaTokenizer", True, True),
+        ("Qwen2Tokenizer", True, False),
+    ],
+)
+def test_clean_up_by_class_and_flag(name: str, configured: bool | None, cleans_up: bool) -> None:
+    config = {"tokenizer_class": name, "clean_up_tokenization_spaces": configured}
+    assert read_settings(files(config)).cleans_up == cleans_up
+
+
 def test_legacy_only_when_not_refused() -> None:
     assert read_settings(files({"legacy": None})).legacy
     assert not read_settings(files({"legacy": False})).legacy

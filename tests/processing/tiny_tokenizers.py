@@ -153,6 +153,11 @@ def fast(directory: Path, *, begin: str | None = None, **changes: Any) -> Path:
         "model": {"type": "BPE", "vocab": vocabulary, "merges": [merge.split(" ") for merge in merges]},
     }
     write_json(directory, "tokenizer.json", description | changes)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begin, "eos_token": "<|eot_id|>"}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": begin,
+        "eos_token": "<|eot_id|>",
+        "clean_up_tokenization_spaces": False,
+    }
     write_json(directory, "tokenizer_config.json", settings)
     return directory
