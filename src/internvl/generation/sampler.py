@@ -43,6 +43,7 @@ class Sampler:
         warped_V = scores.warp(edited_V, self.sampling)
         cumulative_V = warped_V.softmax(-1, dtype=torch.float64).cumsum(-1)
         total_1 = cumulative_V[-1:]
+        check_finite(float(total_1))
         uniform_1 = torch.rand(
             1, dtype=torch.float64, device=edited_V.device, generator=self._random(edited_V.device)
         )
@@ -72,7 +73,7 @@ def choose_batch(samplers: Sequence[Sampler], logits_BV: Tensor) -> list[tuple[i
 
 def check_finite(score: float) -> None:
     """A NaN anywhere wins every argmax, so the chosen score tells about all."""
-    if math.isnan(score):
+    if not math.isfinite(score):
         raise WeightsError(
             "the model's scores are not finite: damaged weights, or activations beyond the range of "
             "float16 (load with dtype='float32' or 'bfloat16')"

@@ -51,14 +51,21 @@ class Detokenizer:
 
     def _shorten(self) -> str:
         """Drops old ids where the rest decodes to the same end; else the window grows, up to a limit."""
+        if self.sent == len(self.text):
+            for size in range(CONTEXT, CONTEXT + 4):  # some cut is at the border of a character
+                text = self.decode(self.window[-size:])
+                if text and self.text.endswith(text):
+                    self.window, self.text, self.sent = self.window[-size:], text, len(text)
+                    return ""
+        return self._cut() if len(self.window) >= MAX_WINDOW else ""
+
+    def _cut(self) -> str:
+        """Drops old ids in any case, and gives out the text that would go with them."""
         window = self.window[-CONTEXT:]
-        text, num_unsent = self.decode(window), len(self.text) - self.sent
-        is_same = self.text.endswith(text) and len(text) > num_unsent
-        if not is_same and len(self.window) < MAX_WINDOW:
-            return ""
-        num_held = min(num_unsent, len(text))
-        piece = self._release(num_held)
-        self.window, self.text, self.sent = window, text, len(text) - num_held
+        text = self.decode(window)
+        piece = self._release(min(len(self.text) - self.sent, len(text)))
+        self.sent = len(text) - (len(self.text) - self.sent)
+        self.window, self.text = window, text
         return piece
 
 
