@@ -134,6 +134,7 @@ def _tiny_text(text: TextConfig) -> TextConfig:
         mlp_width=48,
         rope=rope,
         max_positions=256,
+        bos_id=None if text.bos_id is None else 1,
     )
 
 
@@ -197,6 +198,7 @@ _VICUNA_7B = TextConfig(
     mlp_width=11_008,
     norm_eps=1e-5,
     max_positions=4096,
+    bos_id=1,
 )
 _LLAMA_13B = replace(_VICUNA_7B, width=5120, num_layers=40, num_heads=40, num_kv_heads=40, mlp_width=13_824)
 _YI_34B = TextConfig(
@@ -210,6 +212,7 @@ _YI_34B = TextConfig(
     norm_eps=1e-5,
     rope=RopeConfig(theta=5e6),
     max_positions=4096,
+    bos_id=1,
 )
 _LLAMA3_70B = TextConfig(
     vocab_size=128_256 + _ADDED,
@@ -222,6 +225,7 @@ _LLAMA3_70B = TextConfig(
     norm_eps=1e-5,
     rope=RopeConfig(theta=5e5),
     max_positions=8192,
+    bos_id=128_000,
 )
 _INTERNLM2_7B = TextConfig(
     vocab_size=92_544 + _ADDED,
@@ -233,6 +237,7 @@ _INTERNLM2_7B = TextConfig(
     mlp_width=14_336,
     norm_eps=1e-5,
     rope=RopeConfig(theta=1e6, scaling="dynamic", factor=2.0),
+    bos_id=1,
 )
 _INTERNLM2_2B = replace(_INTERNLM2_7B, width=2048, num_layers=24, num_heads=16, mlp_width=8192)
 _INTERNLM2_20B = replace(_INTERNLM2_7B, width=6144, num_layers=48, num_heads=48, mlp_width=16_384)
@@ -246,6 +251,7 @@ _INTERNLM3_8B = TextConfig(
     mlp_width=10_240,
     norm_eps=1e-5,
     rope=RopeConfig(theta=5e7, scaling="dynamic", factor=6.0),
+    bos_id=1,
 )
 _QWEN2_0_5B = TextConfig(
     vocab_size=151_646 + _ADDED,
@@ -257,6 +263,7 @@ _QWEN2_0_5B = TextConfig(
     mlp_width=4864,
     rope=RopeConfig(theta=1e6),
     qkv_bias=True,
+    bos_id=151_643,
 )
 _QWEN25_0_5B = replace(_QWEN2_0_5B, vocab_size=151_665 + _ADDED)
 _QWEN25_1_5B = replace(
@@ -319,6 +326,7 @@ _PHI3_MINI = TextConfig(
         long_factors=_PHI3_LONG,
     ),
     max_positions=131_072,
+    bos_id=1,
 )
 
 _LLAMA2_LICENCE, _LLAMA3_LICENCE = "Llama 2 Community", "Llama 3 Community"
