@@ -32,6 +32,7 @@ class Family:
     bias_default: bool = False
     qk_norm: bool = False
     norm_eps: float = 1e-6
+    bos_id: int | None = None
     published_code: str = "OpenGVLab/InternVL2_5-8B"
     """A repository on the hub whose code builds chat models of this family."""
 
@@ -170,6 +171,7 @@ FAMILIES: Sequence[Family] = (
         model_type="llama",
         body=LLAMA,
         head=LM_HEAD,
+        bos_id=1,
         qkv_bias="attention_bias",
         out_bias="attention_bias",
         published_code="OpenGVLab/InternVL2-40B",
@@ -180,6 +182,7 @@ FAMILIES: Sequence[Family] = (
         model_type="internlm2",
         body=INTERNLM2,
         head=OUTPUT,
+        bos_id=1,
         qkv_bias="bias",
         out_bias="bias",
         bias_default=True,
@@ -210,6 +213,7 @@ FAMILIES: Sequence[Family] = (
         model_type="phi3",
         body=PHI3,
         head=LM_HEAD,
+        bos_id=1,
         norm_eps=1e-5,
         published_code="OpenGVLab/InternVL2-4B",
     ),
@@ -219,6 +223,7 @@ FAMILIES: Sequence[Family] = (
         model_type="internlm3",
         body=LLAMA,
         head=LM_HEAD,
+        bos_id=1,
         qkv_bias="qkv_bias",
         out_bias="bias",
         published_code="OpenGVLab/InternVL3-9B",

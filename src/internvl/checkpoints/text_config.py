@@ -45,6 +45,8 @@ def read_text(fields: Fields) -> tuple[TextConfig, Family]:
     if fields.flag("mlp_bias", default=False):
         raise fields.wrong("mlp_bias", "false: no released model has it")
     width, num_heads = fields.count("hidden_size"), fields.count("num_attention_heads")
+    if not fields.has("head_dim") and width % num_heads:
+        raise fields.wrong("hidden_size", f"a multiple of num_attention_heads = {num_heads}")
     head_dim = fields.count("head_dim", width // num_heads)
     max_positions = fields.count("max_position_embeddings", 32_768)
     rope = _read_rope(fields, max_positions, head_dim)
@@ -67,7 +69,7 @@ def read_text(fields: Fields) -> tuple[TextConfig, Family]:
         out_bias=_bias(fields, family, family.out_bias),
         qk_norm=family.qk_norm,
         max_positions=window,
-        bos_id=fields.whole("bos_token_id", 0) if fields.has("bos_token_id") else None,
+        bos_id=fields.whole("bos_token_id", 0) if fields.has("bos_token_id") else family.bos_id,
     ), family
 
 
@@ -79,11 +81,10 @@ def read_family(fields: Fields) -> Family:
     """
     architecture, model_type = fields.first("architectures"), fields.text("model_type", "")
     for family in FAMILIES:
-        if architecture == family.architecture or (not architecture and model_type == family.model_type):
-            return family
-    # A body without its head, as `replace_llm` tools and transformers' text_config write it.
-    for family in FAMILIES:
-        if model_type == family.model_type and architecture.endswith("Model"):
+        body = family.architecture.replace("ForCausalLM", "Model")
+        if architecture in (family.architecture, body) or (
+            not architecture and model_type == family.model_type
+        ):
             return family
     known = ", ".join(family.architecture for family in FAMILIES)
     named = architecture or model_type or "none"
@@ -118,6 +119,7 @@ def write_text(
     _check_expressible(config, family)
     return {
         **{name: base[name] for name in CARRIED if name in base},
+        **({} if config.bos_id is None else {"bos_token_id": config.bos_id}),
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "vocab_size": config.vocab_size,
