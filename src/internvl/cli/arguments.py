@@ -7,11 +7,11 @@ status 2, `--help` with 0. Knows no models.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 Options = TypeVar("Options")
 
@@ -77,6 +77,47 @@ class MediaOptions:
     """Where a video ends, in seconds."""
     pages: Annotated[str | None, arg(metavar="1-3,7", help_behavior_hint="")] = None
     """Pages of a document; all by default."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Limits on tiles as keywords of `ChatModel.chat`; frames and pages are chosen while reading."""
+        limits = {"max_tiles": self.max_tiles, "min_tiles": self.min_tiles}
+        return {name: value for name, value in limits.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How the answer is written. What is left out is the library's default: greedy, 256 tokens."""
+
+    max_new_tokens: Whole = None
+    """Most tokens of the answer."""
+    min_new_tokens: Whole = None
+    """Fewest tokens of the answer."""
+    temperature: Number = None
+    """0 takes the likeliest token; above, tokens are drawn."""
+    top_k: Whole = None
+    """Draw from the k likeliest tokens."""
+    top_p: Number = None
+    """Draw from the likeliest tokens that make up this probability."""
+    min_p: Number = None
+    """Draw from tokens at least this likely compared with the likeliest."""
+    repetition_penalty: Number = None
+    """Above 1, tokens that have occurred become less likely."""
+    presence_penalty: Number = None
+    """Subtracted from the score of tokens that have occurred in the answer."""
+    frequency_penalty: Number = None
+    """Subtracted for each time a token has occurred in the answer."""
+    num_beams: Whole = None
+    """Above 1, beam search; nothing is streamed then."""
+    length_penalty: Number = None
+    """Of beam search: above 0 favours long answers."""
+    seed: Whole = None
+    """Makes drawing repeatable."""
+    stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT", help_behavior_hint="")] = ()
+    """End the answer before this text; may be repeated."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The keywords of `ChatModel.chat`; what was not given is left out."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, ())}
 
 
 def use_threads(count: int) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from internvl.checkpoints import hub
@@ -53,7 +52,7 @@ def run(words: Sequence[str]) -> int:
         raise InputError(f"--shard-gb must be above 0, got {options.shard_gb}")
     source = hub.resolve(options.source, offline=True)
     start = time.perf_counter()
-    with Console(stderr=True).status(f"{options.source} as {options.layout} to {options.destination}"):
+    with output.status(f"{options.source} as {options.layout} to {options.destination}"):
         convert(
             source,
             options.destination,

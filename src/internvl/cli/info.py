@@ -170,7 +170,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield label, f"{len(value)} values"
         elif isinstance(value, list | tuple):
             yield label, ", ".join(map(str, value)) or "none"
-        elif isinstance(value, int) and not isinstance(value, bool) and (name == "bytes" or "bytes" in label):
+        elif (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and ("bytes" in label or prefix == "files.")
+        ):
             yield label, output.size(value)
         elif isinstance(value, bool | None):
             yield label, {True: "yes", False: "no", None: "-"}[value]

@@ -45,6 +45,7 @@ def note(text: str) -> None:
 def write_pairs(title: str, rows: Iterable[tuple[str, object]]) -> None:
     """A table of names and values, one a line."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.min_width = len(title)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
@@ -71,6 +72,17 @@ def _write_table(table: Table) -> None:
     with console.capture() as captured:
         console.print(table)
     write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+@contextmanager
+def status(what: str) -> Iterator[None]:
+    """Something that takes a while, on stderr while it does; silent where stderr is no terminal."""
+    screen = Console(stderr=True)
+    if not screen.is_terminal:
+        yield
+        return
+    with screen.status(what):
+        yield
 
 
 @contextmanager

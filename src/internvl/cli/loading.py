@@ -1,0 +1,29 @@
+"""A model by the name on the command line, with its download shown and the wrong kind refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from internvl.api.chat import ChatModel
+from internvl.api.load import load
+from internvl.checkpoints import hub
+from internvl.cli import output
+from internvl.cli.arguments import ModelOptions
+from internvl.errors import InputError
+
+
+def find(name: str) -> Path:
+    """Where the model lies; fetched first if it is not on this disk."""
+    with output.progress("", is_bytes=True) as advance:
+        return hub.resolve(name, progress=advance)
+
+
+def load_chat(options: ModelOptions) -> ChatModel:
+    """A chat model on the device and in the dtype asked for. Raises InputError for a vision tower."""
+    options.use_threads()
+    path = find(options.model)
+    with output.status(f"loading {options.model}"):
+        model = load(path, device=options.device, dtype=options.dtype)
+    if not isinstance(model, ChatModel):
+        raise InputError(f"{options.model} is a vision tower and does not chat: try `internvl features`")
+    return model
