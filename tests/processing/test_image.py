@@ -206,7 +206,7 @@ def test_zip_bomb_in_metadata_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "PPM", "GIF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "PPM", "GIF", "WEBP", "AVIF"])
 def test_damaged_files_never_raise_anything_else(kind, pixels):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -267,7 +267,7 @@ def test_truncated_videos(mp4):
     assert len(load_frames(half, num_segments=4)) == 4
 
 
-@pytest.mark.parametrize("container", ["mp4", "matroska", "gif"])
+@pytest.mark.parametrize("container", ["mp4", "matroska", "gif", "mpegts"])
 def test_damaged_videos_never_raise_anything_else(container):
     content = make_video("gif" if container == "gif" else "libx264", container, num_frames=12)
     generator, outcomes = random.Random(container), set()

@@ -119,7 +119,7 @@ class Clip:
                         raise VideoError(f"{self.name} ends before frame {index} of {self.info.num_frames}")
                     self._check_pixels(frame.width, frame.height)
                     found[index] = _upright(frame)
-        except av.FFmpegError as reason:
+        except (av.FFmpegError, IndexError) as reason:
             raise VideoError(
                 f"{self.name} is damaged: {len(found)} of {len(set(indices))} frames came ({reason})"
             ) from reason
@@ -225,7 +225,8 @@ def _read_packets(container: InputContainer, stream: VideoStream, name: str) -> 
                 packets.append((packet.pts, packet.is_keyframe))
             if len(packets) > MAX_PACKETS:
                 raise VideoError(f"{name} has more than {MAX_PACKETS} frames; cut it")
-    except av.FFmpegError as reason:
+    except (av.FFmpegError, IndexError) as reason:
+        # PyAV does not expect streams that begin in the middle of a file; damage looks like them.
         if not packets:
             raise VideoError(f"{name} is damaged or cut off before the first frame ({reason})") from reason
     if not packets:

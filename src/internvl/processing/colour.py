@@ -30,7 +30,7 @@ UPRIGHT: Mapping[int, Image.Transpose] = {
 # What PIL's readers raise on damaged input, metadata included.
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError,
-    MemoryError, NotImplementedError, struct.error,
+    MemoryError, RuntimeError, struct.error,
 )  # fmt: skip
 
 
