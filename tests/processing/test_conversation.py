@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from internvl.errors import PromptError
-from internvl.processing.conversation import Conversation, Message, Picture, Role, from_prompt
+from internvl.processing.conversation import Conversation, Message, Picture, Role, collapse_runs, from_prompt
 from internvl.processing.tiling import TileChoice
 
 
@@ -118,3 +118,8 @@ def test_with_answer_appends_one() -> None:
     after = before.with_answer("A cat.")
     assert [message.text for message in after.messages] == ["What?", "A cat."]
     assert len(before.messages) == 1
+
+
+def test_written_out_runs_collapse_to_marks() -> None:
+    text = "<img><IMG_CONTEXT><IMG_CONTEXT></img>\nWhat? <img></img> <IMG_CONTEXT>"
+    assert collapse_runs(text) == "<image>\nWhat? <image> <IMG_CONTEXT>"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,13 @@ def test_clean_up_follows_the_class(tmp_path: Path) -> None:
     assert internlm2.decode(internlm2.encode(text).ids) == "a dog, isn't it?"
     assert asked.decode(asked.encode(text).ids) == "a dog, isn't it?"
     assert qwen2.decode(qwen2.encode(text).ids) == text
+
+
+def test_without_clean_up_more_ids_only_add_text(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a dog , isn 't it ? <ref>a</ref> ' .", bos=False).ids
+    texts = [tokenizer.decode(ids[:end], cleans_up=False) for end in range(len(ids) + 1)]
+    assert all(longer.startswith(shorter) for shorter, longer in pairwise(texts))
+    assert texts[-1].startswith("a dog , isn 't it ?")
 
 
 def test_token_with_an_alias(tmp_path: Path) -> None:

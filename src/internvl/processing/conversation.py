@@ -6,11 +6,13 @@ conversations from role-and-content messages.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeAlias
 
+from internvl.config import IMG_CONTEXT, IMG_END, IMG_START
 from internvl.errors import PromptError
 from internvl.processing.image import ImageSource
 from internvl.processing.tiles import Tiles
@@ -128,6 +130,11 @@ def _check_turns(turns: Sequence[Any]) -> None:
             raise PromptError(
                 f"history must be pairs of question and answer, both strings, not {shorten(turn)}"
             )
+
+
+def collapse_runs(text: str) -> str:
+    """`<image>` for each written-out `<img><IMG_CONTEXT>...</img>`, as the 2024-05 code left them in histories."""
+    return re.sub(f"{IMG_START}(?:{IMG_CONTEXT})*{IMG_END}", IMAGE_MARK, text)
 
 
 def label_picture(number: int, total: int) -> str:

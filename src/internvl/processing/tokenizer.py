@@ -160,17 +160,27 @@ class Tokenizer:
             raise TokenizerError(f"{self._settings.class_name} has no {name} token; name one in {CONFIG}")
         return id
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True, keep: Collection[str] = ()) -> str:
+    def decode(
+        self,
+        ids: Iterable[int],
+        *,
+        skip_special: bool = True,
+        keep: Collection[str] = (),
+        cleans_up: bool = True,
+    ) -> str:
         """Text of `ids`; what is not a whole character yet comes as U+FFFD.
 
         `keep` are tokens that stay when special ones are skipped; no space is put beside them. Ids
-        without a token (padding rows of the vocabulary) give nothing.
+        without a token (padding rows of the vocabulary) give nothing. `cleans_up` False keeps the spaces
+        before punctuation that some classes remove: then more ids only ever add text, as streaming needs.
         """
         out, glue = "", ""
         for text, is_kept in self._segments(self._visible(ids, skip_special, keep), keep):
+            if cleans_up and self._settings.kind.clean_up == "always":
+                text = clean_up(text)
             out += ("" if is_kept else glue) + text
             glue = "" if is_kept else self._vocabulary.glue
-        return clean_up(out) if self._settings.cleans_up else out
+        return clean_up(out) if cleans_up and self._settings.cleans_up else out
 
     def _visible(
         self, ids: Iterable[int], skip_special: bool, keep: Collection[str]

@@ -34,7 +34,6 @@ class PieceVocabulary:
         self.adds_prefix = not self._legacy
         self.glue = " "
         self._gap = " " if self._legacy else ""
-        self._cleans_up = settings.kind.clean_up == "always"
 
     def token_id(self, token: str) -> int | None:
         id: int = self._model.piece_to_id(token)
@@ -92,7 +91,7 @@ class PieceVocabulary:
                 out += "".join(run)
             else:
                 out += (self._gap if index < len(runs) - 1 else "") + str(self._model.decode(run))
-        return clean_up(out) if self._cleans_up else out
+        return out
 
 
 def clean_up(text: str) -> str:
