@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from internvl import zoo
 from internvl.api.chat import ChatModel
 from internvl.api.vision import VisionModel
 from internvl.checkpoints.hub import resolve
 from internvl.checkpoints.load import load_model
 from internvl.checkpoints.write import save_model
-from internvl.errors import InputError
+from internvl.errors import InputError, UnknownNameError
 from internvl.models.vlm import VLM
 from internvl.processing.image import ImageLimits
 from internvl.processing.processor import Processor
@@ -37,7 +38,8 @@ def load(
         device: "cpu", "cuda", "mps"; only the CPU has been tested.
         dtype: of the weights in memory; "auto" is that of the files.
         quantize: reserved; must be None in this version.
-        template: chat template; wins over the checkpoint's own.
+        template: chat template; wins over the checkpoint's own. A zoo name brings its own: models of
+            1.x the system message of May 2024, with which they were measured.
         vision_path: the tower's checkpoint, where a LLaVA-style one does not hold it.
         revision: branch, tag or commit on the hub.
         limits: what pictures are read at all; web addresses are closed by default.
@@ -52,12 +54,23 @@ def load(
     if quantize is not None:
         raise InputError(f"quantize={quantize!r}: this version runs the weights as they are; leave it None")
     path = resolve(name_or_path, revision=revision)
-    model = load_model(path, dtype=dtype, device=device, template=template, vision_path=vision_path)
+    chosen = template or _template(name_or_path)
+    model = load_model(path, dtype=dtype, device=device, template=chosen, vision_path=vision_path)
     if not isinstance(model, VLM):
         return VisionModel(model)
     directory = path if path.is_dir() else path.parent
     processor = Processor(model.config, load_tokenizer(directory), limits=limits)
     return ChatModel(model, processor, source=directory)
+
+
+def _template(name_or_path: str | Path) -> str | None:
+    """The template of a zoo name, which tells older models' system messages apart; None for a path."""
+    if Path(name_or_path).expanduser().exists():
+        return None
+    try:
+        return zoo.find(str(name_or_path)).template
+    except UnknownNameError:  # a repository of the hub that is in the cache, but no row
+        return None
 
 
 def save(
