@@ -133,7 +133,7 @@ def _check_turns(turns: Sequence[Any]) -> None:
 
 
 def collapse_runs(text: str) -> str:
-    """`<image>` for each written-out `<img><IMG_CONTEXT>...</img>`, as the 2024-05 code left them in histories."""
+    """`<image>` for each written-out `<img><IMG_CONTEXT>...</img>`, which 2024-05 code left in histories."""
     return re.sub(f"{IMG_START}(?:{IMG_CONTEXT})*{IMG_END}", IMAGE_MARK, text)
 
 
