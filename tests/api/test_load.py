@@ -1,0 +1,156 @@
+"""Loading by name and path, saving in both layouts, and what cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import internvl
+from internvl import ChatModel, VisionModel
+from internvl.errors import (
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    InputError,
+    TokenizerError,
+    UnknownNameError,
+    WeightsError,
+)
+
+QUESTION = {"prompt": "Hello, who are you?", "max_new_tokens": 8}
+
+
+@pytest.fixture
+def copy(golden_dir: Path, tmp_path: Path) -> Path:
+    """A golden checkpoint that a test may damage."""
+    target = tmp_path / "copy"
+    shutil.copytree(golden_dir / "internvl2_5_qwen2", target, ignore=shutil.ignore_patterns("*expected*"))
+    return target
+
+
+def edit(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, **values}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("layout", ["official", "hf"])
+def test_saved_models_answer_alike(model: ChatModel, tmp_path: Path, layout: str) -> None:
+    internvl.save(model, tmp_path / "out", layout)
+    again = internvl.load(tmp_path / "out")
+    assert isinstance(again, ChatModel)
+    assert again.chat_batch([QUESTION])[0].ids == model.chat_batch([QUESTION])[0].ids
+    with pytest.raises(CheckpointError, match="out"):
+        internvl.save(model, tmp_path / "out", layout)
+    internvl.save(model, tmp_path / "out", layout, overwrite=True)
+
+
+def test_saved_towers_give_the_same_features(golden_dir: Path, tmp_path: Path) -> None:
+    model = internvl.load(golden_dir / "internvit_300m")
+    assert isinstance(model, VisionModel)
+    internvl.save(model, tmp_path / "tower")
+    again = internvl.load(tmp_path / "tower")
+    assert isinstance(again, VisionModel)
+    tiles = torch.randn(1, 3, 70, 70)
+    assert torch.equal(again.vision_states(tiles)[-1], model.vision_states(tiles)[-1])
+
+
+def test_dtypes(copy: Path) -> None:
+    model = internvl.load(copy, dtype="bfloat16")
+    assert isinstance(model, ChatModel)
+    assert {parameter.dtype for parameter in model.vlm.parameters()} == {torch.bfloat16}
+    assert model.chat_batch([QUESTION])[0].usage.new_tokens > 0
+
+
+def test_template_and_system_message_can_be_chosen(copy: Path) -> None:
+    edit(copy, system_message="Be brief.")
+    first = internvl.load(copy)
+    assert isinstance(first, ChatModel)
+    assert "Be brief." in first.explain("Hi").text
+    other = internvl.load(copy, template="Hermes-2@2024-05")
+    assert isinstance(other, ChatModel)
+    assert other.config.template == "Hermes-2@2024-05"
+
+
+def test_unknown_names_are_told_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="InternVL2_5-1B"):
+        internvl.load("InternVL2_5-1BB")
+
+
+def test_quantisation_is_refused(copy: Path) -> None:
+    with pytest.raises(InputError, match="int8"):
+        internvl.load(copy, quantize="int8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("values", "message"), [({"device": "cuda:7"}, "cuda"), ({"dtype": "int3"}, "int3")])
+def test_devices_and_dtypes_that_are_not_there(copy: Path, values: dict[str, str], message: str) -> None:
+    with pytest.raises(DeviceError, match=message):
+        internvl.load(copy, **values)  # type: ignore[arg-type]
+
+
+def test_truncated_weights(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        internvl.load(copy)
+
+
+def test_weights_that_are_not_finite(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors["mlp1.1.weight"][3, 4] = float("nan")
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"mlp1\.1\.weight|projector\.fc1\.weight"):
+        internvl.load(copy)
+
+
+def test_missing_unexpected_and_misshapen_weights(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["mlp1.1.bias"]
+    tensors["mlp1.9.bias"] = torch.zeros(3)
+    tensors["mlp1.3.bias"] = torch.zeros(5)
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        internvl.load(copy)
+    assert all(name in str(caught.value) for name in ("mlp1.1.bias", "mlp1.9.bias", "mlp1.3.bias"))
+
+
+def test_a_vocabulary_smaller_than_the_ids(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[f"language_model.{name}"] = tensors[f"language_model.{name}"][:500].clone()
+    save_file(tensors, copy / "model.safetensors")
+    edit(copy, llm_config={**config["llm_config"], "vocab_size": 500})
+    with pytest.raises(TokenizerError, match="500"):
+        internvl.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"template": "no-such"}, (ConfigError, UnknownNameError), "no-such"),
+        ({"template": None}, ConfigError, "template"),
+        ({"ps_version": "v3"}, ConfigError, "v3"),
+        ({"llm_config": {"architectures": ["OtherForCausalLM"]}}, ConfigError, "OtherForCausalLM"),
+        ({"force_image_size": 90}, ConfigError, "90"),
+    ],
+)
+def test_configurations_that_cannot_be_built(
+    copy: Path, values: dict[str, object], error: type[Exception], message: str
+) -> None:
+    edit(copy, **values)
+    with pytest.raises(error, match=message):
+        internvl.load(copy)
+
+
+def test_directories_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        internvl.load(tmp_path)
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError):
+        internvl.load(tmp_path)
