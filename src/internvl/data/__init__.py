@@ -1,0 +1,1 @@
+"""Files on disk to batches of token ids and features; no model."""

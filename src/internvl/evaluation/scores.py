@@ -1,0 +1,100 @@
+"""Caption scores: CIDEr-D as the COCO evaluation defines it.
+
+Pure functions of texts. CIDEr-D: Vedantam, Zitnick, Parikh, "CIDEr: Consensus-based Image Description
+Evaluation" (arXiv 1411.5726), section 5, with the constants of the published evaluation: n-grams of 1 to 4
+words, length penalty sigma 6, factor 10, no stemming, document frequencies from the references scored here.
+
+The published evaluation tokenises with a Java program (the Penn Treebank tokenizer). `tokenize` does the
+same for plain English captions: lower case, possessive and n't split off, hyphenated words whole,
+punctuation dropped. Scores of texts with unusual characters may differ in the second decimal.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from internvl.errors import InputError
+
+MAX_WORDS = 4
+SIGMA = 6.0
+_WORD = re.compile(r"\d+(?:[.,:]\d+)*|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+?(?=n't\b)|\w+(?:[-/&]\w+)*")
+
+Grams = Counter[tuple[str, ...]]
+
+
+def tokenize(text: str) -> list[str]:
+    """Words of a caption in lower case, without punctuation."""
+    return _WORD.findall(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+
+
+def cider_d(answers: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+    """CIDEr-D of `answers[i]` against its `references[i]`: the mean, and each example's score (0 to 10).
+
+    Published tables give the mean times 100 as often as the mean itself. With one example every n-gram
+    occurs in every document, and the score is 0 by definition. Raises InputError for unequal numbers,
+    for an empty list, and for an example without references.
+    """
+    if len(answers) != len(references):
+        raise InputError(
+            f"{len(answers)} answers but {len(references)} lists of references: one list an answer"
+        )
+    if not answers or not all(references):
+        raise InputError("CIDEr needs at least one answer, and at least one reference for each")
+    grams = [[_grams(text) for text in texts] for texts in references]
+    documents: Grams = Counter()
+    for texts in grams:
+        documents.update(set().union(*texts))
+    scores = [
+        _score(
+            _Vector(_grams(answer), documents, len(grams)),
+            [_Vector(text, documents, len(grams)) for text in texts],
+        )
+        for answer, texts in zip(answers, grams, strict=True)
+    ]
+    return sum(scores) / len(scores), scores
+
+
+def _grams(text: str) -> Grams:
+    words = tokenize(text)
+    return Counter(
+        tuple(words[start : start + size])
+        for size in range(1, MAX_WORDS + 1)
+        for start in range(len(words) - size + 1)
+    )
+
+
+class _Vector:
+    """TF-IDF weights by n-gram length, their norms, and the number of bigrams that stands for length."""
+
+    def __init__(self, grams: Grams, documents: Grams, num_documents: int) -> None:
+        self.weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(MAX_WORDS)]
+        for gram, count in grams.items():
+            rarity = math.log(num_documents) - math.log(max(1, documents[gram]))
+            self.weights[len(gram) - 1][gram] = count * rarity
+        self.norms = [math.sqrt(sum(weight**2 for weight in part.values())) for part in self.weights]
+        self.length = sum(count for gram, count in grams.items() if len(gram) == 2)
+
+
+def _score(answer: _Vector, references: Sequence[_Vector]) -> float:
+    total = 0.0
+    for reference in references:
+        penalty = math.exp(-((answer.length - reference.length) ** 2) / (2 * SIGMA**2))
+        total += penalty * sum(_similarity(answer, reference, size) for size in range(MAX_WORDS)) / MAX_WORDS
+    return 10.0 * total / len(references)
+
+
+def _similarity(answer: _Vector, reference: _Vector, size: int) -> float:
+    """Cosine in which the answer's weight of an n-gram counts no more than the reference's."""
+    norm = answer.norms[size] * reference.norms[size]
+    if norm == 0.0:
+        return 0.0
+    theirs = reference.weights[size]
+    shared = sum(
+        min(weight, theirs[gram]) * theirs[gram]
+        for gram, weight in answer.weights[size].items()
+        if gram in theirs
+    )
+    return shared / norm
