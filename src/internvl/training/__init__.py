@@ -1,0 +1,1 @@
+"""Recipes, objectives and the one loop that carries them out."""
