@@ -50,13 +50,13 @@ def test_files_of_a_training_run_are_not_weights(tmp_path: Path) -> None:
 
 
 def test_no_such_place(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such file or directory: .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"no such file or directory: .*nowhere"):
         read_tensors(tmp_path / "nowhere")
 
 
 def test_a_directory_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(WeightsError, match=r"holds no weights .*there is no \.safetensors, \.bin or \.pth file"):
+    with pytest.raises(WeightsError, match=r"holds no weights .*there is no \.safetensors, \.bin or \.pth"):
         read_tensors(tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_shards_without_an_index(tmp_path: Path) -> None:
 
 def test_a_missing_shard(tmp_path: Path) -> None:
     (sharded(tmp_path) / "model-00001-of-00002.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"puts 2 tensors in model-00001-of-00002\.safetensors, which is not in"):
+    with pytest.raises(WeightsError, match=r"puts 2 tensors in model-00001-of-00002\.safetensors, which is"):
         read_tensors(tmp_path)
 
 

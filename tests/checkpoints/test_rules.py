@@ -107,9 +107,7 @@ def test_names_are_not_patterns() -> None:
     assert convert(held(normXweight=(8,)), RULES, HEADS).unexpected == ("normXweight",)
 
 
-@given(
-    key_value=st.integers(1, 4), group=st.integers(1, 4), dim=st.integers(1, 5), width=st.integers(1, 3)
-)
+@given(key_value=st.integers(1, 4), group=st.integers(1, 4), dim=st.integers(1, 5), width=st.integers(1, 3))
 def test_regrouping_is_the_published_split(key_value: int, group: int, dim: int, width: int) -> None:
     """`wqkv` rows are (kv, q per kv + 2, dim): query [:, :-2], key [:, -2], value [:, -1]."""
     packed = torch.randn(key_value * (group + 2) * dim, width)

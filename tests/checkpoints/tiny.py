@@ -66,6 +66,7 @@ def text_config(family: str) -> TextConfig:
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         max_positions=256,
+        bos_id=1,
     )
 
 
@@ -189,12 +190,18 @@ def text_shapes(text: TextConfig, family: str) -> dict[str, tuple[int, ...]]:
     return internlm2_shapes(text) if family == "internlm2" else llama_shapes(text, family)
 
 
-def official_state(config: ChatConfig, family: str, dtype: torch.dtype = torch.float32) -> State:
-    """Random weights of a chat checkpoint in the official layout."""
+def official_shapes(config: ChatConfig, family: str) -> dict[str, tuple[int, ...]]:
+    """A chat checkpoint in the official layout."""
     shapes = {f"vision_model.{name}": shape for name, shape in vit_shapes(config.vision).items()}
     shapes |= projector_shapes(config)
-    shapes |= {f"language_model.{name}": shape for name, shape in text_shapes(config.text, family).items()}
-    return random_state(shapes, dtype)
+    return shapes | {
+        f"language_model.{name}": shape for name, shape in text_shapes(config.text, family).items()
+    }
+
+
+def official_state(config: ChatConfig, family: str, dtype: torch.dtype = torch.float32) -> State:
+    """Random weights of a chat checkpoint in the official layout."""
+    return random_state(official_shapes(config, family), dtype)
 
 
 def text_json(text: TextConfig, family: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ WRAPPERS = ("module", "state_dict", "model")
 """Keys under which training code files the weights, outermost first."""
 
 MAX_HEADER_BYTES = 100 << 20
-REMAP_BYTES = 32 << 20
+REMAP_BYTES = 16 << 20
 """A torch file is mapped afresh after this much was read, to give its pages back."""
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {
