@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from internvl.config import ChatConfig, ProjectorConfig, RopeConfig, TextConfig, TilingConfig, VisionConfig
 from internvl.models.vlm import VLM
 

@@ -1,0 +1,1 @@
+"""Training runs as data: functions that return recipes. Nothing imports this package."""
