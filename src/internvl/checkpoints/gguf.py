@@ -8,7 +8,7 @@ that the usual layout rules apply. Reads nothing but the format; which model it 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 CONTROL = 3
 """Token type of special tokens."""
 
-_NAMES = {
+_NAMES: Mapping[str, str] = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",

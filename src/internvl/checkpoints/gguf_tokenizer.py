@@ -13,29 +13,17 @@ from typing import Any
 
 from internvl.errors import TokenizerError
 
-_GPT2_WORDS = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-_BYTES_ONLY = {**_GPT2_WORDS, "use_regex": False}
-_LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2_WORDS = _LLAMA3_WORDS.replace("{1,3}", "")
+_WORDS: Mapping[str, Any] = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
 
-
-def _split(pattern: str) -> list[dict[str, Any]]:
-    return [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
-        _BYTES_ONLY,
-    ]
-
-
-PRE_TOKENIZERS: Mapping[str, list[dict[str, Any]]] = {
-    "default": [_GPT2_WORDS],
-    "gpt-2": [_GPT2_WORDS],
-    "smollm": [{"type": "Digits", "individual_digits": True}, _GPT2_WORDS],
-    "llama-bpe": _split(_LLAMA3_WORDS),
-    "llama3": _split(_LLAMA3_WORDS),
-    "qwen2": _split(_QWEN2_WORDS),
+PRE_TOKENIZERS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    "default": (_WORDS,),
+    "gpt-2": (_WORDS,),
+    "smollm": ({"type": "Digits", "individual_digits": True}, _WORDS),
 }
 """By `tokenizer.ggml.pre`: how text falls into words before byte-pair merging (llama.cpp, llama-vocab)."""
 
