@@ -151,6 +151,13 @@ def test_internlm2_has_biases_unless_it_says_otherwise() -> None:
     assert config.out_bias
 
 
+def test_the_first_id_of_the_family_unless_the_file_says_otherwise() -> None:
+    fields = {key: value for key, value in changed("llama").values.items() if key != "bos_token_id"}
+    assert read_text(Fields(fields))[0].bos_id == 1
+    assert read_text(changed("llama", bos_token_id=None))[0].bos_id is None
+    assert read_text(changed("llama", bos_token_id=7))[0].bos_id == 7
+
+
 def test_reading_changes_nothing() -> None:
     fields = text_json(text_config("phi3"), "phi3")
     before = repr(fields)

@@ -69,7 +69,7 @@ def read_text(fields: Fields) -> tuple[TextConfig, Family]:
         out_bias=_bias(fields, family, family.out_bias),
         qk_norm=family.qk_norm,
         max_positions=window,
-        bos_id=fields.whole("bos_token_id", 0) if fields.has("bos_token_id") else family.bos_id,
+        bos_id=_bos_id(fields, family),
     ), family
 
 
@@ -116,10 +116,12 @@ def write_text(
     """
     if base and _same(config, family, Fields(base)):
         return dict(base)
+    # Ids are written even where unknown: transformers' defaults may lie beyond a small vocabulary.
     _check_expressible(config, family)
     return {
+        **dict.fromkeys(("eos_token_id", "pad_token_id")),
         **{name: base[name] for name in CARRIED if name in base},
-        **({} if config.bos_id is None else {"bos_token_id": config.bos_id}),
+        "bos_token_id": config.bos_id,
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "vocab_size": config.vocab_size,
@@ -193,6 +195,13 @@ def _kv_heads(fields: Fields, num_heads: int) -> int:
     if num_heads % num_kv_heads:
         raise fields.wrong("num_key_value_heads", f"a divisor of num_attention_heads = {num_heads}")
     return num_kv_heads
+
+
+def _bos_id(fields: Fields, family: Family) -> int | None:
+    """A null says that there is none; a field left out means the default of the family's class."""
+    if "bos_token_id" not in fields.values:
+        return family.bos_id
+    return fields.whole("bos_token_id", 0) if fields.has("bos_token_id") else None
 
 
 def _bias(fields: Fields, family: Family, rule: bool | str) -> bool:

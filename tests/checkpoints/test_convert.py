@@ -1,0 +1,139 @@
+"""Conversions on disk: there and back again, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from internvl.checkpoints.configs import describe
+from internvl.checkpoints.convert import convert
+from internvl.checkpoints.lazy import fetch
+from internvl.checkpoints.load import load_model
+from internvl.checkpoints.read import read_tensors
+from internvl.errors import CheckpointError, ConfigError, WeightsError
+from tests.checkpoints.tiny import (
+    FAMILIES,
+    LARGE_VIT,
+    SMALL_VIT,
+    chat_config,
+    equal,
+    official_state,
+    random_state,
+    text_config,
+    text_json,
+    text_shapes,
+    vision_json,
+    vit_shapes,
+    write_json,
+    write_official,
+)
+
+
+def state_of(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: fetch(tensor) for name, tensor in read_tensors(directory).items()}
+
+
+@pytest.mark.parametrize("tower", [SMALL_VIT, LARGE_VIT])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_there_and_back_again(tmp_path: Path, family: str, tower: Any) -> None:
+    config = chat_config(family, tower)
+    state = official_state(config, family, torch.bfloat16)
+    state["mlp1.0.weight"] = state["mlp1.0.weight"].float()
+    write_official(tmp_path / "a", config, family, state)
+    convert(tmp_path / "a", tmp_path / "b", "hf", image_token_id=39, max_shard_bytes=10_000)
+    convert(tmp_path / "b", tmp_path / "c", "official")
+    assert equal(state_of(tmp_path / "c"), state)
+    assert describe(tmp_path / "c").config == describe(tmp_path / "b").config == config
+    assert describe(tmp_path / "c").family == describe(tmp_path / "a").family
+
+
+def test_golden_checkpoints_survive(golden_dir: Any, tmp_path: Path) -> None:
+    for name in ("internvl2_5_qwen2", "internvl1_5_internlm2"):
+        convert(golden_dir / name, tmp_path / name / "hf", "hf")
+        convert(tmp_path / name / "hf", tmp_path / name / "official", "official")
+        assert equal(state_of(tmp_path / name / "official"), state_of(golden_dir / name))
+        assert describe(tmp_path / name / "official").config == describe(golden_dir / name).config
+
+
+def test_older_hf_files_without_the_prefix(tmp_path: Path) -> None:
+    config = chat_config("qwen2")
+    state = write_official(tmp_path / "a", config, "qwen2")
+    convert(tmp_path / "a", tmp_path / "hf", "hf", image_token_id=39)
+    renamed = {}
+    for key, value in load_file(tmp_path / "hf" / "model.safetensors").items():
+        key = key.removeprefix("model.")
+        if key.startswith("language_model."):
+            key = key.replace("language_model.", "language_model.model.", 1)
+        renamed["language_model.lm_head.weight" if key == "lm_head.weight" else key] = value
+    assert "vision_tower.embeddings.cls_token" in renamed
+    assert "language_model.model.embed_tokens.weight" in renamed
+    save_file(renamed, tmp_path / "hf" / "model.safetensors")
+    convert(tmp_path / "hf", tmp_path / "b", "official")
+    assert equal(state_of(tmp_path / "b"), state)
+
+
+def test_an_hf_model_with_one_matrix_for_both_ends(tmp_path: Path) -> None:
+    write_official(tmp_path / "a", chat_config("qwen2"), "qwen2")
+    convert(tmp_path / "a", tmp_path / "hf", "hf", image_token_id=39)
+    state = load_file(tmp_path / "hf" / "model.safetensors")
+    del state["lm_head.weight"]
+    save_file(state, tmp_path / "hf" / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"1 missing: lm_head\.weight"):
+        load_model(tmp_path / "hf")
+    values = dict(describe(tmp_path / "hf").raw)
+    write_json({**values, "tie_word_embeddings": True}, tmp_path / "hf" / "config.json")
+    model = load_model(tmp_path / "hf")
+    assert torch.equal(model.llm.head.weight, model.llm.embed.weight)  # type: ignore[union-attr]
+
+
+def test_internlm2_can_become_llama_for_good(tmp_path: Path) -> None:
+    write_official(tmp_path / "a", chat_config("internlm2"), "internlm2")
+    convert(tmp_path / "a", tmp_path / "b", "official", family="llama")
+    assert "language_model.model.layers.0.self_attn.q_proj.weight" in state_of(tmp_path / "b")
+    assert describe(tmp_path / "b").config == chat_config("internlm2")
+
+
+@pytest.mark.parametrize("config", [SMALL_VIT, LARGE_VIT])
+def test_towers(tmp_path: Path, config: Any) -> None:
+    (tmp_path / "a").mkdir()
+    write_json(vision_json(config), tmp_path / "a" / "config.json")
+    state = random_state(vit_shapes(config))
+    save_file(state, tmp_path / "a" / "model.safetensors")
+    convert(tmp_path / "a", tmp_path / "b", "hf")
+    convert(tmp_path / "b", tmp_path / "c", "official")
+    assert "encoder.layer.0.attention.q_proj.weight" in state_of(tmp_path / "b")
+    assert equal(state_of(tmp_path / "c"), state)
+
+
+def test_a_source_that_does_not_fit_its_configuration(tmp_path: Path) -> None:
+    state = write_official(tmp_path / "a", chat_config("qwen2"), "qwen2")
+    del state["mlp1.3.bias"]
+    save_file(state, tmp_path / "a" / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"1 missing: mlp1\.3\.bias"):
+        convert(tmp_path / "a", tmp_path / "b", "hf", image_token_id=39)
+    assert not (tmp_path / "b").exists()
+
+
+def test_targets_in_use_and_sources_of_another_kind(tmp_path: Path) -> None:
+    write_official(tmp_path / "a", chat_config("qwen2"), "qwen2")
+    with pytest.raises(CheckpointError, match="is not empty"):
+        convert(tmp_path / "a", tmp_path / "a", "hf", image_token_id=39)
+    (tmp_path / "llm").mkdir()
+    write_json(text_json(text_config("qwen2"), "qwen2"), tmp_path / "llm" / "config.json")
+    save_file(
+        random_state(text_shapes(text_config("qwen2"), "qwen2")), tmp_path / "llm" / "model.safetensors"
+    )
+    with pytest.raises(ConfigError, match="no other layout to convert to"):
+        convert(tmp_path / "llm", tmp_path / "b")
+
+
+def test_in_place_with_permission(tmp_path: Path) -> None:
+    write_official(tmp_path / "a", chat_config("qwen2"), "qwen2")
+    before = load_model(tmp_path / "a").state_dict()
+    convert(tmp_path / "a", tmp_path / "a", "hf", image_token_id=39, overwrite=True)
+    assert equal(load_model(tmp_path / "a").state_dict(), before)
+    assert "model.vision_tower.embeddings.cls_token" in state_of(tmp_path / "a")

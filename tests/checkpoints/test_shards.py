@@ -1,0 +1,169 @@
+"""Weights on disk: readable by the safetensors library, split by size, there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from internvl.checkpoints import shards
+from internvl.checkpoints.lazy import Held, Lazy
+from internvl.checkpoints.read import read_tensors
+from internvl.checkpoints.shards import fresh_directory, write_weights
+from internvl.errors import CheckpointError, WeightsError
+
+STATE = {
+    "a": torch.randn(3, 5),
+    "b": torch.randn(7).to(torch.bfloat16),
+    "c": torch.tensor(2.0, dtype=torch.float64),
+    "d": torch.empty(0, 4),
+    "é": torch.arange(3),
+}
+
+
+def lazies() -> dict[str, Lazy]:
+    return {name: Held(value, name) for name, value in STATE.items()}
+
+
+def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
+    write_weights(lazies(), tmp_path)
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == STATE.keys()
+    assert all(found[name].dtype == value.dtype for name, value in STATE.items())
+    assert all(torch.equal(found[name], value) for name, value in STATE.items())
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_tensors_begin_on_multiples_of_their_width(tmp_path: Path) -> None:
+    write_weights(lazies(), tmp_path)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0
+    for name, value in STATE.items():
+        assert header[name]["data_offsets"][0] % value.element_size() == 0
+
+
+@pytest.mark.parametrize("limit", [1, 30, 61, 80])
+def test_shards_keep_to_the_limit(tmp_path: Path, limit: int) -> None:
+    write_weights(lazies(), tmp_path, limit)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(tmp_path.glob("model-*.safetensors"))
+    assert {path.name for path in files} == set(index["weight_map"].values())
+    for path in files:
+        state = load_file(path)
+        assert len(state) == 1 or sum(value.nbytes for value in state.values()) <= limit
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in STATE.values())
+    assert read_tensors(tmp_path).keys() == STATE.keys()
+
+
+def test_a_tensor_larger_than_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("internvl.checkpoints.lazy.CHUNK_BYTES", 8)
+    write_weights(lazies(), tmp_path)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], STATE["a"])
+
+
+def test_nothing_to_write(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="nothing to write: 0 tensors"):
+        write_weights({}, tmp_path)
+    with pytest.raises(WeightsError, match="shards of 0 bytes"):
+        write_weights(lazies(), tmp_path, 0)
+
+
+def test_a_dtype_without_a_name(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"z is torch\.complex64"):
+        write_weights({"z": Held(torch.zeros(2, dtype=torch.complex64))}, tmp_path)
+
+
+def left_behind(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_a_directory_appears_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "model"
+    with fresh_directory(target) as directory:
+        (directory / "x").write_text("1")
+        assert not target.exists()
+    assert (target / "x").read_text() == "1"
+    assert left_behind(target.parent) == ["model"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_nothing_is_left_of_a_failure(tmp_path: Path, error: type[BaseException]) -> None:
+    def write() -> None:
+        with fresh_directory(tmp_path / "model") as directory:
+            (directory / "x").write_text("1")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert left_behind(tmp_path) == []
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    def write() -> None:
+        with fresh_directory(tmp_path / "model"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"cannot write model\.safetensors: No space left"):
+        write()
+    assert left_behind(tmp_path) == []
+
+
+def test_files_are_not_overwritten_unasked(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "precious").write_text("1")
+    with (
+        pytest.raises(CheckpointError, match=r"is not empty; .* overwrite=True"),
+        fresh_directory(tmp_path / "model"),
+    ):
+        pass
+    assert (tmp_path / "model" / "precious").read_text() == "1"
+
+
+def test_overwriting_replaces_the_whole_directory(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("1")
+    with fresh_directory(tmp_path / "model", overwrite=True) as directory:
+        (directory / "new").write_text("2")
+    assert left_behind(tmp_path / "model") == ["new"]
+    assert left_behind(tmp_path) == ["model"]
+
+
+def test_a_failed_overwrite_leaves_the_old_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("1")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(shards.Path, "rename", refuse)
+    with (
+        pytest.raises(CheckpointError, match="Permission denied"),
+        fresh_directory(tmp_path / "model", overwrite=True) as directory,
+    ):
+        (directory / "new").write_text("2")
+    assert left_behind(tmp_path / "model") == ["old"]
+
+
+def test_an_empty_directory_will_do_but_a_file_will_not(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with fresh_directory(tmp_path / "empty") as directory:
+        (directory / "x").write_text("1")
+    assert left_behind(tmp_path / "empty") == ["x"]
+    (tmp_path / "file").write_text("1")
+    with (
+        pytest.raises(CheckpointError, match="is a file, not a directory"),
+        fresh_directory(tmp_path / "file"),
+    ):
+        pass

@@ -1,0 +1,143 @@
+"""What is saved in the "hf" layout is what transformers calls by those names, and the other way round.
+
+Its own classes name and compute the tensors; nothing here repeats our tables.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, InternVLForConditionalGeneration
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.internvl.modeling_internvl import InternVLVisionModel
+
+from internvl.checkpoints.convert import convert
+from internvl.checkpoints.load import build, load_model
+from internvl.checkpoints.write import save_model
+from internvl.config import ChatConfig, VisionConfig
+from internvl.models.attention import Packed
+from internvl.models.vit import VisionTower
+from internvl.models.vlm import VLM
+from tests.checkpoints.tiny import LARGE_VIT, SMALL_VIT, chat_config, equal
+
+FAMILIES = ("llama", "internlm2", "qwen2", "qwen3", "phi3")
+IMAGE_TOKEN = 39
+
+
+def random_model(config: Any) -> Any:
+    """Weights of the size that trained ones have, so that no activation saturates."""
+    model = build(config).to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.normal_(mean=float("norm" in name and name.endswith("weight")), std=0.2)
+    return model
+
+
+def our_logits(model: VLM, ids_T: torch.Tensor, tiles_N3HW: torch.Tensor) -> torch.Tensor:
+    slots_S = (ids_T == IMAGE_TOKEN).nonzero().squeeze(1)
+    x_TD = model.embed(ids_T, slots_S, model.encode_tiles(tiles_N3HW).flatten(0, 1))
+    return model.llm.logits(model.llm(x_TD, torch.arange(len(ids_T)), Packed([len(ids_T)])))
+
+
+def prompt(config: ChatConfig, num_tiles: int, length: int) -> torch.Tensor:
+    words = torch.randint(0, IMAGE_TOKEN, (length,))
+    words[2 : 2 + num_tiles * config.tokens_per_tile] = IMAGE_TOKEN
+    return words
+
+
+@pytest.mark.parametrize("tower", [SMALL_VIT, LARGE_VIT], ids=["300M", "6B"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_models_compute_the_same_in_transformers(
+    tmp_path: Path, family: str, tower: VisionConfig
+) -> None:
+    config = chat_config(family, tower)
+    model = random_model(config)
+    save_model(model, config, tmp_path / "saved", "hf", family=family, image_token_id=IMAGE_TOKEN)
+    other, report = InternVLForConditionalGeneration.from_pretrained(
+        tmp_path / "saved", output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(report.values()), report
+    tiles_N3HW = torch.randn(2, 3, 56, 56)
+    # Below and beyond the 64 positions at which Phi-3's longrope changes its factors.
+    for length in (20, 90):
+        ids_T = prompt(config, 2, length)
+        with torch.inference_mode():
+            theirs = other(input_ids=ids_T[None], pixel_values=tiles_N3HW).logits[0]
+            ours = our_logits(model, ids_T, tiles_N3HW)
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [-2, 1])
+def test_the_hidden_layer_of_the_tower_is_the_same(tmp_path: Path, layer: int) -> None:
+    config = chat_config("qwen2", select_layer=layer)
+    model = random_model(config)
+    save_model(model, config, tmp_path / "saved", "hf", image_token_id=IMAGE_TOKEN)
+    other = InternVLForConditionalGeneration.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    ids_T, tiles_N3HW = prompt(config, 1, 12), torch.randn(1, 3, 56, 56)
+    with torch.inference_mode():
+        theirs = other(input_ids=ids_T[None], pixel_values=tiles_N3HW).logits[0]
+        torch.testing.assert_close(our_logits(model, ids_T, tiles_N3HW), theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_transformers_saves_loads_here(tmp_path: Path, family: str) -> None:
+    config = chat_config(family)
+    model = random_model(config)
+    save_model(model, config, tmp_path / "ours", "hf", family=family, image_token_id=IMAGE_TOKEN)
+    other = InternVLForConditionalGeneration.from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    other.save_pretrained(tmp_path / "theirs")
+    again = load_model(tmp_path / "theirs")
+    assert equal(again.state_dict(), model.state_dict())
+    assert isinstance(again, VLM)
+    assert (again.config.text, again.config.vision) == (config.text, config.vision)
+
+
+@pytest.mark.parametrize("config", [SMALL_VIT, LARGE_VIT], ids=["300M", "6B"])
+def test_towers_compute_the_same_in_transformers(tmp_path: Path, config: VisionConfig) -> None:
+    tower = random_model(config)
+    save_model(tower, config, tmp_path / "saved", "hf")
+    other, report = InternVLVisionModel.from_pretrained(
+        tmp_path / "saved", output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(report.values()), report
+    tiles_N3HW = torch.randn(2, 3, 56, 56)
+    with torch.inference_mode():
+        theirs = other(pixel_values=tiles_N3HW).last_hidden_state
+        torch.testing.assert_close(tower(tiles_N3HW), theirs, atol=1e-4, rtol=1e-4)
+    other.save_pretrained(tmp_path / "theirs")
+    again = load_model(tmp_path / "theirs")
+    assert isinstance(again, VisionTower)
+    assert equal(again.state_dict(), tower.state_dict())
+
+
+def test_golden_logits_through_transformers(golden_dir: Any, tmp_path: Path) -> None:
+    """Official files, converted, give the reference's own logits in transformers."""
+    for name in ("internvl2_5_qwen2", "internvl1_5_internlm2"):
+        convert(golden_dir / name, tmp_path / name, "hf")
+        other = InternVLForConditionalGeneration.from_pretrained(tmp_path / name, dtype=torch.float32)
+        expected = load_file(golden_dir / name / "expected.safetensors")
+        ids = json.loads((golden_dir / name / "expected.json").read_text())["single"]["input_ids"]
+        with torch.inference_mode():
+            logits = other(
+                input_ids=torch.tensor(ids).view(1, -1), pixel_values=expected["pixel_values_1"]
+            ).logits
+        torch.testing.assert_close(logits, expected["single.logits"], atol=1e-4, rtol=1e-4)
+
+
+def test_tokenizer_and_image_processor_of_a_converted_model(golden_dir: Any, tmp_path: Path) -> None:
+    """The parts of the processor that run without torchvision."""
+    convert(golden_dir / "internvl2_5_qwen2", tmp_path / "hf", "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.context_image_token_id == 525
+    assert (tokenizer.start_image_token, tokenizer.end_image_token) == ("<img>", "</img>")
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hello"}]}]
+    text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\n<IMG_CONTEXT>\nHello<|im_end|>\n<|im_start|>assistant\n"
+    images = GotOcr2ImageProcessorPil.from_pretrained(tmp_path / "hf")
+    assert (images.max_patches, images.crop_to_patches) == (12, True)
+    assert list(images.image_mean) == [0.485, 0.456, 0.406]
