@@ -110,7 +110,7 @@ def describe_json(
     if fields.has("text_config") and fields.has("vision_config"):
         return _describe_hf(fields, preprocessor, template, stored)
     if fields.has("mm_projector_type") or fields.has("mm_vision_tower"):
-        tower = vision or _llava_tower(fields)
+        tower = _llava_tower(fields, vision)
         config, family = read_llava(fields, preprocessor, template, tower)
         return Description(
             kind="chat",
@@ -190,14 +190,18 @@ def describe_vision(directory: str | Path) -> VisionConfig:
     kind = inner.text("model_type", "")
     if kind == "internvl_vision":
         return read_hf_vision(inner)
-    if kind == "intern_vit_6b" or inner.first("architectures") == "InternVisionModel":
+    is_inside = fields.has("llm_config") or fields.has("qllama_config")
+    if is_inside or kind == "intern_vit_6b" or inner.first("architectures") == "InternVisionModel":
         return read_vision(inner)
     raise ConfigError(f"{path} describes no vision tower of this family (model_type {kind!r})")
 
 
-def _llava_tower(fields: Fields) -> VisionConfig:
+def _llava_tower(fields: Fields, vision: VisionConfig | None) -> VisionConfig:
+    """As described, else as found among the weights or at `vision_path`."""
     if fields.has("vision_config"):
         return read_vision(fields.inner("vision_config"))
+    if vision is not None:
+        return vision
     named = fields.text("mm_vision_tower", "its vision tower")
     raise ConfigError(
         f"{fields.place} leaves the vision tower to another checkpoint ({named}): "

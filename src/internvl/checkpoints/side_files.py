@@ -37,7 +37,7 @@ STATISTICS: Mapping[Normalization, tuple[list[float], list[float]]] = {
 }
 """Mean and standard deviation of the channels."""
 
-HF_TOKENS = {
+HF_TOKENS: Mapping[str, str] = {
     "start_image_token": IMG_START,
     "end_image_token": IMG_END,
     "context_image_token": IMG_CONTEXT,

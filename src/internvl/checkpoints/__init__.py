@@ -1,0 +1,1 @@
+"""Files to state dicts to models, and back: layouts, configurations, the hub."""
