@@ -1,1 +1,1 @@
-"""Changes to a built model, from outside: patterns over names, adapters, other sizes."""
+"""Changes to a built model, applied from outside by parameter name."""

@@ -164,8 +164,9 @@ class ChatModel:
 
     def _reply(self, prepared: Prepared, made: Generation, seconds: float) -> Reply:
         inputs = prepared.inputs
-        text = self._clean(made.text)
-        marked = self._clean(self._decoder(keep_tags=True)(made.ids))
+        text, marked = (
+            self._text(made.ids, prepared.prompt.sampling, keep) for keep in ((), GROUNDING_TOKENS)
+        )
         return Reply(
             text=text,
             marked_text=marked,
@@ -186,10 +187,12 @@ class ChatModel:
             ),
         )
 
-    def _clean(self, text: str) -> str:
-        """As the released code: up to the end mark, should a model spell it out, and stripped."""
-        end = self.processor.template.stop
-        return (text.split(end)[0] if end else text).strip()
+    def _text(self, ids: Sequence[int], sampling: Sampling, keep: Sequence[str]) -> str:
+        """As the released code: decoded, up to the end mark should a model spell it out, and stripped."""
+        text = self.processor.tokenizer.decode(ids, keep=keep)
+        for end in (self.processor.template.stop, *sampling.stop):
+            text = text.split(end)[0] if end else text
+        return text.strip()
 
     def _sampling(self, options: Mapping[str, Any]) -> Sampling:
         return Sampling(**{"stop_ids": self.processor.stop_ids, **options})
@@ -201,8 +204,9 @@ class ChatModel:
         return () if bos_id is None else (bos_id,)
 
     def _decoder(self, *, keep_tags: bool = False) -> Decode:
-        kept = GROUNDING_TOKENS if keep_tags else ()
-        return partial(self.processor.tokenizer.decode, skip_special=True, keep=kept)
+        """For text that grows: without the clean-up of spaces that some tokenizers do at the end."""
+        keep = GROUNDING_TOKENS if keep_tags else ()
+        return partial(self.processor.tokenizer.decode, keep=keep, cleans_up=False)
 
     def _encode(self, tiles: Tensor) -> Tensor:
         return self.vlm.encode_tiles(tiles.to(self.device))

@@ -144,7 +144,7 @@ def _search(
         if length == sampling.max_new_tokens or (is_cancelled and is_cancelled()):
             break
         if parents != list(range(len(parents))):
-            cache.reorder(parents)
+            cache.reorder(parents, since=0 if length == 1 else len(prompt.x_TD))
         logits_BV = decode_step(llm, cache, range(len(parents)), [ids[-1] for ids in running.ids])
     for ids, total in zip(running.ids, running.totals, strict=True):
         finals.add(total, ids, "length" if length == sampling.max_new_tokens else "cancelled")

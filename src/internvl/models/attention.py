@@ -84,12 +84,15 @@ class KVCache:
             self.lengths[row] += count
         return Extension(self, list(rows), starts, list(counts))
 
-    def reorder(self, rows: Sequence[int]) -> None:
-        """Row i continues what row `rows[i]` held; used by beam search. All rows must be equally long."""
+    def reorder(self, rows: Sequence[int], since: int = 0) -> None:
+        """Row i continues what row `rows[i]` held; used by beam search. All rows must be equally long.
+
+        Positions before `since` are the same in all rows and stay where they are.
+        """
         index = torch.tensor(rows, device=self.keys[0].device)
         length = max(self.lengths)
         for store in (*self.keys, *self.values):
-            store[: len(rows), :, :length] = store[index, :, :length]
+            store[: len(rows), :, since:length] = store[index, :, since:length]
         self.lengths = [self.lengths[row] for row in rows]
 
 

@@ -1,0 +1,1 @@
+"""The outside world to model inputs: pictures, video, documents, text."""
