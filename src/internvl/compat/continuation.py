@@ -45,9 +45,10 @@ def _real_ids(input_ids: Tensor | None, attention_mask: Tensor | None) -> list[T
     if not isinstance(input_ids, Tensor) or input_ids.dim() not in (1, 2) or not input_ids.numel():
         raise PromptError("input_ids must be a tensor of ids (prompts, tokens) with at least one id")
     ids_BT = input_ids.view(-1, input_ids.shape[-1])
-    mask_BT = torch.ones_like(ids_BT) if attention_mask is None else attention_mask.view(-1, ids_BT.shape[-1])
-    if mask_BT.shape != ids_BT.shape:
+    mask_BT = torch.ones_like(ids_BT) if attention_mask is None else attention_mask
+    if mask_BT.numel() != ids_BT.numel():
         raise PromptError(f"attention_mask is {tuple(mask_BT.shape)}, input_ids {tuple(ids_BT.shape)}")
+    mask_BT = mask_BT.view(ids_BT.shape)
     return [ids_T[mask_T.bool()] for ids_T, mask_T in zip(ids_BT, mask_BT, strict=True)]
 
 
