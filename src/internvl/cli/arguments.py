@@ -16,6 +16,7 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 Options = TypeVar("Options")
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
+"""What weights may be computed in."""
 
 Flag: TypeAlias = FlagCreatePairsOff[bool]
 Whole: TypeAlias = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]

@@ -35,8 +35,8 @@ class Options:
     """Load a model, let it answer, and report medians: vision, first token, tokens a second, memory.
 
     For a name of the zoo a checkpoint of its shape with random weights is made in a temporary directory:
-    speed does not depend on the values, and nothing is downloaded. A directory is measured as it is. Questions
-    are random pictures and 40 words; one answer is made to warm up.
+    speed does not depend on the values, and nothing is downloaded. A directory is measured as it is.
+    Questions are random pictures and 40 words; one answer is made to warm up.
     """
 
     model: str = "InternVL2_5-1B"
@@ -141,10 +141,10 @@ def _checkpoint(options: Options) -> Iterator[tuple[Path, bool]]:
     _check_room(config, options)
     with TemporaryDirectory(prefix="internvl-bench-") as folder:
         path = Path(folder) / "model"
-        with output.status(f"making random weights of {options.model}'s shape"):
-            # Another process, so that making the weights does not count as memory of loading them.
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                pool.submit(write_checkpoint, config, path).result()
+        # Another process, so that making the weights does not count as memory of loading them.
+        maker = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        with output.status(f"making random weights of {options.model}'s shape"), maker:
+            maker.submit(write_checkpoint, config, path).result()
         yield path, True
 
 
