@@ -141,3 +141,15 @@ def test_tokenizer_and_image_processor_of_a_converted_model(golden_dir: Any, tmp
     images = GotOcr2ImageProcessorPil.from_pretrained(tmp_path / "hf")
     assert (images.max_patches, images.crop_to_patches) == (12, True)
     assert list(images.image_mean) == [0.485, 0.456, 0.406]
+
+
+def test_internlm2_text_becomes_the_same_ids(golden_dir: Any, tmp_path: Path) -> None:
+    """Its tokenizer class exists only as remote code; transformers' generic one reads the same files."""
+    directory = golden_dir / "internvl1_5_internlm2"
+    convert(directory, tmp_path / "hf", "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    cases = json.loads((directory / "expected.json").read_text())["tokenizer"]["cases"]
+    assert cases
+    for case in cases:
+        assert tokenizer(case["text"]).input_ids == case["input_ids"]
+    assert tokenizer.context_image_token_id == 642
