@@ -14,7 +14,9 @@ from internvl.checkpoints import hub
 from internvl.checkpoints.convert import convert
 from internvl.cli import output
 from internvl.cli.arguments import File, Flag, Word, parse
-from internvl.errors import InputError
+from internvl.config import IMG_CONTEXT
+from internvl.errors import InputError, TokenizerError
+from internvl.processing.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +63,19 @@ def run(words: Sequence[str]) -> int:
             max_shard_bytes=options.shard_gb * 1e9,
             template=options.template,
             vision_path=options.vision,
+            image_token_id=_image_token_id(source),
             overwrite=options.overwrite,
         )
     _report(options, source, time.perf_counter() - start)
     return 0
+
+
+def _image_token_id(source: Path) -> int | None:
+    """What the tokenizer beside the weights says; None without one, as beside a vision tower."""
+    try:
+        return load_tokenizer(source if source.is_dir() else source.parent).token_id(IMG_CONTEXT)
+    except TokenizerError:
+        return None
 
 
 def _report(options: Options, source: Path, seconds: float) -> None:

@@ -7,7 +7,7 @@ tokens and memory are told, the prompt is not.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +39,7 @@ from internvl.processing.tiling import plan
 from internvl.processing.tiling import resolve as resolve_tiling
 from internvl.processing.tokenizer import load_tokenizer
 
-VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+VALUE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 TILES_AT_ONCE = 4
 REPEATED = re.compile(rf"(?:{re.escape(IMG_CONTEXT)}){{2,}}")
 
