@@ -53,7 +53,11 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary positions. `long_factors` and `short_factors` belong to longrope (Phi-3 "su")."""
+    """Rotary positions. The last three fields belong to longrope (Phi-3 "su").
+
+    `factor` stretches positions beyond those trained first: for longrope the whole context over
+    `original_max_positions`.
+    """
 
     theta: float = 10_000.0
     scaling: RopeScaling | None = None

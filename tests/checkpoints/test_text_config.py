@@ -104,7 +104,7 @@ def test_longrope_needs_a_factor_for_every_pair() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"sliding_window": 100}, 100),
+        ({"sliding_window": 100}, 256),
         ({"sliding_window": 100, "use_sliding_window": True}, 100),
         ({"sliding_window": 100, "use_sliding_window": False}, 256),
         ({"sliding_window": 5000}, 256),
@@ -115,9 +115,10 @@ def test_a_sliding_window_caps_the_context(fields: dict[str, Any], expected: int
     assert read_text(changed("qwen2", **fields))[0].max_positions == expected
 
 
-def test_a_window_with_longrope_is_refused() -> None:
-    with pytest.raises(ConfigError, match="sliding_window is 100; expected null or at least 256"):
-        read_text(changed("phi3", sliding_window=100))
+def test_a_window_without_a_switch_counts_and_leaves_longrope_alone() -> None:
+    whole, windowed = (read_text(changed("phi3", sliding_window=size))[0] for size in (None, 100))
+    assert (whole.max_positions, windowed.max_positions) == (256, 100)
+    assert windowed.rope == whole.rope
 
 
 @pytest.mark.parametrize(

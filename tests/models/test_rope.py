@@ -70,7 +70,11 @@ def test_longrope_chooses_factors_by_length(text_config: TextConfig, length: int
 
 def test_longrope_scales_magnitude(text_config: TextConfig) -> None:
     rope = RopeConfig(
-        scaling="longrope", original_max_positions=16, short_factors=(1.0,) * 4, long_factors=(1.0,) * 4
+        scaling="longrope",
+        factor=4.0,
+        original_max_positions=16,
+        short_factors=(1.0,) * 4,
+        long_factors=(1.0,) * 4,
     )
     x = torch.randn(1, 2, 8)
     rotate = make_rotation(

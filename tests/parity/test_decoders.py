@@ -113,7 +113,11 @@ FAMILIES: dict[str, tuple[type[Any], PretrainedConfig, TextConfig]] = {
         replace(
             OURS,
             rope=RopeConfig(
-                scaling="longrope", original_max_positions=16, short_factors=SHORT, long_factors=LONG
+                scaling="longrope",
+                factor=4.0,
+                original_max_positions=16,
+                short_factors=SHORT,
+                long_factors=LONG,
             ),
         ),
     ),

@@ -50,11 +50,7 @@ def read_text(fields: Fields) -> tuple[TextConfig, Family]:
     head_dim = fields.count("head_dim", width // num_heads)
     max_positions = fields.count("max_position_embeddings", 32_768)
     rope = _read_rope(fields, max_positions, head_dim)
-    window = _window(fields, max_positions)
-    if window < max_positions and rope.scaling == "longrope":
-        raise fields.wrong(
-            "sliding_window", f"null or at least {max_positions} together with longrope scaling"
-        )
+    window = _window(fields, family, max_positions)
     return TextConfig(
         vocab_size=fields.count("vocab_size"),
         width=width,
@@ -183,9 +179,13 @@ def _read_rope(fields: Fields, max_positions: int, head_dim: int) -> RopeConfig:
     )
 
 
-def _window(fields: Fields, max_positions: int) -> int:
-    """Positions that full attention may use without differing from the sliding window."""
-    if not fields.has("sliding_window") or not fields.flag("use_sliding_window", default=True):
+def _window(fields: Fields, family: Family, max_positions: int) -> int:
+    """Positions that full attention may use without differing from the sliding window.
+
+    Qwen has a switch for it, off by default; the others have none.
+    """
+    is_on = fields.flag("use_sliding_window", default=not family.model_type.startswith("qwen"))
+    if not fields.has("sliding_window") or not is_on:
         return max_positions
     return min(max_positions, fields.count("sliding_window"))
 

@@ -65,9 +65,8 @@ def _magnitude(config: TextConfig) -> float:
     """Longrope compensates attention entropy by scaling cos and sin."""
     if config.rope.scaling != "longrope":
         return 1.0
-    original = _original(config)
-    stretch = config.max_positions / original
-    return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    stretch = config.rope.factor
+    return math.sqrt(1 + math.log(stretch) / math.log(_original(config))) if stretch > 1 else 1.0
 
 
 def _original(config: TextConfig) -> int:
