@@ -57,6 +57,17 @@ def test_limits_on_tiles_and_system_message_reach_the_model(run: Run, model: str
     assert longer > run(*words).json["usage"]["prompt_tokens"] + 100
 
 
+def test_another_template(run: Run, model: str) -> None:
+    """Vicuna's template spells its roles out, where the checkpoint's own has a token for each."""
+    words = ("chat", "Hi", "--model", model, *SHORT, "--json")
+    own, other = run(*words), run(*words, "--template", "vicuna_v1.1")
+    assert own.status == other.status == DONE
+    assert own.json["usage"]["prompt_tokens"] != other.json["usage"]["prompt_tokens"]
+    unknown = run(*words, "--template", "nonsense")
+    assert unknown.status == WRONG_USE
+    assert "nonsense" in unknown.err
+
+
 def test_sampling_is_passed_on(run: Run, model: str) -> None:
     words = ("chat", "Say something", "--model", model, *SHORT, "--json", "--temperature", "5")
     first, again, other = (run(*words, "--seed", seed).json["text"] for seed in ("1", "1", "2"))

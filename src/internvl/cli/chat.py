@@ -39,6 +39,10 @@ class Options:
     sampling: OmitArgPrefixes[SamplingOptions] = field(default_factory=SamplingOptions)
     system: Word = None
     """System message instead of the model's own."""
+    template: Word = None
+    """The chat template, where the checkpoint names none or the wrong one."""
+    vision: File = None
+    """The vision tower's checkpoint, where the model's own has none inside."""
     stream: bool = True
     """Show the answer as it is written."""
     tags: Flag = False
@@ -61,7 +65,7 @@ def run(words: Sequence[str]) -> int:
     shown = media.read(sources, options.media)
     if options.draw and not shown:
         raise InputError("--draw needs a picture to draw on")
-    model = load_chat(options.model)
+    model = load_chat(options.model, template=options.template, vision_path=options.vision)
     if question is None:
         return _converse(model, shown, options)
     return _answer(model, question, shown, options)

@@ -18,12 +18,16 @@ def find(name: str) -> Path:
         return hub.resolve(name, progress=advance)
 
 
-def load_chat(options: ModelOptions) -> ChatModel:
+def load_chat(
+    options: ModelOptions, *, template: str | None = None, vision_path: str | None = None
+) -> ChatModel:
     """A chat model on the device and in the dtype asked for. Raises InputError for a vision tower."""
     options.use_threads()
     path = find(options.model)
     with output.status(f"loading {options.model}"):
-        model = load(path, device=options.device, dtype=options.dtype)
+        model = load(
+            path, device=options.device, dtype=options.dtype, template=template, vision_path=vision_path
+        )
     if not isinstance(model, ChatModel):
         raise InputError(f"{options.model} is a vision tower and does not chat: try `internvl features`")
     return model
