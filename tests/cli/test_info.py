@@ -23,10 +23,17 @@ def test_the_installation(run: Run, tmp_path: Path) -> None:
     assert document["offline"] is True
     assert document["models"] == len(zoo.CARDS)
     assert document["extras"] == machine.extras()
+    assert {"video", "pdf", "nano"} <= set(document["extras"])
     table = run("info")
     assert table.status == DONE
     assert torch.__version__ in table.out
     assert all(line == line.rstrip() for line in table.out.splitlines())
+
+
+def test_extras_that_are_incomplete(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["torch>=2", "pip; extra == 'a'", "no-such-thing>=1; extra == 'a'", 'pip>=1; extra == "b"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: needs)
+    assert machine.extras() == {"a": False, "b": True}
 
 
 def test_the_cache_follows_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

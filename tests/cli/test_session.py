@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -166,3 +168,39 @@ def test_a_real_ctrl_c_in_a_session(endless: list[str]) -> None:
     assert process.returncode == DONE
     assert b"(stopped)" in err
     assert b"anew" in err
+
+
+AT_A_TERMINAL = """
+import fcntl, sys, termios
+from internvl.cli.main import main
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C reaches a process through its controlling terminal
+sys.exit(main())
+"""
+
+
+@pytest.mark.timeout(120)
+def test_at_a_terminal(model: str) -> None:
+    """A prompt, an answer, Ctrl-C typed into the next answer, and Ctrl-D at the prompt."""
+    long = ["--max-new-tokens", "1200", "--min-new-tokens", "1200"]
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", AT_A_TERMINAL, "chat", "--model", model, "--threads", "1", *long]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        wait_for(ours, b"> ")
+        os.write(ours, b"Go on\n")
+        wait_for(ours, b"Go on\r\n")
+        assert os.read(ours, 1)
+        os.write(ours, b"\x03")
+        wait_for(ours, b"(stopped)\r\n")
+        wait_for(ours, b"> ")
+        os.write(ours, b"\x04")
+        assert process.wait(60) == DONE
+    os.close(ours)
+
+
+def wait_for(terminal: int, text: bytes) -> None:
+    seen = b""
+    while text not in seen:
+        seen += os.read(terminal, 1)

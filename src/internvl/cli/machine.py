@@ -6,11 +6,9 @@ Reads the system only; knows no models.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ CORE = (
     "tyro",
     "rich",
 )
-EXTRAS: Mapping[str, tuple[str, ...]] = {"video": ("av",), "pdf": ("pypdfium2",), "nano": ("gguf", "onnx")}
-"""Extras of this package, and what they install."""
+REQUIREMENT = re.compile(r"""(?P<name>[\w.-]+)[^;]*;.*extra == ["'](?P<extra>\w+)["']""")
+DEVELOPMENT = frozenset({"test", "check", "all"})
 
 
 def versions() -> dict[str, str]:
@@ -38,11 +36,21 @@ def versions() -> dict[str, str]:
 
 
 def extras() -> dict[str, bool]:
-    """Which extras are complete here."""
-    return {
-        name: all(importlib.util.find_spec(module) is not None for module in modules)
-        for name, modules in EXTRAS.items()
-    }
+    """Which extras of this package are complete here, by what its metadata says they need."""
+    found: dict[str, bool] = {}
+    for requirement in importlib.metadata.requires("internvl") or ():
+        match = REQUIREMENT.match(requirement)
+        if match and match["extra"] not in DEVELOPMENT:
+            found[match["extra"]] = found.get(match["extra"], True) and _is_installed(match["name"])
+    return found
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def describe_processor() -> dict[str, Any]:

@@ -6,8 +6,10 @@ and keeps the conversation, the end of input leaves.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from internvl.api.chat import ChatModel
@@ -54,6 +56,7 @@ class Session:
         read_line = read_line or _read_line
         self.waiting = shown
         if sys.stdin.isatty():
+            _edit_lines()
             output.note(f"{self.name}: ask, or /help")
         while True:
             try:
@@ -109,6 +112,12 @@ class Session:
         else:
             unknown = "" if command == "/help" else f"there is no {command}:\n"
             output.note(unknown + "\n".join(f"{name} {text}" for name, text in COMMANDS.items()))
+
+
+def _edit_lines() -> None:
+    """`input` edits lines and remembers them once readline is imported; not every system has it."""
+    with suppress(ImportError):
+        importlib.import_module("readline")
 
 
 def _read_line() -> str | None:
