@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -175,50 +175,35 @@ def _measure(model: ChatModel, num_tiles: int, options: Options) -> measure.Timi
         )
 
 
-def _show(report: dict[str, Any], timings: Sequence[measure.Timing], loading: Loading) -> None:
-    names = (
-        "tiles",
-        "prompt tokens",
-        "s/tile",
-        "vision s",
-        "prompt s",
-        "first token s",
-        "tokens/s",
-        "total s",
-        "peak",
-    )
-    rows = [
-        (
-            timing.num_tiles,
-            timing.prompt_tokens,
-            *(
-                f"{getattr(timing, name):.3g}"
-                for name in ("seconds_per_tile", "vision_seconds", "prompt_seconds")
-            ),
-            f"{timing.first_token_seconds:.3g}",
-            f"{timing.tokens_per_second:.1f}",
-            f"{timing.total_seconds:.3g}",
-            output.size(timing.peak_bytes),
-        )
-        for timing in timings
-    ]
+COLUMNS: Mapping[str, str] = {
+    "tiles": "num_tiles",
+    "prompt tokens": "prompt_tokens",
+    "s/tile": "seconds_per_tile",
+    "vision s": "vision_seconds",
+    "prompt s": "prompt_seconds",
+    "first token s": "first_token_seconds",
+    "tokens/s": "tokens_per_second",
+    "total s": "total_seconds",
+    "peak": "peak_bytes",
+}
+
+
+def _show(report: Mapping[str, Any], timings: Sequence[measure.Timing], loading: Loading) -> None:
     weights = "random weights" if report["random_weights"] else "its own weights"
-    output.write_table(
-        f"{report['model']}, {weights}, {report['dtype']}, medians of {report['repeat']}", names, rows
-    )
-    processor, versions = report["machine"], report["versions"]
-    output.write_pairs(
-        "",
-        [
-            ("loading", f"{loading.seconds:.2f} s, {output.size(loading.weight_bytes)} of weights"),
-            ("peak while loading", output.size(loading.peak_bytes)),
-            (
-                "machine",
-                f"{processor['processor']}, {processor['capability']}, {processor['threads']} threads",
-            ),
-            (
-                "versions",
-                f"internvl {versions['internvl']}, torch {versions['torch']}, python {versions['python']}",
-            ),
-        ],
-    )
+    title = f"{report['model']}, {weights}, {report['dtype']}, medians of {report['repeat']}"
+    rows = [[_cell(name, getattr(timing, name)) for name in COLUMNS.values()] for timing in timings]
+    output.write_table(title, COLUMNS, rows)
+    this, versions = report["machine"], report["versions"]
+    pairs = {
+        "loading": f"{loading.seconds:.2f} s, {output.size(loading.weight_bytes)} of weights",
+        "peak while loading": output.size(loading.peak_bytes),
+        "machine": f"{this['processor']}, {this['capability']}, {this['threads']} threads",
+        "versions": ", ".join(f"{name} {versions[name]}" for name in ("internvl", "torch", "python")),
+    }
+    output.write_pairs("", pairs.items())
+
+
+def _cell(name: str, value: float) -> str:
+    if name == "peak_bytes":
+        return output.size(value)
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
