@@ -206,4 +206,4 @@ def _show(report: Mapping[str, Any], timings: Sequence[measure.Timing], loading:
 def _cell(name: str, value: float) -> str:
     if name == "peak_bytes":
         return output.size(value)
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
