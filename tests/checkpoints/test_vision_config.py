@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,18 @@ def test_what_cannot_be_built_is_named(fields: dict[str, Any], message: str) -> 
 def test_hf_towers_of_another_make(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is False"):
         read_hf_vision(Fields({**write_hf_vision(SMALL_VIT), name: False}))
+
+
+def test_hf_towers_norm_q_and_k_with_a_fixed_eps() -> None:
+    """transformers' code ignores `layer_norm_eps` there, the official code does not."""
+    config = replace(LARGE_VIT, norm_eps=1e-5)
+    assert read_vision(Fields(write_vision(config, {}))) == config
+    with pytest.raises(ConfigError, match="eps 1e-06, this tower with 1e-05: save it with layout='official'"):
+        write_hf_vision(config)
+    with pytest.raises(ConfigError, match="layer_norm_eps is 1e-05; expected 1e-06"):
+        read_hf_vision(Fields({**write_hf_vision(LARGE_VIT), "layer_norm_eps": 1e-5}))
+    plain = replace(SMALL_VIT, norm_eps=1e-5)
+    assert read_hf_vision(Fields(write_hf_vision(plain))) == plain
 
 
 @pytest.mark.parametrize(("config", "heads"), [(SMALL_VIT, 64), (LARGE_VIT, 128)])

@@ -23,6 +23,8 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
 }
+HF_QK_NORM_EPS = 1e-6
+"""Of the q and k norms in transformers' code, whatever `layer_norm_eps` says; the official code heeds it."""
 
 
 def read_vision(fields: Fields) -> VisionConfig:
@@ -60,6 +62,9 @@ def read_hf_vision(fields: Fields) -> VisionConfig:
         raise fields.wrong("use_absolute_position_embeddings", "true")
     if not fields.flag("use_mean_pooling", default=True):
         raise fields.wrong("use_mean_pooling", "true: InternViT has no final norm")
+    norm_eps, qk_norm = fields.number("layer_norm_eps", 1e-6), fields.flag("use_qk_norm", default=False)
+    if qk_norm and norm_eps != HF_QK_NORM_EPS:
+        raise fields.wrong("layer_norm_eps", f"{HF_QK_NORM_EPS:g}, the eps of this form's q and k norms")
     return VisionConfig(
         image_size=fields.count("image_size", 448),
         patch_size=fields.count("patch_size", 14),
@@ -68,9 +73,9 @@ def read_hf_vision(fields: Fields) -> VisionConfig:
         num_heads=fields.count("num_attention_heads", 16),
         mlp_width=fields.count("intermediate_size", 4096),
         norm=_chosen(fields, "norm_type", NORMS, "layer_norm"),
-        norm_eps=fields.number("layer_norm_eps", 1e-6),
+        norm_eps=norm_eps,
         qkv_bias=fields.flag("attention_bias", default=False),
-        qk_norm=fields.flag("use_qk_norm", default=False),
+        qk_norm=qk_norm,
         activation=_chosen(fields, "hidden_act", ACTIVATIONS, "gelu"),
         layer_scale_init=fields.number("layer_scale_init_value", 0.1),
     )
@@ -105,7 +110,16 @@ def write_vision(config: VisionConfig, base: Mapping[str, Any]) -> dict[str, Any
 
 
 def write_hf_vision(config: VisionConfig) -> dict[str, Any]:
-    """The transformers form."""
+    """The transformers form.
+
+    Raises:
+        ConfigError: q and k norms whose eps this form does not have.
+    """
+    if config.qk_norm and config.norm_eps != HF_QK_NORM_EPS:
+        raise ConfigError(
+            f"transformers' code norms q and k with eps {HF_QK_NORM_EPS:g}, this tower with "
+            f"{config.norm_eps:g}: save it with layout='official'"
+        )
     return {
         "architectures": ["InternVLVisionModel"],
         "model_type": "internvl_vision",
