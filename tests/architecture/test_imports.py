@@ -29,7 +29,7 @@ ALLOWED = {
     "api": frozenset(
         {"checkpoints", "processing", "generation", "engine", "models", "zoo", "config", "errors"}
     ),
-    "compat": frozenset({"api", "checkpoints", "processing", "generation", "config", "errors"}),
+    "compat": frozenset({"api", "zoo", "checkpoints", "processing", "generation", "config", "errors"}),
     "recipes": frozenset({"training", "data", "zoo", "config", "errors"}),
     "serving": frozenset({"api", "engine", "processing", "config", "errors"}),
     "integrations": frozenset({"api", "config", "errors"}),

@@ -35,7 +35,7 @@ def test_a_prompt_that_fills_the_context_leaves_nothing_to_lower() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scaling", "limit"), [(None, 96), ("linear", 192), ("dynamic", 192), ("longrope", 96)]
+    ("scaling", "limit"), [(None, 96), ("linear", 192), ("dynamic", 1536), ("longrope", 96)]
 )
 def test_scaled_positions_reach_further(scaling: Any, limit: int) -> None:
     rope = RopeConfig(scaling=scaling, factor=2.0)

@@ -128,7 +128,7 @@ class ChatModel:
         sampling = self._sampling(options)
         with torch.inference_mode():
             x_TD = self._embed(ids, tiles)
-        (made,) = generate(self.vlm.llm, [Prompt(x_TD, sampling, self._seen_ids)])
+        (made,) = generate(self.vlm.llm, [Prompt(x_TD, sampling, self.seen_ids)])
         return list(made.ids)
 
     @torch.inference_mode()
@@ -159,7 +159,7 @@ class ChatModel:
         middle = time.perf_counter()
         with torch.inference_mode():
             x_TD = self._fill_slots(inputs.ids, inputs.slots, self._vision_tokens(inputs))
-        prompt = Prompt(x_TD, sampling, self._seen_ids)
+        prompt = Prompt(x_TD, sampling, self.seen_ids)
         return Prepared(request, inputs, prompt, middle - start, time.perf_counter() - middle)
 
     def _reply(self, prepared: Prepared, made: Generation, seconds: float) -> Reply:
@@ -198,8 +198,11 @@ class ChatModel:
         return Sampling(**{"stop_ids": self.processor.stop_ids, **options})
 
     @property
-    def _seen_ids(self) -> tuple[int, ...]:
-        """Released models start their penalties from one bos token, which is never fed."""
+    def seen_ids(self) -> tuple[int, ...]:
+        """Ids that the repetition penalty counts as seen before the first new one.
+
+        Released models start from one bos token, which is never fed.
+        """
         bos_id = self.config.text.bos_id
         return () if bos_id is None else (bos_id,)
 

@@ -12,6 +12,7 @@ from internvl.api.vision import VisionModel
 from internvl.checkpoints.hub import resolve
 from internvl.checkpoints.load import load_model
 from internvl.checkpoints.write import save_model
+from internvl.config import IMG_CONTEXT
 from internvl.errors import InputError, UnknownNameError
 from internvl.models.vlm import VLM
 from internvl.processing.image import ImageLimits
@@ -88,6 +89,16 @@ def save(
         CheckpointError: the directory is in use, or cannot be written.
         UnknownNameError: no such layout.
     """
-    module = model.vlm if isinstance(model, ChatModel) else model.tower
-    source = model.source if isinstance(model, ChatModel) else None
-    save_model(module, module.config, path, layout, extra_files_from=source, overwrite=overwrite)
+    if isinstance(model, VisionModel):
+        save_model(model.tower, model.config, path, layout, overwrite=overwrite)
+        return
+    context_id = model.processor.tokenizer.token_id(IMG_CONTEXT)
+    save_model(
+        model.vlm,
+        model.config,
+        path,
+        layout,
+        extra_files_from=model.source,
+        image_token_id=context_id,
+        overwrite=overwrite,
+    )

@@ -141,7 +141,7 @@ def _from_text(text: str, images: list[Any], history: Any, options: Mapping[str,
     pages = [page for source in as_list(options.get("documents")) for page in _read_document(source)]
     pictures = [_chosen(source, choice) for source in (*images, *pages)]
     clips = [_video_reader(options)(source) for source in as_list(options.get("videos"))]
-    if clips or VIDEO_MARK in text:
+    if clips:
         text, pictures = _lay_out(text, pictures, clips, options.get("frame_label", DASHED_FRAMES))
     return from_prompt(text, pictures, None if isinstance(history, Conversation) else history)
 

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError,
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
 
 from internvl import zoo
+from internvl.checkpoints.nano import assemble
 from internvl.checkpoints.selection import choose_files, matching
 from internvl.checkpoints.snapshot import Snapshot, find_snapshot, point, storage_of
 from internvl.checkpoints.snapshot import is_offline as is_offline
@@ -65,7 +66,8 @@ def pull(
     Args:
         name: a row of the zoo, or any repository as "owner/name".
         revision: branch, tag or commit; the row's own, else the newest.
-        cache_dir: the Hugging Face cache by default (HF_HUB_CACHE, HF_HOME).
+        cache_dir: the Hugging Face cache by default (HF_HUB_CACHE, HF_HOME); `nano` has its own
+            (INTERNVL_CACHE).
         offline: True never asks the network; None follows HF_HUB_OFFLINE.
         allow_patterns: instead of configuration, tokenizer and weights, the files that match one of these.
         endpoint: the hub's address; HF_ENDPOINT by default.
@@ -74,8 +76,11 @@ def pull(
         UnknownNameError: neither a row nor "owner/name".
         HubError: the hub refuses or cannot be reached, the disk is too small, files are missing offline.
     """
+    stays_offline = is_offline() if offline is None else offline
+    if _is_assembled(name):
+        return assemble(cache_dir, offline=stays_offline)
     source = _source(name, revision, cache_dir, endpoint)
-    if is_offline() if offline is None else offline:
+    if stays_offline:
         return _from_cache(source, "the network may not be used (offline)", allow_patterns)
     known = find_snapshot(source.storage, source.revision)
     if known and known.commit == source.revision and not allow_patterns and not known.missing():
@@ -116,6 +121,8 @@ def resolve(
     if path.exists():
         return path
     name = str(name_or_path)
+    if _is_assembled(name):
+        return pull(name, cache_dir=cache_dir, offline=offline)
     source = _source(name, revision, cache_dir, None)
     cached = find_snapshot(source.storage, source.revision)
     if cached and not cached.missing():
@@ -130,6 +137,15 @@ def cache_directory() -> Path:
     home = os.environ.get("HF_HOME")
     cache = os.environ.get("HF_HUB_CACHE") or (Path(home) / "hub" if home else constants.HF_HUB_CACHE)
     return Path(cache).expanduser()
+
+
+def _is_assembled(name: str) -> bool:
+    """Whether a row is put together on this machine instead of downloaded whole."""
+    try:
+        card = zoo.find(name)
+    except UnknownNameError:
+        return False
+    return card.repository is None and card.supported
 
 
 def _check_downloadable(name: str) -> None:

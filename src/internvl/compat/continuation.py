@@ -34,7 +34,7 @@ def continue_prompts(
     rows = _real_ids(input_ids, attention_mask)
     stop_ids = model.processor.stop_ids if settings.end_ids is None else settings.end_ids
     sampling = Sampling(stop_ids=stop_ids, **settings.sampling)
-    prompts = [Prompt(x_TD, sampling, _seen_ids(model)) for x_TD in _embed(model, rows, features)]
+    prompts = [Prompt(x_TD, sampling, model.seen_ids) for x_TD in _embed(model, rows, features)]
     made = generate(model.vlm.llm, prompts, decode=model.processor.tokenizer.decode)
     named = [id for id in (settings.pad_id, pad_id, *stop_ids) if id is not None]
     return _padded([list(one.ids) for one in made], named[0] if named else 0)
@@ -76,12 +76,6 @@ def _embed(model: ChatModel, rows: Sequence[Tensor], features: Tensor | None) ->
 def _positions(ids_T: Tensor, wanted: int | None, device: torch.device) -> Tensor:
     found = [position for position, id in enumerate(ids_T.tolist()) if id == wanted]
     return torch.tensor(found, dtype=torch.long, device=device)
-
-
-def _seen_ids(model: ChatModel) -> tuple[int, ...]:
-    """Released models start their penalties from one bos token, which is never fed."""
-    bos_id = model.config.text.bos_id
-    return () if bos_id is None else (bos_id,)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:

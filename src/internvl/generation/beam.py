@@ -137,6 +137,7 @@ def _search(
     finals, running = Finals(sampling), Running(sampling, prompt.seen_ids)
     cache = make_cache([prompt.x_TD], llm.config, sampling.num_beams, sampling.max_new_tokens)
     logits_BV = prefill(llm, cache, [prompt.x_TD], prefill_chunk)
+    num_filled = 1  # rows of the cache that hold the prompt; beams can only become more
     for length in range(1, sampling.max_new_tokens + 1):
         parents = running.advance(logits_BV, finals)
         if finals.is_done(running.best_total, length):
@@ -144,7 +145,9 @@ def _search(
         if length == sampling.max_new_tokens or (is_cancelled and is_cancelled()):
             break
         if parents != list(range(len(parents))):
-            cache.reorder(parents, since=0 if length == 1 else len(prompt.x_TD))
+            has_prompt = len(parents) <= num_filled
+            cache.reorder(parents, since=len(prompt.x_TD) if has_prompt else 0)
+            num_filled = max(num_filled, len(parents))
         logits_BV = decode_step(llm, cache, range(len(parents)), [ids[-1] for ids in running.ids])
     for ids, total in zip(running.ids, running.totals, strict=True):
         finals.add(total, ids, "length" if length == sampling.max_new_tokens else "cancelled")

@@ -28,10 +28,16 @@ class Prompt:
     seen_ids: Sequence[int] = ()
 
 
+DYNAMIC_REACH = 16
+"""Dynamic rope scaling follows any length. So many times the trained one is taken for a mistake."""
+
+
 def context_limit(config: TextConfig) -> int:
-    """Positions the model can use: with linear or dynamic rope scaling, `factor` times the trained ones."""
-    stretches = config.rope.scaling in ("linear", "dynamic")
-    return int(config.max_positions * config.rope.factor) if stretches else config.max_positions
+    """Positions the model can use: the trained ones, or what rope scaling stretches them to."""
+    if config.rope.scaling == "dynamic":
+        return config.max_positions * DYNAMIC_REACH
+    stretch = config.rope.factor if config.rope.scaling == "linear" else 1.0
+    return int(config.max_positions * stretch)
 
 
 def check_prompt(prompt: Prompt, config: TextConfig) -> None:
@@ -59,8 +65,9 @@ def check_prompt(prompt: Prompt, config: TextConfig) -> None:
 def check_room(length: int, max_new_tokens: int, config: TextConfig) -> None:
     """Raises ContextOverflowError if a prompt of `length` tokens and the whole answer do not fit."""
     limit = context_limit(config)
-    needed, room = length + max_new_tokens, limit - length
+    needed = length + max_new_tokens
     if needed > limit:
+        room = limit - length
         remedy = f"lower max_new_tokens to {room} or shorten the prompt" if room > 0 else "shorten the prompt"
         raise ContextOverflowError(
             f"prompt of {length} tokens + max_new_tokens {max_new_tokens} = {needed}, but the model has "
