@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,43 @@ def test_ready_tiles_of_another_size_are_refused(model: ChatModel) -> None:
 def test_bad_ids(model: ChatModel, ids: list[int], tiles: torch.Tensor | None, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         model.generate(ids, tiles)
+
+
+def test_ids_may_be_a_tensor(model: ChatModel) -> None:
+    ids = list(model.explain("Hello").ids)
+    expected = model.generate(ids, max_new_tokens=4)
+    assert model.generate(torch.tensor(ids), max_new_tokens=4) == expected
+    assert model.generate(torch.tensor([ids]), max_new_tokens=4) == expected
+
+
+def test_a_batch_is_a_list(model: ChatModel) -> None:
+    for wrong in ("hello", {"prompt": "hello"}):
+        with pytest.raises(InputError, match="list of requests"):
+            model.chat_batch(wrong)  # type: ignore[arg-type]
+
+
+def test_explained_tokens_spell_the_ids(model: ChatModel) -> None:
+    explained = model.explain("Hello")
+    assert len(explained.tokens) == explained.num_tokens
+    assert "<|im_start|>" in explained.tokens
+
+
+def test_moving_a_model_forgets_its_vision_tokens(model: ChatModel, photo: Image.Image) -> None:
+    model.chat("What?", [photo], **SHORT)
+    assert model.vision_cache.num_bytes > 0
+    assert model.to("cpu") is model
+    assert model.vision_cache.num_bytes == 0
+
+
+def test_a_stream_is_a_context(model: ChatModel) -> None:
+    with model.stream("Hello", max_new_tokens=9, stop_ids=()) as stream:
+        next(stream)
+    assert stream.reply.finish_reason == "cancelled"
+
+
+def test_boxes_of_each_picture(model: ChatModel) -> None:
+    reply = model.chat("Where?", [noise(200, 100), noise(50, 50)], **SHORT)
+    reply = replace(reply, marked_text="<ref>a</ref><box>[[0, 0, 500, 1000]]</box>")
+    assert [box.x2 for box in reply.boxes] == [25]
+    assert [(box.x2, box.y2) for box in reply.boxes_on(0)] == [(100, 100)]
+    assert reply.quads == ()

@@ -13,7 +13,6 @@ import internvl
 from internvl.api.chat import ChatModel
 from internvl.api.reply import Reply
 from internvl.cli.main import DONE, FAILED, INTERRUPTED, WRONG_USE
-from internvl.processing.grounding import Box
 from tests.cli.conftest import Run, save_noise
 
 SHORT = ("--max-new-tokens", "8")
@@ -147,7 +146,7 @@ def test_boxes_are_drawn(
 
     def with_box(self: ChatModel, *arguments: object, **options: object) -> Reply:
         reply = answer(self, *arguments, **options)  # type: ignore[arg-type]
-        return replace(reply, boxes=(Box("dog", 10, 10, 100, 60, (0, 0, 0, 0)),))
+        return replace(reply, marked_text="<ref>dog</ref><box>[[100, 100, 900, 800]]</box>")
 
     monkeypatch.setattr(ChatModel, "chat", with_box)
     drawn = run(*words)

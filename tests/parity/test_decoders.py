@@ -172,7 +172,7 @@ def test_hidden_states_and_logits(family: str, length: int) -> None:
     ids = torch.randint(0, 61, (length,))
     with torch.inference_mode():
         expected = theirs(ids[None], output_hidden_states=True)
-        states = ours.hidden_states(ours.embed(ids), torch.arange(length), Packed([length]))
+        states = list(ours.hidden_states(ours.embed(ids), torch.arange(length), Packed([length])))
         for state, reference in zip(states, expected.hidden_states, strict=True):
             torch.testing.assert_close(state, reference[0], atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(ours.logits(states[-1]), expected.logits[0], atol=5e-5, rtol=1e-4)

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from internvl import ChatModel
-from internvl.processing.grounding import Box
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -85,11 +84,11 @@ def test_the_default_model_is_named_once_and_first() -> None:
 
 def test_boxes_are_drawn(golden_dir, tmp_path, monkeypatch, capsys) -> None:
     """With a model that answers with a box, which random weights do not."""
-    box = Box("the cat's face", 10, 20, 200, 250, (22, 66, 443, 833))
+    marked = "<ref>the cat's face</ref><box>[[22, 66, 443, 833]]</box>"
     chat = ChatModel.chat
 
     def answer(self, *args, **options):
-        return replace(chat(self, *args, **options), boxes=(box,))
+        return replace(chat(self, *args, **options), marked_text=marked)
 
     monkeypatch.setattr(ChatModel, "chat", answer)
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from internvl.api.explanation import Explanation, explain
+from internvl.api.explanation import Explanation, explain_inputs
 from internvl.api.reply import Reply, Usage
 from internvl.api.request import ChatOptions, Question, Request, SamplingOptions, read_request
 from internvl.api.stream import Stream
@@ -34,7 +34,6 @@ from internvl.generation.sampling import Sampling
 from internvl.generation.stream import Decode
 from internvl.models.attention import Packed
 from internvl.models.vlm import VLM
-from internvl.processing.grounding import parse_boxes
 from internvl.processing.processor import Inputs, Processor
 
 
@@ -77,6 +76,15 @@ class ChatModel:
     def device(self) -> torch.device:
         return self.vlm.llm.embed.weight.device
 
+    def to(self, *args: Any, **kwargs: Any) -> ChatModel:
+        """Move or cast the weights as `nn.Module.to`, and forget vision tokens made before.
+
+        Whoever changes weights in another way calls `vision_cache.clear()`.
+        """
+        self.vlm.to(*args, **kwargs)
+        self.vision_cache.clear()
+        return self
+
     def chat(self, prompt: Question, images: Any = (), **options: Unpack[ChatOptions]) -> Reply:
         """Answer a question about any number of pictures, videos and PDF pages.
 
@@ -97,6 +105,8 @@ class ChatModel:
 
         A request is a question, a list of messages, or a mapping with the arguments of `chat`.
         """
+        if isinstance(requests, str | Mapping):
+            raise InputError("chat_batch takes a list of requests: wrap a single one in [...]")
         prepared = [self._prepare(_arguments(request)) for request in requests]
         start = time.perf_counter()
         generations = generate(self.vlm.llm, [one.prompt for one in prepared], decode=self._decoder())
@@ -112,13 +122,15 @@ class ChatModel:
 
     def explain(self, prompt: Question, images: Any = (), **options: Unpack[ChatOptions]) -> Explanation:
         """What `chat` would run: grids, tiles, prompt, ids, memory. Pictures are read, nothing runs."""
-        request = read_request(prompt, images, options)
+        request = read_request(prompt, images, options, self.processor.limits)
         inputs = self.processor(request.conversation, total_tiles=request.total_tiles)
         sampling = self._sampling(request.sampling)
-        return explain(self.config, inputs, sampling.max_new_tokens, self.vlm.llm.embed.weight.element_size())
+        tokens = [self.processor.tokenizer.token(id) or "" for id in inputs.ids]
+        value_bytes = self.vlm.llm.embed.weight.element_size()
+        return explain_inputs(self.config, inputs, tokens, sampling.max_new_tokens, value_bytes)
 
     def generate(
-        self, ids: Sequence[int], tiles: Tensor | None = None, **options: Unpack[SamplingOptions]
+        self, ids: Sequence[int] | Tensor, tiles: Tensor | None = None, **options: Unpack[SamplingOptions]
     ) -> list[int]:
         """New ids after prompt `ids`.
 
@@ -132,7 +144,7 @@ class ChatModel:
         return list(made.ids)
 
     @torch.inference_mode()
-    def logits(self, ids: Sequence[int], tiles: Tensor | None = None) -> Tensor:
+    def logits(self, ids: Sequence[int] | Tensor, tiles: Tensor | None = None) -> Tensor:
         """Scores of the next token at every position (T, V)."""
         x_TD = self._embed(ids, tiles)
         pos_T = torch.arange(len(x_TD), device=self.device)
@@ -152,7 +164,7 @@ class ChatModel:
     def _prepare(self, arguments: dict[str, Any]) -> Prepared:
         question, images = arguments.pop("prompt"), arguments.pop("images", ())
         start = time.perf_counter()
-        request = read_request(question, images, arguments)
+        request = read_request(question, images, arguments, self.processor.limits)
         sampling = self._sampling(request.sampling)
         inputs = self.processor(request.conversation, total_tiles=request.total_tiles)
         check_room(len(inputs.ids), sampling.max_new_tokens, self.config.text)
@@ -170,7 +182,7 @@ class ChatModel:
         return Reply(
             text=text,
             marked_text=marked,
-            boxes=tuple(parse_boxes(marked, *inputs.sizes[-1])) if inputs.sizes else (),
+            picture_sizes=inputs.sizes,
             history=prepared.request.conversation.with_answer(text),
             finish_reason=made.finish_reason,
             ids=made.ids,
@@ -220,8 +232,9 @@ class ChatModel:
         tiles = torch.split(inputs.tiles_N3HW, list(inputs.tile_counts))
         return torch.cat(self.vision_cache.vision_tokens(inputs.image_keys, tiles))
 
-    def _embed(self, ids: Sequence[int], tiles: Tensor | None) -> Tensor:
+    def _embed(self, ids: Sequence[int] | Tensor, tiles: Tensor | None) -> Tensor:
         """Raw ids and tiles to decoder input; every `<IMG_CONTEXT>` is a slot."""
+        ids = torch.as_tensor(ids).flatten().tolist()
         self._check_ids(ids)
         context_id = self.processor.tokenizer.token_id(IMG_CONTEXT)
         slots = [position for position, id in enumerate(ids) if id == context_id]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from internvl.config import ChatConfig, TextConfig
-from internvl.models.vlm import VLM
+from internvl.models.vlm import TILES_AT_ONCE, VLM
 from internvl.processing.processor import Inputs
 from internvl.processing.tiling import Grid
 
@@ -26,12 +27,13 @@ class PictureExplanation:
 class Explanation:
     """The prompt as the model reads it, and what it takes. Bytes are estimates of the largest parts.
 
-    `activation_bytes` is the vision tower's peak for four tiles at a time.
+    `tokens` are the ids as the vocabulary writes them; `activation_bytes` is the vision tower's peak.
     """
 
     pictures: tuple[PictureExplanation, ...]
     text: str
     ids: tuple[int, ...]
+    tokens: tuple[str, ...]
     max_new_tokens: int
     max_positions: int
     weight_bytes: int
@@ -47,24 +49,45 @@ class Explanation:
         return sum(picture.vision_tokens for picture in self.pictures)
 
 
-def explain(config: ChatConfig, inputs: Inputs, max_new_tokens: int, value_bytes: int) -> Explanation:
-    """`value_bytes` is the size of one weight: 4 for float32."""
-    pictures = tuple(
-        PictureExplanation(
-            size=size, grid=grid, num_tiles=count, vision_tokens=count * config.tokens_per_tile
-        )
+def explain_inputs(
+    config: ChatConfig, inputs: Inputs, tokens: Sequence[str], max_new_tokens: int, value_bytes: int
+) -> Explanation:
+    """`tokens` are the ids as the vocabulary writes them; `value_bytes` is the size of one weight."""
+    pictures = [
+        explain_picture(config, size, grid, count)
         for size, grid, count in zip(inputs.sizes, inputs.grids, inputs.tile_counts, strict=True)
-    )
-    positions = len(inputs.ids) + max_new_tokens
-    num_tiles = min(4, sum(inputs.tile_counts))
+    ]
+    return explain(config, pictures, inputs.text, inputs.ids, tokens, max_new_tokens, value_bytes)
+
+
+def explain_picture(
+    config: ChatConfig, size: tuple[int, int], grid: Grid, num_tiles: int
+) -> PictureExplanation:
+    vision_tokens = num_tiles * config.tokens_per_tile
+    return PictureExplanation(size=size, grid=grid, num_tiles=num_tiles, vision_tokens=vision_tokens)
+
+
+def explain(
+    config: ChatConfig,
+    pictures: Sequence[PictureExplanation],
+    text: str,
+    ids: Sequence[int],
+    tokens: Sequence[str],
+    max_new_tokens: int,
+    value_bytes: int,
+) -> Explanation:
+    """Without `ids` (no tokenizer at hand) only vision tokens count."""
+    positions = len(ids) or sum(picture.vision_tokens for picture in pictures)
+    num_tiles = min(TILES_AT_ONCE, sum(picture.num_tiles for picture in pictures))
     return Explanation(
-        pictures=pictures,
-        text=inputs.text,
-        ids=tuple(inputs.ids),
+        pictures=tuple(pictures),
+        text=text,
+        ids=tuple(ids),
+        tokens=tuple(tokens),
         max_new_tokens=max_new_tokens,
         max_positions=config.text.max_positions,
         weight_bytes=count_parameters(config) * value_bytes,
-        cache_bytes=positions * cache_bytes_per_token(config.text, value_bytes),
+        cache_bytes=(positions + max_new_tokens) * cache_bytes_per_token(config.text, value_bytes),
         activation_bytes=num_tiles * tile_activation_bytes(config, value_bytes),
     )
 

@@ -55,7 +55,7 @@ def load(
     if quantize is not None:
         raise InputError(f"quantize={quantize!r}: this version runs the weights as they are; leave it None")
     path = resolve(name_or_path, revision=revision)
-    chosen = template or _template(name_or_path)
+    chosen = template or template_of(name_or_path)
     model = load_model(path, dtype=dtype, device=device, template=chosen, vision_path=vision_path)
     if not isinstance(model, VLM):
         return VisionModel(model)
@@ -64,7 +64,7 @@ def load(
     return ChatModel(model, processor, source=directory)
 
 
-def _template(name_or_path: str | Path) -> str | None:
+def template_of(name_or_path: str | Path) -> str | None:
     """The template of a zoo name, which tells older models' system messages apart; None for a path."""
     if Path(name_or_path).expanduser().exists():
         return None

@@ -5,12 +5,12 @@ Plain values: text, boxes, and what it cost.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from internvl.generation.result import FinishReason, TokenLogprob
 from internvl.processing.conversation import Conversation
-from internvl.processing.grounding import Box
+from internvl.processing.grounding import Box, Quad, parse_boxes, parse_quads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +35,14 @@ class Reply:
     """An answer.
 
     `text` is what the released code returns: special tokens left out, white space stripped.
-    `marked_text` keeps the grounding tags; `boxes` are read from it, in pixels of the last picture.
-    `history` is the conversation with this answer, to be passed to the next call. `ids` end with the
-    token that ended the answer.
+    `marked_text` keeps the grounding tags, from which boxes are read. `picture_sizes` are (width, height)
+    of all pictures of the conversation. `history` is the conversation with this answer, to be passed to
+    the next call. `ids` end with the token that ended the answer.
     """
 
     text: str
     marked_text: str
-    boxes: tuple[Box, ...]
+    picture_sizes: tuple[tuple[int, int], ...]
     history: Conversation
     finish_reason: FinishReason
     ids: tuple[int, ...]
@@ -50,19 +50,37 @@ class Reply:
     score: float | None = None
     usage: Usage
 
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """Boxes of the answer, in pixels of the last picture."""
+        return self.boxes_on(-1)
+
+    @property
+    def quads(self) -> tuple[Quad, ...]:
+        """Quadrilaterals of the answer, in pixels of the last picture."""
+        return tuple(parse_quads(self.marked_text, *self.picture_sizes[-1])) if self.picture_sizes else ()
+
+    def boxes_on(self, picture: int) -> tuple[Box, ...]:
+        """Boxes of the answer, in pixels of picture number `picture` (from 0; -1 is the last).
+
+        The answer itself does not say which of several pictures it means. Empty without pictures.
+        """
+        return (
+            tuple(parse_boxes(self.marked_text, *self.picture_sizes[picture])) if self.picture_sizes else ()
+        )
+
     def __str__(self) -> str:
         return self.text
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON object without the history."""
+        """A JSON object of everything but the history."""
         return {
             "text": self.text,
             "marked_text": self.marked_text,
-            "boxes": [_fields(box) for box in self.boxes],
+            "boxes": [asdict(box) for box in self.boxes],
             "finish_reason": self.finish_reason,
-            "usage": _fields(self.usage),
+            "ids": list(self.ids),
+            "logprobs": [asdict(entry) for entry in self.logprobs],
+            "score": self.score,
+            "usage": asdict(self.usage),
         }
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__slots__}

@@ -5,26 +5,25 @@ Knows no tensors: a request is a conversation, limits for its pictures, and sett
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import islice
 from typing import Any, TypeAlias, TypedDict
 
-from internvl.errors import InputError, PromptError
+from internvl.api.media import MediaReader, as_frames, lay_out
+from internvl.errors import InputError
 from internvl.generation.sampling import Sampling
 from internvl.processing.conversation import (
     IMAGE_MARK,
     Conversation,
     History,
+    Message,
+    Part,
     Picture,
     from_prompt,
-    label_picture,
 )
-from internvl.processing.document import load_pages
+from internvl.processing.image import ImageLimits
 from internvl.processing.messages import DASHED_FRAMES, from_messages
 from internvl.processing.tiling import Detail, TileChoice
-from internvl.processing.video import load_frames
 
 Question: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A question (with `<image>` and `<video>` marks, if any), or OpenAI-style messages."""
@@ -58,8 +57,8 @@ class ChatOptions(SamplingOptions, total=False):
     `videos` and `documents` (PDF) become pictures; `history` is `Reply.history` or pairs of strings as in
     the released code, then with the pictures of all rounds in `images`. `system` replaces the model's
     system message. `max_tiles`, `min_tiles`, `thumbnail`, `detail` hold for every picture, `total_tiles`
-    is shared by them.
-    `num_segments`, `fps`, `bound` (seconds) choose frames; `frame_label` is "Frame-{k}: " unless given.
+    is shared by them. `num_segments`, `fps`, `bound` (seconds) choose frames, each of at most `frame_tiles`
+    tiles (1) and announced by `frame_label` ("Frame-{k}: "); `pages` (from 1) and `dpi` choose pages.
     `keep_tags` leaves `<ref>` and `<box>` in the text that is streamed.
     """
 
@@ -75,11 +74,16 @@ class ChatOptions(SamplingOptions, total=False):
     num_segments: int | None
     fps: float | None
     bound: tuple[float, float] | None
+    frame_tiles: int
     frame_label: str
+    pages: Sequence[int] | None
+    dpi: float
     keep_tags: bool
 
 
-VIDEO_MARK = "<video>"
+CHOICE = ("max_tiles", "min_tiles", "thumbnail", "detail")
+VIDEO = ("num_segments", "fps", "bound")
+DOCUMENT = ("pages", "dpi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +96,23 @@ class Request:
     keep_tags: bool = False
 
 
-def read_request(prompt: Question, images: Any, options: Mapping[str, Any]) -> Request:
+def read_request(question: Question, images: Any, options: Mapping[str, Any], limits: ImageLimits) -> Request:
     """The arguments of `chat` as a request. Videos and documents are decoded, pictures not yet.
 
     Raises InputError for options that do not exist, PromptError for marks and pictures that disagree.
     """
-    options = dict(options)
     unknown = options.keys() - ChatOptions.__annotations__.keys()
     if unknown:
         known = ", ".join(sorted(ChatOptions.__annotations__))
         raise InputError(f"unknown option {', '.join(sorted(unknown))}; there are {known}")
-    names = {item.name for item in fields(Sampling)}
+    system = options.get("system")
+    if system is not None and not isinstance(system, str):
+        raise InputError(f"system must be a string, not {type(system).__name__}")
+    reader = MediaReader(limits, _given(options, VIDEO), _given(options, DOCUMENT))
+    conversation = _conversation(question, as_list(images), options, reader)
     return Request(
-        conversation=_conversation(prompt, as_list(images), options),
-        sampling={name: value for name, value in options.items() if name in names},
+        conversation=conversation if system is None else replace(conversation, system=system),
+        sampling=_given(options, [item.name for item in fields(Sampling)]),
         total_tiles=options.get("total_tiles"),
         keep_tags=options.get("keep_tags", False),
     )
@@ -118,84 +125,54 @@ def as_list(sources: Any) -> list[Any]:
     return list(sources) if isinstance(sources, list | tuple) else [sources]
 
 
-def _conversation(prompt: Question, images: list[Any], options: Mapping[str, Any]) -> Conversation:
+def _given(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The options of these names that are not None."""
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+def _conversation(
+    question: Question, images: list[Any], options: Mapping[str, Any], reader: MediaReader
+) -> Conversation:
     history = options.get("history")
-    if isinstance(prompt, str):
-        new = _from_text(prompt, images, history, options)
+    if isinstance(question, str):
+        new = _from_text(question, images, options, reader)
     elif images or options.get("videos") or options.get("documents"):
         raise InputError("messages hold their own pictures: put them into the content, not into `images`")
     elif history is not None and not isinstance(history, Conversation):
         raise InputError("messages hold their own history: put earlier rounds into the list")
     else:
-        readers = {"read_video": _video_reader(options), "read_document": _read_document}
-        new = from_messages(prompt, frame_label=options.get("frame_label", DASHED_FRAMES), **readers)
-    if isinstance(history, Conversation):
-        new = Conversation((*history.messages, *new.messages), new.system or history.system)
-    return new if options.get("system") is None else replace(new, system=options["system"])
+        label = options.get("frame_label", DASHED_FRAMES)
+        new = from_messages(question, frame_label=label, read_video=reader.frames, read_document=reader.pages)
+    new = _with_choice(new, TileChoice(**_given(options, CHOICE)))
+    if not isinstance(history, Conversation):
+        return new
+    return Conversation((*history.messages, *new.messages), new.system or history.system)
 
 
-def _from_text(text: str, images: list[Any], history: Any, options: Mapping[str, Any]) -> Conversation:
-    choice = TileChoice(
-        **{name: options.get(name) for name in ("max_tiles", "min_tiles", "thumbnail", "detail")}
-    )
-    pages = [page for source in as_list(options.get("documents")) for page in _read_document(source)]
-    pictures = [_chosen(source, choice) for source in (*images, *pages)]
-    clips = [_video_reader(options)(source) for source in as_list(options.get("videos"))]
+def _from_text(text: str, images: list[Any], options: Mapping[str, Any], reader: MediaReader) -> Conversation:
+    """A question with its pictures, pages and videos. String histories come first with theirs."""
+    history = options.get("history")
+    pairs = None if isinstance(history, Conversation) else history
+    pages = [page for source in as_list(options.get("documents")) for page in reader.pages(source)]
+    pictures = [one if isinstance(one, Picture) else Picture(one) for one in (*images, *pages)]
+    clips = [
+        as_frames(reader.frames(source), options.get("frame_tiles", 1))
+        for source in as_list(options.get("videos"))
+    ]
     if clips:
-        text, pictures = _lay_out(text, pictures, clips, options.get("frame_label", DASHED_FRAMES))
-    return from_prompt(text, pictures, None if isinstance(history, Conversation) else history)
+        num_before = sum(str(asked).count(IMAGE_MARK) for asked, _ in pairs or ())
+        text, new = lay_out(text, pictures[num_before:], clips, options.get("frame_label", DASHED_FRAMES))
+        pictures = [*pictures[:num_before], *new]
+    return from_prompt(text, pictures, pairs)
 
 
-def _chosen(source: Any, choice: TileChoice) -> Picture:
-    if isinstance(source, Picture):
-        return source
-    return Picture(source, choice if choice != TileChoice() else None)
+def _with_choice(conversation: Conversation, choice: TileChoice) -> Conversation:
+    """The same, with `choice` for every picture that has none of its own."""
+    if choice == TileChoice():
+        return conversation
 
+    def chosen(part: Part) -> Part:
+        return replace(part, choice=choice) if isinstance(part, Picture) and part.choice is None else part
 
-def _lay_out(
-    text: str, pictures: list[Picture], clips: Sequence[Sequence[Any]], frame_label: str
-) -> tuple[str, list[Picture]]:
-    """Text in which every `<video>` became its frames, and all pictures in the order of their marks.
-
-    What has no mark is put in front: pictures first, then videos.
-    """
-    num_marks = text.count(VIDEO_MARK)
-    if num_marks == 0:
-        text, num_marks = VIDEO_MARK * len(clips) + text, len(clips)
-    if num_marks != len(clips):
-        raise PromptError(
-            f"{num_marks} {VIDEO_MARK} marks, but {len(clips)} videos: one for each, or no mark at all"
-        )
-    if pictures and IMAGE_MARK not in text:
-        labels = [label_picture(k, len(pictures)) for k in range(1, len(pictures) + 1)]
-        text = "".join(f"{label}{IMAGE_MARK}\n" for label in labels) + text
-    waiting, frames = iter(pictures), iter(clips)
-    pieces, ordered = [], []
-    for piece in re.split(f"({IMAGE_MARK}|{VIDEO_MARK}\n?)", text):
-        if piece.startswith(VIDEO_MARK):
-            clip = next(frames)
-            ordered += [Picture(frame, TileChoice(max_tiles=1)) for frame in clip]
-            piece = "".join(f"{frame_label.format(k=k)}{IMAGE_MARK}\n" for k in range(1, len(clip) + 1))
-        elif piece == IMAGE_MARK:
-            ordered += list(islice(waiting, 1))
-        pieces.append(piece)
-    return "".join(pieces), [*ordered, *waiting]
-
-
-def _video_reader(options: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
-    chosen = {
-        name: options[name] for name in ("num_segments", "fps", "bound") if options.get(name) is not None
-    }
-
-    def read(source: Any, **own: Any) -> Sequence[Any]:
-        if isinstance(source, list | tuple):
-            return source
-        return load_frames(source, **{**chosen, **own})
-
-    return read
-
-
-def _read_document(source: Any, **own: Any) -> Sequence[Any]:
-    if isinstance(source, list | tuple):
-        return source
-    return load_pages(source, **own)
+    messages = [Message(one.role, tuple(map(chosen, one.parts))) for one in conversation.messages]
+    return replace(conversation, messages=tuple(messages))

@@ -15,7 +15,7 @@ class Stream(Iterator[str]):
     """Pieces of text; never half a character, never the beginning of a stop string.
 
     `reply` is there once the stream has ended. `close` ends it early: `reply` is then what was written.
-    An exception (Ctrl-C) in the consumer leaves nothing behind: drop the stream or close it.
+    An exception (Ctrl-C) in the consumer leaves nothing behind: drop the stream, close it, or use `with`.
     """
 
     def __init__(self, batch: Batch, finish: Callable[[Generation, float], Reply]) -> None:
@@ -33,6 +33,12 @@ class Stream(Iterator[str]):
                 return token.text
         self.close()
         raise StopIteration
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End now. Does nothing when the stream has ended."""

@@ -8,13 +8,16 @@ features.pooled                     # (2, 1024), the class token
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from internvl.api.request import as_list
 from internvl.config import Normalization, VisionConfig
+from internvl.errors import InputError
 from internvl.models.vit import VisionTower
 from internvl.processing.crop import centre_square
 from internvl.processing.image import ImageLimits, ImageSource, load_image
@@ -44,6 +47,15 @@ class VisionModel:
     def config(self) -> VisionConfig:
         return self.tower.config
 
+    @property
+    def device(self) -> torch.device:
+        return self.tower.embed.position.device
+
+    def to(self, *args: Any, **kwargs: Any) -> VisionModel:
+        """Move or cast the weights as `nn.Module.to`."""
+        self.tower.to(*args, **kwargs)
+        return self
+
     def features(
         self,
         images: ImageSource | Sequence[ImageSource],
@@ -53,6 +65,8 @@ class VisionModel:
         limits: ImageLimits | None = None,
     ) -> Features:
         """Features of one or several pictures after hidden state `layer` (-1 = last), `batch` at a time."""
+        if batch < 1:
+            raise InputError(f"batch must be at least 1, not {batch}")
         tiles_N3HW = self.prepare(images, limits=limits)
         with torch.inference_mode():
             states = [self.tower(self._place(part), layer) for part in torch.split(tiles_N3HW, batch)]
@@ -73,9 +87,4 @@ class VisionModel:
         return normalize(squares, self.normalization)
 
     def _place(self, tiles: Tensor) -> Tensor:
-        return tiles.to(self.tower.embed.position.device)
-
-
-def as_list(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
-    """One picture or several as a list; a list, tuple or other iterable of sources holds several."""
-    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
+        return tiles.to(self.device)

@@ -19,11 +19,11 @@ from internvl import zoo
 from internvl.api.explanation import (
     Explanation,
     PictureExplanation,
-    cache_bytes_per_token,
-    count_parameters,
     explain,
-    tile_activation_bytes,
+    explain_inputs,
+    explain_picture,
 )
+from internvl.api.load import template_of
 from internvl.api.request import read_request
 from internvl.checkpoints.configs import describe
 from internvl.checkpoints.hub import resolve
@@ -34,13 +34,13 @@ from internvl.config import IMG_CONTEXT, ChatConfig
 from internvl.errors import HubError, InputError, UnknownNameError
 from internvl.generation.sampling import Sampling
 from internvl.processing.conversation import Conversation, Picture
+from internvl.processing.image import ImageLimits
 from internvl.processing.processor import Processor
 from internvl.processing.tiling import plan
 from internvl.processing.tiling import resolve as resolve_tiling
 from internvl.processing.tokenizer import load_tokenizer
 
 VALUE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-TILES_AT_ONCE = 4
 REPEATED = re.compile(rf"(?:{re.escape(IMG_CONTEXT)}){{2,}}")
 
 
@@ -81,7 +81,8 @@ def run(words: Sequence[str]) -> int:
         raise InputError("there is nothing to explain: name files, a question, or both")
     shown = media.read(sources, options.media)
     arguments = {**shown.arguments(), **options.media.arguments(), "system": options.system}
-    conversation = read_request(question or "", arguments.pop("images", ()), arguments).conversation
+    images = arguments.pop("images", ())
+    conversation = read_request(question or "", images, arguments, ImageLimits()).conversation
     explanation = explain_conversation(conversation, options)
     if options.json:
         output.write_json({"model": options.model, **as_json(explanation)})
@@ -97,28 +98,20 @@ def explain_conversation(conversation: Conversation, options: Options) -> Explan
     if folder is None:
         config = _chat_config(zoo.find(options.model).config, options.model)
         return explain_row(config, conversation.pictures, options.max_new_tokens, value_bytes)
-    config = _chat_config(describe(folder, template=options.template).config, options.model)
-    inputs = Processor(config, load_tokenizer(folder))(conversation)
-    return explain(config, inputs, options.max_new_tokens, value_bytes)
+    template = options.template or template_of(options.model)
+    config = _chat_config(describe(folder, template=template).config, options.model)
+    processor = Processor(config, load_tokenizer(folder))
+    inputs = processor(conversation)
+    tokens = [processor.tokenizer.token(id) or "" for id in inputs.ids]
+    return explain_inputs(config, inputs, tokens, options.max_new_tokens, value_bytes)
 
 
 def explain_row(
     config: ChatConfig, pictures: Sequence[Picture], max_new_tokens: int, value_bytes: int
 ) -> Explanation:
     """Tiles, vision tokens and memory by a configuration alone; the text of the prompt is not counted."""
-    explained = tuple(_explain_picture(picture, config) for picture in pictures)
-    num_tiles = sum(picture.num_tiles for picture in explained)
-    positions = num_tiles * config.tokens_per_tile + max_new_tokens
-    return Explanation(
-        pictures=explained,
-        text="",
-        ids=(),
-        max_new_tokens=max_new_tokens,
-        max_positions=config.text.max_positions,
-        weight_bytes=count_parameters(config) * value_bytes,
-        cache_bytes=positions * cache_bytes_per_token(config.text, value_bytes),
-        activation_bytes=min(TILES_AT_ONCE, num_tiles) * tile_activation_bytes(config, value_bytes),
-    )
+    explained = [_explain_picture(picture, config) for picture in pictures]
+    return explain(config, explained, "", (), (), max_new_tokens, value_bytes)
 
 
 def as_json(explanation: Explanation) -> dict[str, Any]:
@@ -147,6 +140,7 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         },
         "prompt": explanation.text if is_known else None,
         "ids": list(explanation.ids) if is_known else None,
+        "tokens": list(explanation.tokens) if is_known else None,
     }
 
 
@@ -175,10 +169,7 @@ def _explain_picture(picture: Picture, config: ChatConfig) -> PictureExplanation
         raise InputError("only pictures that were read can be explained")
     width, height = picture.source.size
     grid, has_thumbnail = plan(width, height, resolve_tiling(config.tiling, picture.choice))
-    num_tiles = grid.num_tiles + has_thumbnail
-    return PictureExplanation(
-        size=(width, height), grid=grid, num_tiles=num_tiles, vision_tokens=num_tiles * config.tokens_per_tile
-    )
+    return explain_picture(config, (width, height), grid, grid.num_tiles + has_thumbnail)
 
 
 def _show(options: Options, explanation: Explanation) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from internvl.api.chat import ChatModel
-from internvl.api.load import load
+from internvl.api.load import load, template_of
 from internvl.checkpoints import hub
 from internvl.cli import output
 from internvl.cli.arguments import ModelOptions
@@ -26,7 +26,11 @@ def load_chat(
     path = find(options.model)
     with output.status(f"loading {options.model}"):
         model = load(
-            path, device=options.device, dtype=options.dtype, template=template, vision_path=vision_path
+            path,
+            device=options.device,
+            dtype=options.dtype,
+            template=template or template_of(options.model),
+            vision_path=vision_path,
         )
     if not isinstance(model, ChatModel):
         raise InputError(f"{options.model} is a vision tower and does not chat: try `internvl features`")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from internvl.api.chat import ChatModel
-from internvl.api.load import load
+from internvl.api.load import load, template_of
 from internvl.checkpoints.hub import resolve
 from internvl.compat.chat_model import InternVLChatModel
 from internvl.compat.configuration import FILES as CONFIG_FILES
@@ -63,7 +63,11 @@ class AutoModel:
         path = resolve(name_or_path, **_download_options(options))
         quantize: Any = "int8" if load_in_8bit else "int4" if load_in_4bit else None
         model = load(
-            path, dtype=torch_dtype or dtype or "float32", device=choose_device(device_map), quantize=quantize
+            path,
+            dtype=torch_dtype or dtype or "float32",
+            device=choose_device(device_map),
+            quantize=quantize,
+            template=template_of(name_or_path),
         )
         config = published_config(path, model.config)
         if isinstance(model, ChatModel):

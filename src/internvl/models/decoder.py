@@ -6,6 +6,8 @@ Shape letters: T packed tokens, D width (head width after H or K), H heads, K ke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from internvl.config import TextConfig
@@ -68,19 +70,17 @@ class Decoder(nn.Module):
 
     def forward(self, x_TD: Tensor, pos_T: Tensor, attend: Attend) -> Tensor:
         """Embeddings (T, D) at positions (T,) of their sequences to final hidden states (T, D)."""
-        return self.hidden_states(x_TD, pos_T, attend, keep_all=False)[-1]
+        for state_TD in self.hidden_states(x_TD, pos_T, attend):
+            last_TD = state_TD
+        return last_TD
 
-    def hidden_states(
-        self, x_TD: Tensor, pos_T: Tensor, attend: Attend, *, keep_all: bool = True
-    ) -> list[Tensor]:
+    def hidden_states(self, x_TD: Tensor, pos_T: Tensor, attend: Attend) -> Iterator[Tensor]:
         """L+1 states: embeddings, each block's output, the last one after the final norm."""
         rotate = make_rotation(self.config, pos_T, attend.lengths_T, x_TD.dtype)
-        states = [x_TD]
         for block in self.layers:
+            yield x_TD
             x_TD = block(x_TD, rotate, attend)
-            states = [*states, x_TD] if keep_all else [x_TD]
-        states[-1] = self.norm(x_TD)
-        return states
+        yield self.norm(x_TD)
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """(T, D) final hidden states to (T, V)."""
