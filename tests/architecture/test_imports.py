@@ -15,12 +15,13 @@ ANYTHING = frozenset({"*"})
 ALLOWED = {
     "errors": frozenset[str](),
     "config": frozenset({"errors"}),
+    "chat_templates": frozenset[str](),
     "zoo": frozenset({"config", "errors"}),
     "ops": frozenset({"errors"}),
     "models": frozenset({"ops", "config", "errors"}),
-    "processing": frozenset({"config", "errors"}),
+    "processing": frozenset({"chat_templates", "config", "errors"}),
     "adapt": frozenset({"models", "ops", "config", "errors"}),
-    "checkpoints": frozenset({"models", "zoo", "config", "adapt", "errors"}),
+    "checkpoints": frozenset({"models", "zoo", "chat_templates", "config", "adapt", "errors"}),
     "generation": frozenset({"models", "config", "errors"}),
     "data": frozenset({"processing", "config", "errors"}),
     "engine": frozenset({"models", "ops", "generation", "config", "errors"}),
@@ -42,6 +43,7 @@ ALLOWED = {
 THIRD_PARTY = {
     "errors": frozenset[str](),
     "config": frozenset[str](),
+    "chat_templates": frozenset[str](),
     "zoo": frozenset[str](),
     "models": frozenset({"torch"}),
     "adapt": frozenset({"torch"}),

@@ -4,9 +4,10 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
+from internvl.chat_templates import TEMPLATES
 from internvl.errors import PromptError, UnknownNameError
 from internvl.processing.conversation import Message, Picture, Role
-from internvl.processing.templates import TEMPLATES, Rendered, find_template, render, stop_token
+from internvl.processing.templates import Rendered, find_template, render, stop_token
 
 PICTURE = Picture("a.jpg")
 
