@@ -14,6 +14,7 @@ from PIL import Image
 
 from internvl.config import Normalization, TilingConfig
 from internvl.errors import ImageError
+from internvl.processing.canvas import pad_to_square, resize
 
 Detail = Literal["low", "high", "auto"]
 RGB = tuple[float, float, float]
@@ -114,7 +115,8 @@ def cut(image: Image.Image, tiling: TilingConfig) -> list[Image.Image]:
     """RGB picture to RGB tiles of `tile_size` squared: row by row, the thumbnail last.
 
     The whole picture is stretched to the grid with PIL's bicubic filter. Without dynamic tiling it
-    becomes one tile, after padding to a square if the configuration asks for it.
+    becomes one tile, after padding to a square if the configuration asks for it. Raises `ImageError`,
+    also for a picture so thin that it would become huge on the way.
     """
     if image.mode != "RGB":
         raise ImageError(f"tiles are cut from RGB pictures, not {image.mode}: read it with image.load_image")
@@ -122,32 +124,18 @@ def cut(image: Image.Image, tiling: TilingConfig) -> list[Image.Image]:
     size = tiling.tile_size
     if not tiling.dynamic and tiling.pad_to_square:
         image = pad_to_square(image, fill_colour(tiling.normalization))
-    canvas = _resize(image, size * grid.columns, size * grid.rows)
+    canvas = resize(image, size * grid.columns, size * grid.rows)
     if grid.num_tiles == 1:
         return [canvas]
     corners = [(size * column, size * row) for row in range(grid.rows) for column in range(grid.columns)]
     tiles = [canvas.crop((left, top, left + size, top + size)) for left, top in corners]
-    return [*tiles, _resize(image, size, size)] if has_thumbnail else tiles
-
-
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    return [*tiles, resize(image, size, size)] if has_thumbnail else tiles
 
 
 def fill_colour(normalization: Normalization) -> tuple[int, int, int]:
     """The colour that becomes about zero: `int(mean * 255)` of each channel."""
     red, green, blue = (int(mean * 255) for mean in NORMALIZATIONS[normalization][0])
     return red, green, blue
-
-
-def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Centred on a square canvas of the longer side; an odd pixel goes right or below."""
-    side = max(image.size)
-    if image.width == image.height:
-        return image
-    canvas = Image.new("RGB", (side, side), colour)
-    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return canvas
 
 
 def resolve(
