@@ -148,12 +148,22 @@ def test_the_chat_template_says_what_the_system_message_is(tmp_path: Path) -> No
     config = chat_config("qwen2", system_message='Say "hi".')
     files = written(tmp_path, "hf", source(tmp_path), config=config)
     assert b'Say \\"hi\\".' in files["chat_template.jinja"]
-    (tmp_path / "other").mkdir()
-    other = written(
-        tmp_path / "other", "hf", tmp_path / "source", config=chat_config("qwen2", template="phi3-chat")
-    )
-    assert "chat_template.jinja" not in other
-    assert other["tokenizer_config.json"]["chat_template"] == "{{ old }}"
+
+
+def test_every_template_has_a_chat_template(tmp_path: Path) -> None:
+    """Its own system message included; `tests/parity` compares what it renders."""
+    given = source(tmp_path)
+    write_json({"chat_template": "{{ older }}"}, given / "chat_template.json")
+    files = written(tmp_path, "hf", given, config=chat_config("qwen2", template="phi3-chat@2024-05"))
+    assert b"You are an AI assistant whose name is Phi-3." in files["chat_template.jinja"]
+    assert "chat_template.json" not in files
+    assert "chat_template" not in files["tokenizer_config.json"]
+
+
+def test_the_chat_template_of_the_source_stays_with_an_unknown_template(tmp_path: Path) -> None:
+    files = written(tmp_path, "hf", source(tmp_path), config=chat_config("qwen2", template="theirs"))
+    assert "chat_template.jinja" not in files
+    assert files["tokenizer_config.json"]["chat_template"] == "{{ old }}"
 
 
 def test_a_trained_run_becomes_self_contained(tmp_path: Path) -> None:

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from jinja2 import TemplateError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from internvl.chat_templates import TEMPLATES, Template
+from internvl.checkpoints.chat_jinja import chat_jinja
 from internvl.checkpoints.convert import convert
 from internvl.checkpoints.load import build, load_model
 from internvl.checkpoints.write import save_model
@@ -23,6 +27,8 @@ from internvl.config import ChatConfig, VisionConfig
 from internvl.models.attention import Packed
 from internvl.models.vit import VisionTower
 from internvl.models.vlm import VLM
+from internvl.processing.conversation import Message, Picture, Role
+from internvl.processing.templates import find_template, render
 from tests.checkpoints.tiny import LARGE_VIT, SMALL_VIT, chat_config, equal
 
 FAMILIES = ("llama", "internlm2", "qwen2", "qwen3", "phi3")
@@ -137,7 +143,10 @@ def test_tokenizer_and_image_processor_of_a_converted_model(golden_dir: Any, tmp
     assert (tokenizer.start_image_token, tokenizer.end_image_token) == ("<img>", "</img>")
     asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hello"}]}]
     text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    assert text == "<|im_start|>user\n<IMG_CONTEXT>\nHello<|im_end|>\n<|im_start|>assistant\n"
+    message = Message(Role.USER, (Picture("a.jpg"), "\nHello"))
+    ours = render(find_template("internvl2_5"), [message], open_answer=True, slots=[1], tags=("", ""))
+    assert text == ours.text
+    assert text.startswith("<|im_start|>system\n你是书生·万象")
     images = GotOcr2ImageProcessorPil.from_pretrained(tmp_path / "hf")
     assert (images.max_patches, images.crop_to_patches) == (12, True)
     assert list(images.image_mean) == [0.485, 0.456, 0.406]
@@ -153,3 +162,66 @@ def test_internlm2_text_becomes_the_same_ids(golden_dir: Any, tmp_path: Path) ->
     for case in cases:
         assert tokenizer(case["text"]).input_ids == case["input_ids"]
     assert tokenizer.context_image_token_id == 642
+
+
+IMAGE, QUESTION = {"type": "image"}, {"type": "text", "text": "Where {{ 'is' }} \"it\"?"}
+TALKS: dict[str, list[dict[str, Any]]] = {
+    "text": [{"role": "user", "content": "Hello\n"}],
+    "picture": [{"role": "user", "content": [IMAGE, QUESTION]}],
+    "pictures": [{"role": "user", "content": [IMAGE, IMAGE, QUESTION, QUESTION]}],
+    "rounds": [
+        {"role": "user", "content": [IMAGE, QUESTION]},
+        {"role": "assistant", "content": "There."},
+        {"role": "user", "content": [QUESTION]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Here."}]},
+    ],
+    "system": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+    "no system": [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}],
+    "open": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}],
+    "nothing": [],
+}
+
+
+def rendered_here(template: Template, talk: list[dict[str, Any]], *, open_answer: bool) -> str:
+    """A picture is followed by a line break, which is the caller's to write."""
+    system, messages = None, []
+    for entry in talk:
+        content = entry["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if entry["role"] == "system":
+            system = "".join(part["text"] for part in parts)
+            continue
+        words: list[str | Picture] = []
+        for part in parts:
+            words += [part["text"]] if part["type"] == "text" else [Picture("a.jpg"), "\n"]
+        messages.append(Message(Role(entry["role"]), tuple(words)))
+    slots = [1 for message in messages for part in message.parts if isinstance(part, Picture)]
+    rendered = render(template, messages, system=system, open_answer=open_answer, slots=slots, tags=("", ""))
+    return rendered.text
+
+
+@pytest.mark.parametrize("talk", TALKS.values(), ids=list(TALKS))
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_chat_template_renders_what_is_rendered_here(name: str, talk: list[dict[str, Any]]) -> None:
+    for system in (None, 'Say "}}" \\ {% 你好 %}\n', ""):
+        template = find_template(name).with_system(system)
+        for is_open in (False, True):
+            theirs, _ = render_jinja_template(
+                [talk], chat_template=chat_jinja(template), add_generation_prompt=is_open
+            )
+            assert theirs == [rendered_here(template, talk, open_answer=is_open)]
+
+
+def test_roles_that_no_template_has_are_refused() -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "5"}]
+    with pytest.raises(TemplateError, match="roles are user and assistant"):
+        render_jinja_template([talk], chat_template=chat_jinja(find_template("Hermes-2")))
+
+
+@pytest.mark.parametrize("name", ["phi3-chat@2024-05", "internvl_zh", "internlm2-chat"])
+def test_a_saved_tokenizer_asks_as_the_model_was_asked(golden_dir: Any, tmp_path: Path, name: str) -> None:
+    convert(golden_dir / "internvl2_5_qwen2", tmp_path / "hf", "hf", template=name)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for talk in (TALKS["text"], TALKS["rounds"]):
+        text = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        assert text == rendered_here(find_template(name), talk, open_answer=True)

@@ -5,7 +5,6 @@ Knows which files each layout wants and what other programs look for in them. Wr
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -14,7 +13,9 @@ from typing import Any
 
 import torch
 
+from internvl.chat_templates import TEMPLATES
 from internvl.checkpoints.chat_config import write_chat, write_hf_chat, write_llava
+from internvl.checkpoints.chat_jinja import chat_jinja
 from internvl.checkpoints.fields import Fields
 from internvl.checkpoints.layouts import PUBLISHED_VISION_CODE, Family
 from internvl.checkpoints.read import read_json
@@ -44,21 +45,6 @@ HF_TOKENS: Mapping[str, str] = {
     "video_token": "<video>",
 }
 """What transformers' InternVLProcessor asks its tokenizer for."""
-
-CHATML_TEMPLATES = ("internvl2_5", "Hermes-2", "internlm2-chat")
-CHATML = """\
-{%- if SYSTEM and messages[0]['role'] != 'system' %}
-{{- '<|im_start|>system\\n' + SYSTEM + '<|im_end|>\\n' }}{% endif %}
-{%- for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}
-{%- if message['content'] is string %}{{ message['content'] }}
-{%- else %}{% for part in message['content'] %}
-{%- if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\\n' }}
-{%- elif part['type'] == 'video' %}{{ '<video>\\n' }}
-{%- elif part['type'] == 'text' %}{{ part['text'] }}
-{%- endif %}{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-"""For the templates that are ChatML, in the Jinja form that transformers' processor fills."""
 
 
 def write_side_files(
@@ -197,12 +183,14 @@ def _write_chat_extras(config: ChatConfig, directory: Path, layout: str, given: 
         },
         directory / "video_preprocessor_config.json",
     )
-    if config.template in CHATML_TEMPLATES:
-        chatml = CHATML.replace("SYSTEM", json.dumps(config.system_message or "", ensure_ascii=False))
-        (directory / "chat_template.jinja").write_text(chatml, encoding="utf-8")
+    template = TEMPLATES.get(config.template)
+    if template is not None:
+        markup = chat_jinja(template.with_system(config.system_message))
+        (directory / "chat_template.jinja").write_text(markup, encoding="utf-8")
+        (directory / "chat_template.json").unlink(missing_ok=True)
     tokenizer = directory / "tokenizer_config.json"
     if tokenizer.is_file():
-        replaced = ("auto_map", "chat_template") if config.template in CHATML_TEMPLATES else ("auto_map",)
+        replaced = ("auto_map",) if template is None else ("auto_map", "chat_template")
         described = {key: value for key, value in read_json(tokenizer).items() if key not in replaced}
         extra = {"extra_special_tokens": HF_TOKENS, "processor_class": "InternVLProcessor"}
         write_json({**described, **extra}, tokenizer)
