@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from internvl.config import TilingConfig
-from internvl.processing.tiling import TileChoice, choose_grid, count_tiles, cut, fit_budget, resolve
+from internvl.processing.tiling import choose_grid, count_tiles, cut
 
 sides = st.one_of(st.integers(1, 4000), st.integers(1, 200_000), st.sampled_from([224, 448, 672, 896, 1344]))
 limits = st.integers(1, 40).flatmap(lambda high: st.tuples(st.integers(1, high), st.just(high)))
@@ -81,14 +81,3 @@ def test_cut_gives_what_was_counted_and_loses_no_pixel(width, height, limits, th
         == grid.num_tiles + (thumbnail and grid.num_tiles > 1)
     )
     np.testing.assert_array_equal(np.concatenate(rows), np.asarray(stretched))
-
-
-@given(sizes=st.lists(st.tuples(sides, sides), max_size=6), total=st.integers(1, 60))
-def test_a_fitted_budget_is_kept(sizes, total):
-    model = TilingConfig(max_tiles=12)
-    chosen = fit_budget(sizes, total, model)
-    counts = [
-        count_tiles(*size, resolve(model, TileChoice(max_tiles=limit)))
-        for size, limit in zip(sizes, chosen, strict=True)
-    ]
-    assert sum(counts) <= max(total, len(sizes))

@@ -125,6 +125,9 @@ def test_choices_and_budgets_shape_the_tiles(processor: Processor) -> None:
     assert processor(from_prompt("x", [wide, wide]), total_tiles=6).tile_counts == (4, 4)
     assert processor(from_prompt("x", [wide, wide]), total_tiles=2).tile_counts == (1, 1)
     assert processor(from_prompt("x", [wide] * 3), total_tiles=1).tile_counts == (1, 1, 1)
+    for pictures in ([], [wide]):
+        with pytest.raises(ImageError, match=r"total_tiles.* at least 1, not 0"):
+            processor(from_prompt("x", pictures), total_tiles=0)
 
 
 def test_ready_tiles_are_taken_as_they_are(processor: Processor) -> None:

@@ -96,6 +96,7 @@ def test_extreme_sizes_are_cut(size, grid):
         ({"width": 0, "height": 5}, "0 x 5"),
         ({"width": 5, "height": 5, "min_tiles": 0}, "not 0 and 12"),
         ({"width": 5, "height": 5, "min_tiles": 4, "max_tiles": 3}, "not 4 and 3"),
+        ({"width": 5, "height": 5, "max_tiles": 10**9}, "<= 512, not 1 and 1000000000"),
     ],
 )
 def test_impossible_grids_are_refused(arguments, message):
@@ -171,7 +172,6 @@ MODEL = TilingConfig(min_tiles=1, max_tiles=12)
         (TileChoice(detail="auto"), 3, (1, 3)),
         (TileChoice(detail="low", max_tiles=2), None, (1, 2)),
         (None, 3, (1, 3)),
-        (None, 0, (1, 1)),
         (None, 100, (1, 12)),
         (TileChoice(max_tiles=7), 3, (1, 7)),
     ],
@@ -192,17 +192,31 @@ def test_the_thumbnail_is_a_choice():
 
 
 @pytest.mark.parametrize(
-    ("choice", "message"),
+    ("fields", "message"),
     [
-        (TileChoice(max_tiles=0), "max_tiles must be at least 1, not 0"),
-        (TileChoice(min_tiles=-2), "min_tiles must be at least 1, not -2"),
-        (TileChoice(min_tiles=5, max_tiles=4), "min_tiles=5 is more than max_tiles=4"),
-        (TileChoice(detail="medium"), "'medium'"),
+        ({"max_tiles": 0}, "max_tiles must be a whole number in 1..512, not 0"),
+        ({"min_tiles": -2}, "min_tiles must be a whole number in 1..512, not -2"),
+        ({"max_tiles": 10**9}, "max_tiles must be a whole number in 1..512, not 1000000000"),
+        ({"min_tiles": 513}, "min_tiles .* not 513"),
+        ({"max_tiles": "6"}, "max_tiles .* not '6'"),
+        ({"max_tiles": 6.5}, "max_tiles .* not 6.5"),
+        ({"max_tiles": True}, "max_tiles .* not True"),
+        ({"max_tiles": [6]}, r"max_tiles .* not \[6\]"),
+        ({"min_tiles": 5, "max_tiles": 4}, "min_tiles=5 is more than max_tiles=4"),
+        ({"detail": "medium"}, "'medium'"),
+        ({"detail": ["low"]}, r"\['low'\]"),
+        ({"thumbnail": "no"}, "thumbnail must be true or false, not 'no'"),
+        ({"thumbnail": 0}, "thumbnail must be true or false, not 0"),
     ],
 )
-def test_impossible_choices_are_refused(choice, message):
+def test_impossible_choices_are_refused(fields, message):
     with pytest.raises(ImageError, match=message):
-        resolve(MODEL, choice)
+        TileChoice(**fields)
+
+
+def test_the_largest_choice_is_planned():
+    config = resolve(MODEL, TileChoice(max_tiles=tiling.MAX_TILES))
+    assert tiling.plan(1000, 1, config)[0] == Grid(512, 1)
 
 
 def test_a_one_tile_model_stays_one():
@@ -219,23 +233,16 @@ def test_split_budget(total, n, share):
     assert tiling.split_budget(total, n) == share
 
 
-def test_split_budget_needs_a_picture():
-    with pytest.raises(ImageError, match="not 0"):
-        tiling.split_budget(12, 0)
-
-
-def test_fit_budget_spends_on_large_pictures():
-    sizes = [(100, 100), (2000, 1500), (1600, 400)]
-    limits = tiling.fit_budget(sizes, 14, MODEL)
-    counts = [
-        count_tiles(*size, resolve(MODEL, TileChoice(max_tiles=limit)))
-        for size, limit in zip(sizes, limits, strict=True)
-    ]
-    assert counts[0] == 1
-    assert 11 <= sum(counts) <= 14
-    assert tiling.fit_budget(sizes, 1000, MODEL) == [12, 12, 12]
-
-
-def test_fit_budget_keeps_one_tile_each():
-    assert tiling.fit_budget([(900, 300)] * 5, 2, MODEL) == [1] * 5
-    assert tiling.fit_budget([], 2, MODEL) == []
+@pytest.mark.parametrize(
+    ("total", "n", "message"),
+    [
+        (12, 0, "not 0"),
+        (0, 2, "at least 1, not 0"),
+        (-3, 2, "not -3"),
+        ("6", 2, "not '6'"),
+        (True, 1, "True"),
+    ],
+)
+def test_impossible_budgets_are_refused(total, n, message):
+    with pytest.raises(ImageError, match=message):
+        tiling.split_budget(total, n)

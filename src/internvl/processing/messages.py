@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
-from internvl.errors import PromptError
+from internvl.errors import ImageError, PromptError
 from internvl.processing.conversation import (
     Conversation,
     Message,
@@ -170,15 +170,10 @@ def _picture_of_url(value: object, part: Mapping[str, Any], place: str) -> Pictu
 
 def _choice(fields: Mapping[str, Any], place: str) -> TileChoice | None:
     chosen = {key: fields[key] for key in _CHOICE if fields.get(key) is not None}
-    for key in ("max_tiles", "min_tiles"):
-        value = chosen.get(key, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise PromptError(f"{place}: {key} must be a whole number of at least 1, not {value!r}")
-    if not isinstance(chosen.get("thumbnail", True), bool):
-        raise PromptError(f"{place}: thumbnail must be true or false, not {chosen['thumbnail']!r}")
-    if chosen.get("detail", "auto") not in ("low", "high", "auto"):
-        raise PromptError(f"{place}: detail must be 'low', 'high' or 'auto', not {chosen['detail']!r}")
-    return TileChoice(**chosen) if chosen else None
+    try:
+        return TileChoice(**chosen) if chosen else None
+    except ImageError as reason:
+        raise PromptError(f"{place}: {reason}") from reason
 
 
 def _read(

@@ -162,7 +162,7 @@ class Processor:
 
     def _prepare(self, pictures: Sequence[Picture], total_tiles: int | None) -> list[Tiles]:
         num_open = sum(not isinstance(picture.source, Tiles) for picture in pictures)
-        budget = split_budget(total_tiles, num_open) if total_tiles is not None and num_open else None
+        budget = None if total_tiles is None else split_budget(total_tiles, max(1, num_open))
         return [self._prepare_one(picture, budget) for picture in pictures]
 
     def _prepare_one(self, picture: Picture, budget: int | None) -> Tiles:

@@ -5,10 +5,10 @@ Knows no files, no tensors and no models; `tiles` turns what is cut here into te
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 from PIL import Image
 
@@ -25,6 +25,9 @@ NORMALIZATIONS: Mapping[Normalization, tuple[RGB, RGB]] = {
     "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 """Mean and standard deviation of red, green and blue, for values in 0..1."""
+
+MAX_TILES = 512
+"""Of one picture: at 256 tokens a tile, the longest context of the released models (131072)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,30 @@ class TileChoice:
 
     `detail` is the word of the OpenAI protocol: "low" is one tile, "high" is the model's own
     maximum even where several pictures share a budget, "auto" is None. Numbers win over `detail`.
+    Raises `ImageError` for values of another kind, numbers outside 1..`MAX_TILES`, or a minimum above the
+    maximum.
     """
 
     max_tiles: int | None = None
     min_tiles: int | None = None
     thumbnail: bool | None = None
     detail: Detail | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_tiles", "min_tiles"):
+            if (value := getattr(self, name)) is not None:
+                _check_number(name, value)
+        if self.thumbnail is not None and not isinstance(self.thumbnail, bool):
+            raise ImageError(f"thumbnail must be true or false, not {self.thumbnail!r}")
+        if self.detail not in (None, *get_args(Detail)):
+            raise ImageError(f"detail must be 'low', 'high' or 'auto', not {self.detail!r}")
+        if self.min_tiles and self.max_tiles and self.min_tiles > self.max_tiles:
+            raise ImageError(f"min_tiles={self.min_tiles} is more than max_tiles={self.max_tiles}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_TILES:
+        raise ImageError(f"{name} must be a whole number in 1..{MAX_TILES}, not {value!r}")
 
 
 def choose_grid(
@@ -65,9 +86,10 @@ def choose_grid(
     """
     if width < 1 or height < 1:
         raise ImageError(f"a picture of {width} x {height} pixels cannot be cut into tiles")
-    if not 1 <= min_tiles <= max_tiles:
+    if not 1 <= min_tiles <= max_tiles <= MAX_TILES:
         raise ImageError(
-            f"tile limits must satisfy 1 <= min_tiles <= max_tiles, not {min_tiles} and {max_tiles}"
+            f"tile limits must satisfy 1 <= min_tiles <= max_tiles <= {MAX_TILES}, not {min_tiles} and "
+            f"{max_tiles}"
         )
     aspect = width / height
     best, best_distance = (1, 1), float("inf")
@@ -145,55 +167,32 @@ def resolve(
 
     `budget` is this picture's share where several share one (see `split_budget`): it lowers the
     maximum unless the choice names a number or "high". A one-tile model stays one: a maximum is then met
-    anyway, a minimum above 1 raises `ImageError`, as do contradictory numbers.
+    anyway, a minimum above 1 raises `ImageError`.
     """
     choice = choice or TileChoice()
     upper = choice.max_tiles or _default_maximum(tiling, choice.detail, budget)
     lower = choice.min_tiles or min(tiling.min_tiles, upper)
-    if choice.max_tiles is None:
-        upper = max(upper, lower)
-    for name, value in (("max_tiles", choice.max_tiles), ("min_tiles", choice.min_tiles)):
-        if value is not None and value < 1:
-            raise ImageError(f"{name} must be at least 1, not {value}")
-    if lower > upper:
-        raise ImageError(f"min_tiles={lower} is more than max_tiles={upper}")
     if not tiling.dynamic:
-        if lower > 1 and choice.min_tiles is not None:
+        if choice.min_tiles is not None and lower > 1:
             raise ImageError(f"this model reads every picture as one tile; min_tiles={lower} cannot be had")
         return tiling
     thumbnail = tiling.thumbnail if choice.thumbnail is None else choice.thumbnail
-    return replace(tiling, min_tiles=lower, max_tiles=upper, thumbnail=thumbnail)
+    return replace(tiling, min_tiles=lower, max_tiles=max(upper, lower), thumbnail=thumbnail)
 
 
 def _default_maximum(tiling: TilingConfig, detail: Detail | None, budget: int | None) -> int:
     """The maximum where the caller named no number."""
-    if detail not in (None, "low", "high", "auto"):
-        raise ImageError(f'detail must be "low", "high" or "auto", not {detail!r}')
     if detail == "low":
         return 1
     if detail == "high" or budget is None:
         return tiling.max_tiles
-    return min(tiling.max_tiles, max(1, budget))
+    return min(tiling.max_tiles, budget)
 
 
 def split_budget(total: int, num_images: int) -> int:
     """The maximum each of several pictures gets (InternVL rule): an equal share, at least one tile."""
     if num_images < 1:
         raise ImageError(f"a tile budget is split over at least one picture, not {num_images}")
+    if not isinstance(total, int) or isinstance(total, bool) or total < 1:
+        raise ImageError(f"a tile budget (total_tiles) must be a whole number of at least 1, not {total!r}")
     return max(1, total // num_images)
-
-
-def fit_budget(sizes: Sequence[tuple[int, int]], total: int, tiling: TilingConfig) -> list[int]:
-    """A maximum for each picture (width, height) so that all tiles, thumbnails included, fit `total`.
-
-    Unlike `split_budget`, small pictures leave room to large ones: whichever has most tiles is lowered
-    first. Every picture keeps at least one tile, so more pictures than `total` do not fit.
-    """
-    limits = [tiling.max_tiles] * len(sizes)
-    counts = [count_tiles(*size, tiling) for size in sizes]
-    while sum(counts) > total and max(counts) > 1:
-        index = counts.index(max(counts))
-        limits[index] = max(1, min(limits[index], counts[index]) - 1)
-        lowered = resolve(tiling, TileChoice(max_tiles=limits[index]))
-        counts[index] = count_tiles(*sizes[index], lowered)
-    return limits
