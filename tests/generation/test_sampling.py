@@ -51,6 +51,13 @@ def test_defaults_are_plain_greedy() -> None:
         ("stop_ids", (2.0,)),
         ("stop", ("",)),
         ("stop", (7,)),
+        ("stop", 7),
+        ("stop_ids", 5),
+        ("stop_ids", None),
+        ("logit_bias", [1]),
+        ("logit_bias", 1),
+        ("early_stopping", "no"),
+        ("early_stopping", 1),
         ("num_beams", 0),
         ("length_penalty", math.nan),
     ],
@@ -85,6 +92,10 @@ def test_sequences_become_tuples_and_one_stop_string_is_one() -> None:
     sampling = Sampling(stop="end", stop_ids=[1, 2])  # type: ignore[arg-type]
     assert sampling.stop == ("end",)
     assert sampling.stop_ids == (1, 2)
+
+
+def test_none_of_the_protocol_is_none() -> None:
+    assert Sampling(stop=None, logit_bias=None) == Sampling()  # type: ignore[arg-type]
 
 
 def test_is_frozen_copied_and_picklable() -> None:

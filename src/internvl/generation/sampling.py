@@ -6,8 +6,9 @@ Plain values; knows no torch, no model and no text. `generation.sampler` acts on
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from internvl.errors import InputError
 
@@ -25,7 +26,7 @@ class Sampling:
     An answer ends at any of `stop_ids` (kept as its last id), before any string of `stop` (cut from the
     text), or at `max_new_tokens`. `num_beams` above 1 is beam search: `length_penalty` is the exponent of the
     length that divides a beam's summed log-probability; `early_stopping` ends at the first `num_beams`
-    finished beams.
+    finished beams. None for `stop` or `logit_bias`, the default of the OpenAI protocol, is none.
 
     Raises InputError naming the field when a value is out of range or two settings contradict each other.
     """
@@ -49,10 +50,13 @@ class Sampling:
     early_stopping: bool = False
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        bias = {} if self.logit_bias is None else self.logit_bias
+        if not isinstance(bias, Mapping):
+            raise InputError(f"logit_bias must map token ids to numbers, got {bias!r}")
+        object.__setattr__(self, "stop", _as_tuple("stop", () if stop is None else stop))
+        object.__setattr__(self, "stop_ids", _as_tuple("stop_ids", self.stop_ids))
+        object.__setattr__(self, "logit_bias", dict(bias))
         _check_numbers(self)
         _check_ranges(self)
         _check_together(self)
@@ -69,6 +73,12 @@ class Sampling:
         return not (self.temperature or self.edits_scores or self.logprobs)
 
 
+def _as_tuple(name: str, values: object) -> tuple[Any, ...]:
+    if not isinstance(values, Iterable):
+        raise InputError(f"{name} must be a list, got {values!r}")
+    return tuple(values)
+
+
 def _check_numbers(sampling: Sampling) -> None:
     """Types and finiteness, so that the range checks below can compare."""
     for item in fields(sampling):
@@ -77,6 +87,8 @@ def _check_numbers(sampling: Sampling) -> None:
             raise InputError(f"{item.name} must be a finite number, got {value!r}")
         if kind == "int" and not _is_number(value, int):
             raise InputError(f"{item.name} must be a whole number, got {value!r}")
+        if kind == "bool" and not isinstance(value, bool):
+            raise InputError(f"{item.name} must be true or false, got {value!r}")
     if not all(_is_number(index, int) and index >= 0 for index in (*sampling.stop_ids, *sampling.logit_bias)):
         raise InputError("stop_ids and the keys of logit_bias must be token ids, whole numbers from 0")
     if not all(
