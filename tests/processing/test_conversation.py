@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from internvl.errors import PromptError
-from internvl.processing.conversation import Conversation, Message, Picture, Role, collapse_runs, from_prompt
+from internvl.processing.conversation import Conversation, Message, Picture, Role, from_prompt, label_frame
 from internvl.processing.tiling import TileChoice
 
 
@@ -120,6 +122,16 @@ def test_with_answer_appends_one() -> None:
     assert len(before.messages) == 1
 
 
-def test_written_out_runs_collapse_to_marks() -> None:
-    text = "<img><IMG_CONTEXT><IMG_CONTEXT></img>\nWhat? <img></img> <IMG_CONTEXT>"
-    assert collapse_runs(text) == "<image>\nWhat? <image> <IMG_CONTEXT>"
+@pytest.mark.parametrize(
+    ("label", "text"), [("Frame-{k}: ", "Frame-7: "), ("{k}/{k} ", "7/7 "), ("Frame: ", "Frame: "), ("", "")]
+)
+def test_frame_labels(label: str, text: str) -> None:
+    assert label_frame(label, 7) == text
+
+
+@pytest.mark.parametrize(
+    "label", ["F{0}", "{}", "{x}", "{k.real}", "{k:9999999999}", "{k", "k}", "{{k}}", 5, None]
+)
+def test_frame_labels_are_no_format_strings(label: Any) -> None:
+    with pytest.raises(PromptError, match="a frame label is a string such as"):
+        label_frame(label, 7)

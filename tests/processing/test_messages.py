@@ -6,7 +6,7 @@ import pytest
 
 from internvl.errors import PromptError
 from internvl.processing.conversation import Conversation, Role
-from internvl.processing.messages import PLAIN_FRAMES, from_messages
+from internvl.processing.messages import from_messages
 from internvl.processing.tiling import TileChoice
 
 
@@ -101,8 +101,18 @@ def test_video_is_a_line_a_frame_with_one_tile() -> None:
     conversation = from_messages(messages, read_video=read)  # type: ignore[arg-type]
     assert texts(conversation) == ["Frame-1: <image>\nFrame-2: <image>\nWhat?"]
     assert {picture.choice for picture in conversation.pictures} == {TileChoice(max_tiles=1)}
-    plain = from_messages(messages, read_video=read, frame_label=PLAIN_FRAMES)  # type: ignore[arg-type]
+    plain = from_messages(messages, read_video=read, frame_label="Frame{k}: ")  # type: ignore[arg-type]
     assert texts(plain) == ["Frame1: <image>\nFrame2: <image>\nWhat?"]
+
+
+def test_frames_may_have_more_tiles() -> None:
+    conversation = from_messages([user({"type": "video", "video": ["f1", "f2"], "max_tiles": 6}, "What?")])
+    assert {picture.choice for picture in conversation.pictures} == {TileChoice(max_tiles=6)}
+
+
+def test_frame_labels_are_no_format_strings() -> None:
+    with pytest.raises(PromptError, match="a frame label is a string"):
+        from_messages([user({"type": "video", "video": ["f1"]})], frame_label="F{0}")
 
 
 def test_frames_do_not_count_as_images() -> None:
@@ -111,12 +121,13 @@ def test_frames_do_not_count_as_images() -> None:
 
 
 def test_pages_of_a_document_count_as_images() -> None:
-    conversation = from_messages(
-        [user({"type": "document", "document": "d.pdf", "pages": [1, 3], "max_tiles": 6}, "Sum?")],
-        read_document=lambda source, pages: [f"{source}#{page}" for page in pages],  # type: ignore[misc]
-    )
+    def read(source: object, pages: list[int], dpi: float) -> list[object]:
+        return [f"{source}#{page}@{dpi}" for page in pages]
+
+    document = {"type": "document", "document": "d.pdf", "pages": [1, 3], "dpi": 200, "max_tiles": 6}
+    conversation = from_messages([user(document, "Sum?")], read_document=read)  # type: ignore[arg-type]
     assert texts(conversation) == ["Image-1: <image>\nImage-2: <image>\nSum?"]
-    assert sources(conversation) == ["d.pdf#1", "d.pdf#3"]
+    assert sources(conversation) == ["d.pdf#1@200", "d.pdf#3@200"]
     assert conversation.pictures[0].choice == TileChoice(max_tiles=6)
 
 
@@ -170,6 +181,9 @@ def test_user_twice_and_assistant_first_are_taken_as_they_come() -> None:
             "must be an address or a mapping with url",
         ),
         ([user({"type": "image_url", "image_url": {"url": "a", "x": 1}})], r"image_url: unknown field 'x'"),
+        ([user({"type": "video", "video": ["a"], "max_tiles": "6"})], "max_tiles must be a whole number"),
+        ([user({"type": "video", "video": ["a"], "detail": "low"})], "unknown field 'detail'"),
+        ([user({"type": "document", "document": ["a"], "dpi": 72})], "given as pictures takes no dpi"),
         ([user({"type": "video", "video": "a"})], "no reader for a video here"),
         ([user({"type": "video", "video": []})], "takes no empty list"),
         ([user({"type": "video", "video": ["a"], "fps": 2})], "a video given as pictures takes no fps"),

@@ -6,13 +6,11 @@ conversations from role-and-content messages.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeAlias
 
-from internvl.config import IMG_CONTEXT, IMG_END, IMG_START
 from internvl.errors import PromptError
 from internvl.processing.image import ImageSource
 from internvl.processing.tiles import Tiles
@@ -132,14 +130,19 @@ def _check_turns(turns: Sequence[Any]) -> None:
             )
 
 
-def collapse_runs(text: str) -> str:
-    """`<image>` for each written-out `<img><IMG_CONTEXT>...</img>`, which 2024-05 code left in histories."""
-    return re.sub(f"{IMG_START}(?:{IMG_CONTEXT})*{IMG_END}", IMAGE_MARK, text)
-
-
 def label_picture(number: int, total: int) -> str:
     """What stands before a picture: nothing if it is the only one, else its number."""
     return IMAGE_LABEL.format(k=number) if total > 1 else ""
+
+
+def label_frame(label: str, number: int) -> str:
+    """What stands before a frame of a video: `label` with its number for every `{k}`, as it is without one.
+
+    Other braces raise `PromptError`: a label is no format string, since strangers may send it.
+    """
+    if not isinstance(label, str) or set("{}") & set(label.replace("{k}", "")):
+        raise PromptError(f'a frame label is a string such as "Frame-{{k}}: ", not {shorten(label)}')
+    return label.replace("{k}", str(number))
 
 
 def _announce(numbers: Iterable[int], total: int) -> str:

@@ -19,25 +19,27 @@ from internvl.processing.conversation import (
     Part,
     Picture,
     Role,
+    label_frame,
     label_picture,
     shorten,
 )
 from internvl.processing.tiling import TileChoice
 
 DASHED_FRAMES = "Frame-{k}: "
-PLAIN_FRAMES = "Frame{k}: "
-"""How frames are announced. The released models were trained with the dashed form."""
+"""How frames are announced, as in the training of the released models; `Frame{k}: ` is also in use."""
 
 Reader: TypeAlias = Callable[..., Sequence[Image.Image]]
 """A video or document and its options to pictures (`video.load_frames`, `document.load_pages`)."""
 
 _CHOICE = ("max_tiles", "min_tiles", "thumbnail", "detail")
+_VIDEO = ("num_segments", "bound", "fps")
+_DOCUMENT = ("pages", "dpi")
 _PART_FIELDS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "image": ("image", *_CHOICE),
     "image_url": ("image_url", *_CHOICE),
-    "video": ("video", "num_segments", "bound", "fps"),
-    "document": ("document", "pages", *_CHOICE),
+    "video": ("video", *_VIDEO, "max_tiles"),
+    "document": ("document", *_DOCUMENT, *_CHOICE),
 }
 _MESSAGE_FIELDS = ("role", "content")
 _ROLES = ("system", "user", "assistant")
@@ -63,8 +65,9 @@ def from_messages(
 ) -> Conversation:
     """Messages such as `{"role": "user", "content": [{"type": "image", "image": source}, ...]}`.
 
-    Content is a string or a list of parts: text, image, image_url, video (one tile a frame), document (an
-    image a page). Each picture becomes `<image>` and a line break at its place; where the conversation has
+    Content is a string or a list of parts: text, image, image_url, video (num_segments, bound or fps choose
+    the frames, each of one tile unless max_tiles says more), document (an image a page; pages, dpi). Each
+    picture becomes `<image>` and a line break at its place; where the conversation has
     several images they are announced as `Image-1: `, `Image-2: ` throughout. A literal `<image>` in text
     stays text. One system message may come first. Raises `PromptError` naming what is wrong and allowed.
     """
@@ -146,15 +149,11 @@ def _parse_part(
         return _Pictures((Picture(value, choice),))
     if kind == "image_url":
         return _Pictures((_picture_of_url(value, part, place),))
-    options = {
-        key: part[key] for key in ("num_segments", "bound", "fps", "pages") if part.get(key) is not None
-    }
+    options = {key: part[key] for key in (*_VIDEO, *_DOCUMENT) if part.get(key) is not None}
+    if kind == "video" and choice is None:
+        choice = TileChoice(max_tiles=1)
     pictures = _read(kind, value, options, place, readers)
-    if kind == "video":
-        return _Pictures(
-            tuple(Picture(frame, TileChoice(max_tiles=1)) for frame in pictures), are_frames=True
-        )
-    return _Pictures(tuple(Picture(page, choice) for page in pictures))
+    return _Pictures(tuple(Picture(one, choice) for one in pictures), are_frames=kind == "video")
 
 
 def _picture_of_url(value: object, part: Mapping[str, Any], place: str) -> Picture:
@@ -209,7 +208,7 @@ def _label_pictures(rows: Sequence[tuple[Role, list[_Item]]], frame_label: str) 
                 parts.append("\n")
             for index, picture in enumerate(item.pictures, start=1):
                 number += not item.are_frames
-                label = frame_label.format(k=index) if item.are_frames else label_picture(number, total)
+                label = label_frame(frame_label, index) if item.are_frames else label_picture(number, total)
                 parts += [label, picture, "\n"]
         if role is Role.USER and not any(parts):
             raise PromptError("a user message is empty; leave it out or write something")
