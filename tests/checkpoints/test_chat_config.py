@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from internvl.checkpoints.chat_config import (
     write_llava,
 )
 from internvl.checkpoints.fields import Fields
-from internvl.config import ProjectorConfig, TilingConfig
+from internvl.config import ChatConfig, ProjectorConfig, TilingConfig
 from internvl.errors import ConfigError
 from tests.checkpoints.tiny import FAMILIES, LARGE_VIT, chat_config, chat_json, of, text_json
 
@@ -204,3 +205,41 @@ def test_reading_and_writing_change_nothing() -> None:
     config, family = read_chat(Fields(fields), NOTHING, None)
     write_chat(replace(config, select_layer=-2), family, fields)
     assert fields == before
+
+
+def written_forms(config: ChatConfig, base: Mapping[str, Any]) -> list[tuple[dict[str, Any], ChatConfig]]:
+    """The official and the transformers form, and what is read from them."""
+    plain = write_chat(config, of("qwen2"), base)
+    modern = write_hf_chat(config, of("qwen2"), {}, 39)
+    return [
+        (plain, read_chat(Fields(plain), NOTHING, None)[0]),
+        (modern["internvl_chat"], read_hf_chat(Fields(modern), NOTHING, None)[0]),
+    ]
+
+
+def test_a_variant_of_a_template_has_the_published_name_beside_ours() -> None:
+    """The published code knows "Hermes-2" only, with the system message of today."""
+    config = chat_config("qwen2", template="Hermes-2@2024-05")
+    for written, again in written_forms(config, {}):
+        assert (written["template"], written["internvl_template"]) == ("Hermes-2", "Hermes-2@2024-05")
+        assert again == config
+    one_zero = chat_config(
+        "llama", LARGE_VIT, template="plain@x", projector=ProjectorConfig(shuffle=None, norm=False)
+    )
+    written = write_llava(one_zero, of("llama"), {})
+    assert written["template"] == "plain"
+    assert read_llava(Fields(written), NOTHING, None, LARGE_VIT)[0].template == "plain@x"
+
+
+def test_how_the_source_was_spoken_to_does_not_survive() -> None:
+    base = write_chat(chat_config("qwen2", template="Hermes-2@2024-05", system_message="X"), of("qwen2"), {})
+    config = chat_config("qwen2", template="Hermes-2")
+    for written, again in written_forms(config, base):
+        assert "internvl_template" not in written
+        assert again == config
+
+
+def test_a_template_changed_by_hand_counts() -> None:
+    written = write_chat(chat_config("qwen2", template="Hermes-2@2024-05"), of("qwen2"), {})
+    config, _ = read_chat(Fields({**written, "template": "phi3-chat"}), NOTHING, None)
+    assert config.template == "phi3-chat"

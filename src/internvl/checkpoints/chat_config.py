@@ -27,6 +27,9 @@ LLAVA_TEMPLATE = "vicuna_v1.1"
 RECORD = "internvl_chat"
 """Where a transformers config.json written here keeps what that form has no field for."""
 
+VARIANT = "internvl_template"
+"""Our name of a template that has variants; `template` then is the name that the published code knows."""
+
 NORMALIZATIONS: Mapping[tuple[float, ...], Normalization] = {
     (0.485, 0.456, 0.406): "imagenet",
     (0.481, 0.458, 0.408): "clip",
@@ -64,7 +67,7 @@ def read_chat(fields: Fields, preprocessor: Fields, template: str | None) -> tup
             normalization=_normalization(preprocessor),
         ),
         select_layer=_layer(fields, "select_layer", vision),
-        template=template or fields.text("template"),
+        template=template or _template(fields),
         system_message=fields.text("system_message") if fields.has("system_message") else None,
     )
     return config, family
@@ -103,7 +106,7 @@ def read_hf_chat(fields: Fields, preprocessor: Fields, template: str | None) -> 
             normalization=_normalization(preprocessor),
         ),
         select_layer=_layer(fields, "vision_feature_layer", vision),
-        template=template or record.text("template", HF_TEMPLATE),
+        template=template or _template(record, HF_TEMPLATE),
         system_message=record.text("system_message") if record.has("system_message") else None,
     )
     return config, family
@@ -142,7 +145,7 @@ def read_llava(
             normalization=_normalization(preprocessor),
         ),
         select_layer=_layer(fields, "mm_vision_select_layer", vision, default=-4),
-        template=template or fields.text("template", LLAVA_TEMPLATE),
+        template=template or _template(fields, LLAVA_TEMPLATE),
         system_message=fields.text("system_message") if fields.has("system_message") else None,
     )
     return config, family
@@ -159,7 +162,7 @@ def write_chat(config: ChatConfig, family: Family, base: Mapping[str, Any]) -> d
             "the official layout has no model without pixel unshuffle; save with layout='llava'"
         )
     return {
-        **base,
+        **_without_manner(base),
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
         "vision_config": write_vision(config.vision, base.get("vision_config", {})),
@@ -168,6 +171,7 @@ def write_chat(config: ChatConfig, family: Family, base: Mapping[str, Any]) -> d
         "downsample_ratio": 1 / config.projector.factor,
         "ps_version": config.projector.shuffle,
         "select_layer": config.select_layer,
+        **_written_manner(config),
         **_written_tiling(config),
         "use_backbone_lora": 0,
         "use_llm_lora": 0,
@@ -202,7 +206,11 @@ def write_hf_chat(
         "vision_feature_layer": config.select_layer,
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": False,
-        RECORD: {**_written_tiling(config), "llm_architecture": family.architecture},
+        RECORD: {
+            **_written_manner(config),
+            **_written_tiling(config),
+            "llm_architecture": family.architecture,
+        },
     }
 
 
@@ -216,7 +224,7 @@ def write_llava(config: ChatConfig, family: Family, base: Mapping[str, Any]) -> 
         raise ConfigError("the llava layout is for LLaMA models without pixel unshuffle (InternVL-Chat 1.0)")
     return {
         **write_text(config.text, family, {}, modern=False),
-        **base,
+        **_without_manner(base),
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava",
         "vision_config": write_vision(config.vision, {}),
@@ -225,17 +233,38 @@ def write_llava(config: ChatConfig, family: Family, base: Mapping[str, Any]) -> 
         "mm_vision_select_feature": "patch",
         "mm_vision_select_layer": config.select_layer,
         "image_aspect_ratio": "pad" if config.tiling.pad_to_square else "square",
-        "template": config.template,
-        "system_message": config.system_message,
+        **_written_manner(config),
     }
+
+
+def _template(fields: Fields, default: str | None = None) -> str:
+    """Our own name of the template, unless somebody has changed the published one beside it."""
+    name, variant = fields.text("template", default), fields.text(VARIANT, "")
+    return variant if _published(variant) == name else name
+
+
+def _published(template: str) -> str:
+    """The name in the published code, which keeps only the latest of several variants."""
+    return template.partition("@")[0]
+
+
+def _written_manner(config: ChatConfig) -> dict[str, str]:
+    """How the model is spoken to."""
+    written = {"template": _published(config.template)}
+    if written["template"] != config.template:
+        written[VARIANT] = config.template
+    if config.system_message is not None:
+        written["system_message"] = config.system_message
+    return written
+
+
+def _without_manner(base: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in base.items() if name not in (VARIANT, "system_message")}
 
 
 def _written_tiling(config: ChatConfig) -> dict[str, Any]:
     tiling = config.tiling
-    system = {} if config.system_message is None else {"system_message": config.system_message}
     return {
-        "template": config.template,
-        **system,
         "force_image_size": tiling.tile_size,
         "dynamic_image_size": tiling.dynamic,
         "use_thumbnail": tiling.thumbnail,
