@@ -105,6 +105,13 @@ def test_a_rate_that_gives_nothing_gives_the_middle():
         ({"bound": (10.0, 12.0)}, r"start < 10\.00 s"),
         ({"bound": (math.nan, 4.0)}, "not nan"),
         ({"bound": (1.0, math.nan)}, "nan"),
+        ({"num_segments": "3"}, "not '3'"),
+        ({"num_segments": 2.5}, "not 2.5"),
+        ({"rate": "2"}, "positive number, not '2'"),
+        ({"bound": 5}, r"\(start, end\) in seconds, not 5"),
+        ({"bound": "ab"}, "not 'ab'"),
+        ({"bound": ("0", "1")}, r"not \('0', '1'\)"),
+        ({"bound": [0, 1, 2]}, r"not \[0, 1, 2\]"),
     ],
 )
 def test_requests_that_make_no_sense(request_, message):

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from PIL import Image
@@ -48,18 +49,14 @@ def load_pages(
     are drawn. Raises `DocumentError` with the numbers; pages are never left out silently.
     """
     limits = limits or DocumentLimits()
-    if not 1 <= dpi <= 2400:
-        raise DocumentError(f"dpi must lie in 1..2400, not {dpi}")
+    if not isinstance(dpi, Real) or not 1 <= dpi <= 2400:
+        raise DocumentError(f"dpi must lie in 1..2400, not {dpi!r}")
+    if password is not None and not isinstance(password, str):
+        raise DocumentError(f"a password must be a string, not {type(password).__name__}")
     with _opened(source, password, limits) as (pdf, name):
         chosen = _check_numbers(pages, len(pdf), name, limits)
         _check_pixels([pdf.get_page_size(number - 1) for number in chosen], chosen, dpi, name, limits)
         return [_render(pdf, number, dpi, name) for number in chosen]
-
-
-def count_pages(source: Source, *, password: str | None = None, limits: DocumentLimits | None = None) -> int:
-    """Pages of the whole document. Raises `DocumentError`."""
-    with _opened(source, password, limits or DocumentLimits()) as (pdf, _):
-        return len(pdf)
 
 
 @contextmanager
@@ -87,6 +84,8 @@ def _opened(source: Source, password: str | None, limits: DocumentLimits) -> Ite
 
 
 def _check_numbers(pages: Sequence[int] | None, total: int, name: str, limits: DocumentLimits) -> list[int]:
+    if pages is not None and not isinstance(pages, Sequence):
+        raise DocumentError(f"pages must be a list of numbers, counted from 1, not {pages!r}")
     chosen = list(range(1, total + 1)) if pages is None else list(pages)
     if not chosen:
         raise DocumentError(f"{name} has {total} pages, of which none is asked for")
@@ -95,7 +94,7 @@ def _check_numbers(pages: Sequence[int] | None, total: int, name: str, limits: D
             f"{len(chosen)} pages of {name}, the limit is max_pages={limits.max_pages};"
             " choose some with pages=[...]"
         )
-    wrong = [number for number in chosen if number not in range(1, total + 1)]
+    wrong = [number for number in chosen if not isinstance(number, int) or not 1 <= number <= total]
     if wrong:
         raise DocumentError(f"{name} has pages 1..{total}, not {', '.join(map(str, wrong[:5]))}")
     return chosen

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from itertools import count, pairwise, takewhile
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -88,11 +89,11 @@ def choose(
     first, last = window(num_frames, fps, bound)
     if rate is None:
         wanted = 8 if num_segments is None else num_segments
-        if not 1 <= wanted <= max_frames:
-            raise VideoError(f"num_segments must lie in 1..{max_frames} (max_frames), not {wanted}")
+        if not isinstance(wanted, Integral) or not 1 <= wanted <= max_frames:
+            raise VideoError(f"num_segments must lie in 1..{max_frames} (max_frames), not {wanted!r}")
         return [min(index, last) for index in segment_indices(num_frames, fps, wanted, bound)]
-    if not 0 < rate < math.inf:
-        raise VideoError(f"fps must be a positive number, not {rate}")
+    if not isinstance(rate, Real) or not 0 < rate < math.inf:
+        raise VideoError(f"fps must be a positive number, not {rate!r}")
     found = _spread(last - first + 1, min(max(1.0, fps / rate), 2.0 * num_frames))
     if len(found) > max_frames:
         found = [found[(2 * k + 1) * len(found) // (2 * max_frames)] for k in range(max_frames)]
@@ -110,6 +111,9 @@ def window(num_frames: int, fps: float, bound: Bound | None) -> tuple[int, int]:
     if num_frames < 1 or not 0 < fps < math.inf:
         raise VideoError(f"a video of {num_frames} frames at {fps} a second has nothing to look at")
     if bound is not None:
+        is_pair = isinstance(bound, tuple | list) and len(bound) == 2
+        if not is_pair or not all(isinstance(side, Real) for side in bound):
+            raise VideoError(f"bound must be (start, end) in seconds, not {bound!r}")
         start, end = bound
         seconds = num_frames / fps
         if not (0 <= start < end and start < seconds):

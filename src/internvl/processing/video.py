@@ -11,12 +11,12 @@ from pathlib import Path
 from PIL import Image
 
 from internvl.errors import ImageError, VideoError
-from internvl.processing.clip import VideoInfo, VideoLimits, opened
+from internvl.processing.clip import VideoLimits, opened
 from internvl.processing.frames import Bound, choose
 from internvl.processing.image import ImageLimits, load_image
 from internvl.processing.source import Source, describe, is_path
 
-__all__ = ["Bound", "VideoInfo", "VideoLimits", "load_frames", "probe_video"]
+__all__ = ["Bound", "VideoLimits", "load_frames"]
 
 FRAME_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
@@ -53,12 +53,6 @@ def load_frames(
         )
         _check_total(info.width * info.height, indices, clip.name, limits)
         return clip.read(indices)
-
-
-def probe_video(source: Source, limits: VideoLimits | None = None) -> VideoInfo:
-    """Size, length and rate of a video file, without decoding a frame."""
-    with opened(source, limits or VideoLimits()) as clip:
-        return clip.info
 
 
 def _check_total(pixels: int, indices: list[int], name: str, limits: VideoLimits) -> None:
