@@ -6,6 +6,7 @@ JSON forms; `zoo` holds the published rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,14 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 RopeScaling = Literal["linear", "dynamic", "longrope"]
 ShuffleOrder = Literal["v1", "v2"]
 Normalization = Literal["imagenet", "clip", "siglip"]
+
+RGB = tuple[float, float, float]
+NORMALIZATION_STATISTICS: Mapping[Normalization, tuple[RGB, RGB]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.4814546, 0.4578275, 0.40821073), (0.2686295, 0.2613025, 0.2757711)),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and standard deviation of red, green and blue, for values in 0..1; digits of the released code."""
 
 IMG_START = "<img>"
 IMG_END = "</img>"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from internvl.checkpoints.layouts import family_called, layout_called
+from internvl.checkpoints.layouts import LAYOUTS, family_called
 from internvl.checkpoints.load import load_model
 from internvl.checkpoints.write import save_model
 from internvl.config import ChatConfig
@@ -38,7 +38,7 @@ def build(card: ModelCard) -> VLM | VisionTower:
 @pytest.mark.parametrize("card", ROWS, ids=name_of)
 def test_what_a_row_names_exists(card: ModelCard) -> None:
     assert card.layout is not None
-    assert layout_called(card.layout).kind == card.kind
+    assert LAYOUTS[card.layout].kind == card.kind
     if card.family is not None:
         assert family_called(card.family).name == card.family
     if card.template is not None:

@@ -21,7 +21,6 @@ from internvl.checkpoints.layouts import (
     VISION,
     Layout,
     family_called,
-    layout_called,
 )
 from internvl.checkpoints.lazy import Held, Lazy, fetch
 from internvl.checkpoints.load import build
@@ -190,10 +189,7 @@ def test_rotary_buffers_are_read_past() -> None:
     assert equal(back(ours, OFFICIAL, "llama", heads_of(config)), state)
 
 
-def test_families_and_layouts_by_name() -> None:
+def test_families_by_name() -> None:
     assert [family_called(family.architecture) for family in ALL_FAMILIES] == list(ALL_FAMILIES)
-    assert [layout_called(name) for name in LAYOUTS] == list(LAYOUTS.values())
     with pytest.raises(UnknownNameError, match=r"family 'gpt2'; there are llama, internlm2"):
         family_called("gpt2")
-    with pytest.raises(UnknownNameError, match=r"layout 'onnx'; there are official, hf"):
-        layout_called("onnx")

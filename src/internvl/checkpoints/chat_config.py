@@ -10,11 +10,11 @@ from typing import Any, cast
 
 from internvl.checkpoints.fields import Fields
 from internvl.checkpoints.layouts import Family, family_called
+from internvl.checkpoints.normalization import read_normalization
 from internvl.checkpoints.text_config import read_text, refuse_quantized, write_text
 from internvl.checkpoints.vision_config import read_hf_vision, read_vision, write_hf_vision, write_vision
 from internvl.config import (
     ChatConfig,
-    Normalization,
     ProjectorConfig,
     ShuffleOrder,
     TilingConfig,
@@ -29,13 +29,6 @@ RECORD = "internvl_chat"
 
 VARIANT = "internvl_template"
 """Our name of a template that has variants; `template` then is the name that the published code knows."""
-
-NORMALIZATIONS: Mapping[tuple[float, ...], Normalization] = {
-    (0.485, 0.456, 0.406): "imagenet",
-    (0.481, 0.458, 0.408): "clip",
-    (0.5, 0.5, 0.5): "siglip",
-}
-"""By the means of preprocessor_config.json, to three digits."""
 
 
 def read_chat(fields: Fields, preprocessor: Fields, template: str | None) -> tuple[ChatConfig, Family]:
@@ -64,7 +57,7 @@ def read_chat(fields: Fields, preprocessor: Fields, template: str | None) -> tup
         tiling=TilingConfig(
             tile_size=fields.count("force_image_size", vision.image_size),
             **_tiling(fields, is_dynamic=False, max_tiles=6),
-            normalization=_normalization(preprocessor),
+            normalization=read_normalization(preprocessor),
         ),
         select_layer=_layer(fields, "select_layer", vision),
         template=template or _template(fields),
@@ -103,7 +96,7 @@ def read_hf_chat(fields: Fields, preprocessor: Fields, template: str | None) -> 
         tiling=TilingConfig(
             tile_size=record.count("force_image_size", size.count("height", vision.image_size)),
             **tiling,
-            normalization=_normalization(preprocessor),
+            normalization=read_normalization(preprocessor),
         ),
         select_layer=_layer(fields, "vision_feature_layer", vision),
         template=template or _template(record, HF_TEMPLATE),
@@ -142,7 +135,7 @@ def read_llava(
             max_tiles=1,
             thumbnail=False,
             pad_to_square=fields.text("image_aspect_ratio", "pad") == "pad",
-            normalization=_normalization(preprocessor),
+            normalization=read_normalization(preprocessor),
         ),
         select_layer=_layer(fields, "mm_vision_select_layer", vision, default=-4),
         template=template or _template(fields, LLAVA_TEMPLATE),
@@ -297,13 +290,3 @@ def _layer(fields: Fields, name: str, vision: VisionConfig, default: int = -1) -
     if not -count <= layer < count:
         raise fields.wrong(name, f"one of the {count} hidden states, {-count} to {count - 1}")
     return layer
-
-
-def _normalization(preprocessor: Fields) -> Normalization:
-    """By the means in preprocessor_config.json; without that file, ImageNet's."""
-    if not preprocessor.has("image_mean"):
-        return "imagenet"
-    means = tuple(round(mean, 3) for mean in preprocessor.numbers("image_mean"))
-    if means not in NORMALIZATIONS:
-        raise preprocessor.wrong("image_mean", f"that of {', '.join(NORMALIZATIONS.values())}")
-    return NORMALIZATIONS[means]

@@ -13,6 +13,9 @@ from internvl.errors import ConfigError
 MAX_COUNT = 1 << 31
 """No width, vocabulary or context of a real model reaches this; a hostile file may say anything."""
 
+MAX_LAYERS = 1000
+"""Of a tower or a language model: each is built before its weights are seen."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:

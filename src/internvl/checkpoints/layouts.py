@@ -292,14 +292,3 @@ def family_called(name: str) -> Family:
             return family
     known = ", ".join(family.name for family in FAMILIES)
     raise UnknownNameError(f"no language-model family {name!r}; there are {known}")
-
-
-def layout_called(name: str) -> Layout:
-    """The layout of a name.
-
-    Raises:
-        UnknownNameError: listing the layouts.
-    """
-    if name not in LAYOUTS:
-        raise UnknownNameError(f"no layout {name!r}; there are {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]

@@ -82,8 +82,8 @@ def open_tower(path: str | Path) -> Checkpoint:
     if path.is_file() and not (path.parent / "config.json").is_file():
         return _open_bare_tower(path, tensors)
     config = describe_vision(path)
-    layout = find_layout(unwrap_adapters(tensors, (0, 0)), tuple(LAYOUTS.values()), path)
     tensors = unwrap_adapters(tensors, (0, 0))
+    layout = find_layout(tensors, tuple(LAYOUTS.values()), path)
     prefix = "vit." if layout.kind == "chat" else ""
     converted = convert(tensors, layout.vision, Heads(1, 1))
     ours = {name.removeprefix(prefix): tensor for name, tensor in converted.tensors.items()}

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from internvl.checkpoints.fields import Fields
+from internvl.checkpoints.fields import MAX_LAYERS, Fields
 from internvl.checkpoints.layouts import FAMILIES, Family
 from internvl.config import RopeConfig, RopeScaling, TextConfig
 from internvl.errors import ConfigError
 
-MAX_LAYERS = 1000
 SCALINGS: Mapping[str, RopeScaling | None] = {
     "default": None,
     "linear": "linear",

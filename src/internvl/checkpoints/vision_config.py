@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from internvl.checkpoints.fields import Fields
+from internvl.checkpoints.fields import MAX_LAYERS, Fields
 from internvl.config import Activation, NormKind, VisionConfig
 from internvl.errors import ConfigError, WeightsError
 
 T = TypeVar("T")
 
-MAX_LAYERS = 1000
 NORMS: Mapping[str, NormKind] = {"rms_norm": "rms", "layer_norm": "layer"}
 ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": "gelu",
