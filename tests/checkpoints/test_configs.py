@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from internvl.checkpoints.chat_config import write_hf_chat
-from internvl.checkpoints.configs import describe, describe_vision
+from internvl.checkpoints.configs import describe, describe_normalization, describe_vision
 from internvl.checkpoints.rules import Heads
 from internvl.checkpoints.vision_config import write_hf_vision
 from internvl.errors import CheckpointError, ConfigError
@@ -122,3 +122,11 @@ def test_a_broken_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
         describe(tmp_path)
+
+
+def test_the_normalisation_of_a_tower(tmp_path: Path) -> None:
+    assert describe_normalization(tmp_path) == "imagenet"
+    write_json({"image_mean": [0.5, 0.5, 0.5]}, tmp_path / "preprocessor_config.json")
+    (tmp_path / "model.safetensors").touch()
+    assert describe_normalization(tmp_path) == "siglip"
+    assert describe_normalization(tmp_path / "model.safetensors") == "siglip"

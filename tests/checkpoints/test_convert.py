@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from internvl.checkpoints.configs import describe
+from internvl.checkpoints.configs import describe, describe_normalization
 from internvl.checkpoints.convert import convert
 from internvl.checkpoints.lazy import fetch
 from internvl.checkpoints.load import load_model
@@ -103,8 +103,10 @@ def test_towers(tmp_path: Path, config: Any) -> None:
     write_json(vision_json(config), tmp_path / "a" / "config.json")
     state = random_state(vit_shapes(config))
     save_file(state, tmp_path / "a" / "model.safetensors")
+    write_json({"image_mean": [0.5, 0.5, 0.5]}, tmp_path / "a" / "preprocessor_config.json")
     convert(tmp_path / "a", tmp_path / "b", "hf")
     convert(tmp_path / "b", tmp_path / "c", "official")
+    assert describe_normalization(tmp_path / "b") == describe_normalization(tmp_path / "c") == "siglip"
     assert "encoder.layer.0.attention.q_proj.weight" in state_of(tmp_path / "b")
     assert equal(state_of(tmp_path / "c"), state)
 

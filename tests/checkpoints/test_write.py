@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from internvl.checkpoints.configs import describe_normalization
 from internvl.checkpoints.load import build, load_model
 from internvl.checkpoints.write import save_model
 from internvl.config import ChatConfig, ProjectorConfig, TilingConfig
@@ -63,6 +64,15 @@ def test_towers_reload(tmp_path: Path, config: Any, layout: str) -> None:
     assert isinstance(again, VisionTower)
     assert again.config == config
     assert same(tower, again)
+
+
+def test_the_normalisation_of_a_tower_is_saved(tmp_path: Path) -> None:
+    tower = random_model(SMALL_VIT)
+    save_model(tower, SMALL_VIT, tmp_path / "plain")
+    save_model(tower, SMALL_VIT, tmp_path / "clip", normalization="clip")
+    save_model(tower, SMALL_VIT, tmp_path / "again", extra_files_from=tmp_path / "clip")
+    names = ("plain", "clip", "again")
+    assert [describe_normalization(tmp_path / name) for name in names] == ["imagenet", "clip", "clip"]
 
 
 def test_chat_1_0_reloads_in_its_own_layout(tmp_path: Path) -> None:

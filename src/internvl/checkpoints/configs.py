@@ -26,11 +26,12 @@ from internvl.checkpoints.layouts import (
     Layout,
     family_called,
 )
+from internvl.checkpoints.normalization import read_normalization
 from internvl.checkpoints.read import read_json
 from internvl.checkpoints.rules import Heads
 from internvl.checkpoints.text_config import read_text
 from internvl.checkpoints.vision_config import read_hf_vision, read_vision
-from internvl.config import ChatConfig, TextConfig, VisionConfig
+from internvl.config import ChatConfig, Normalization, TextConfig, VisionConfig
 from internvl.errors import ConfigError
 
 SUPPORTED = (
@@ -83,9 +84,8 @@ def describe(
         raise ConfigError(
             f"no config.json in {folder}: it says what to build; copy it from the checkpoint's source"
         )
-    preprocessor = folder / "preprocessor_config.json"
-    sizes = Fields(read_json(preprocessor) if preprocessor.is_file() else {}, preprocessor.name)
-    return describe_json(Fields(read_json(path), str(path)), sizes, template=template, vision=vision)
+    fields = Fields(read_json(path), str(path))
+    return describe_json(fields, _read_preprocessor(folder), template=template, vision=vision)
 
 
 def describe_json(
@@ -194,6 +194,25 @@ def describe_vision(directory: str | Path) -> VisionConfig:
     if is_inside or kind == "intern_vit_6b" or inner.first("architectures") == "InternVisionModel":
         return read_vision(inner)
     raise ConfigError(f"{path} describes no vision tower of this family (model_type {kind!r})")
+
+
+def describe_normalization(directory: str | Path) -> Normalization:
+    """What pictures for the tower of a checkpoint are normalised by; ImageNet's where nothing is said.
+
+    Args:
+        directory: the directory, or any file in it.
+
+    Raises:
+        ConfigError: preprocessor_config.json has statistics that are not known here.
+        CheckpointError: it cannot be read.
+    """
+    path = Path(directory)
+    return read_normalization(_read_preprocessor(path.parent if path.is_file() else path))
+
+
+def _read_preprocessor(folder: Path) -> Fields:
+    path = folder / "preprocessor_config.json"
+    return Fields(read_json(path) if path.is_file() else {}, str(path))
 
 
 def _llava_tower(fields: Fields, vision: VisionConfig | None) -> VisionConfig:

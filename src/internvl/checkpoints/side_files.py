@@ -16,13 +16,22 @@ import torch
 from internvl.chat_templates import TEMPLATES
 from internvl.checkpoints.chat_config import write_chat, write_hf_chat, write_llava
 from internvl.checkpoints.chat_jinja import chat_jinja
+from internvl.checkpoints.configs import describe_normalization
 from internvl.checkpoints.fields import Fields
 from internvl.checkpoints.layouts import PUBLISHED_VISION_CODE, Family
 from internvl.checkpoints.read import read_json
 from internvl.checkpoints.shards import write_json
 from internvl.checkpoints.text_config import CARRIED
 from internvl.checkpoints.vision_config import write_hf_vision, write_vision
-from internvl.config import IMG_CONTEXT, IMG_END, IMG_START, ChatConfig, Normalization, VisionConfig
+from internvl.config import (
+    IMG_CONTEXT,
+    IMG_END,
+    IMG_START,
+    NORMALIZATION_STATISTICS,
+    ChatConfig,
+    Normalization,
+    VisionConfig,
+)
 from internvl.errors import ConfigError
 
 COPIED = re.compile(
@@ -30,13 +39,6 @@ COPIED = re.compile(
     r"(_config)?(\.(json|model|txt|jinja|md))?"
 )
 CODE = re.compile(r"(configuration|modeling|tokenization|conversation)\w*\.py")
-
-STATISTICS: Mapping[Normalization, tuple[list[float], list[float]]] = {
-    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
-    "siglip": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
-}
-"""Mean and standard deviation of the channels."""
 
 HF_TOKENS: Mapping[str, str] = {
     "start_image_token": IMG_START,
@@ -56,8 +58,11 @@ def write_side_files(
     dtype: torch.dtype,
     source: Path | None,
     image_token_id: int | None = None,
+    normalization: Normalization | None = None,
 ) -> None:
     """All files of a checkpoint but its weights. `source` is the directory it came from, if any.
+
+    `normalization` is of a tower alone; by default as in `source`, else ImageNet's.
 
     Raises:
         ConfigError: the layout cannot express the model, or needs an id that is nowhere to be found.
@@ -65,21 +70,25 @@ def write_side_files(
     given = read_json(source / "config.json") if source and (source / "config.json").is_file() else {}
     if isinstance(config, VisionConfig):
         written = _vision_json(config, layout, given)
-        size, mean_std = config.image_size, STATISTICS["imagenet"]
+        size, pixels = config.image_size, normalization or _normalization_of(source)
     elif family is None:
         raise ConfigError("a chat model is saved as one of the language-model families; none was given")
     else:
         token = image_token_id if layout != "hf" else _image_token_id(image_token_id, given, source)
         written = _chat_json(config, family, layout, given, token)
-        size, mean_std = config.tiling.tile_size, STATISTICS[config.tiling.normalization]
+        size, pixels = config.tiling.tile_size, config.tiling.normalization
     written["torch_dtype"] = str(dtype).removeprefix("torch.")
     copied = _copy_files(source, directory, layout)
     if layout in ("official", "llava"):
         _link_code(written, family, has_code=any(CODE.fullmatch(name) for name in copied))
     write_json(written, directory / "config.json")
-    write_json(_preprocessor(config, layout, size, *mean_std), directory / "preprocessor_config.json")
+    write_json(_preprocessor(config, layout, size, pixels), directory / "preprocessor_config.json")
     if isinstance(config, ChatConfig):
         _write_chat_extras(config, directory, layout, given)
+
+
+def _normalization_of(source: Path | None) -> Normalization:
+    return describe_normalization(source) if source else "imagenet"
 
 
 def _chat_json(
@@ -140,8 +149,9 @@ def _copy_files(source: Path | None, directory: Path, layout: str) -> list[str]:
 
 
 def _preprocessor(
-    config: ChatConfig | VisionConfig, layout: str, size: int, mean: list[float], std: list[float]
+    config: ChatConfig | VisionConfig, layout: str, size: int, normalization: Normalization
 ) -> dict[str, Any]:
+    mean, std = NORMALIZATION_STATISTICS[normalization]
     shared = {"do_normalize": True, "do_resize": True, "image_mean": mean, "image_std": std, "resample": 3}
     if layout == "hf" and isinstance(config, ChatConfig):
         return shared | {
@@ -178,8 +188,8 @@ def _write_chat_extras(config: ChatConfig, directory: Path, layout: str, given: 
             "processor_class": "InternVLProcessor",
             "video_processor_type": "InternVLVideoProcessor",
             "size": {"height": config.tiling.tile_size, "width": config.tiling.tile_size},
-            "image_mean": STATISTICS[config.tiling.normalization][0],
-            "image_std": STATISTICS[config.tiling.normalization][1],
+            "image_mean": NORMALIZATION_STATISTICS[config.tiling.normalization][0],
+            "image_std": NORMALIZATION_STATISTICS[config.tiling.normalization][1],
         },
         directory / "video_preprocessor_config.json",
     )

@@ -17,7 +17,7 @@ from internvl.checkpoints.rules import Heads, convert, strictly
 from internvl.checkpoints.shards import fresh_directory, write_weights
 from internvl.checkpoints.side_files import write_side_files
 from internvl.checkpoints.text_config import guess_family
-from internvl.config import ChatConfig, VisionConfig
+from internvl.config import ChatConfig, Normalization, VisionConfig
 from internvl.errors import ConfigError, UnknownNameError
 from internvl.models.vit import VisionTower
 from internvl.models.vlm import VLM
@@ -36,6 +36,7 @@ class Target:
     max_shard_bytes: float = 5e9
     source: Path | None = None
     image_token_id: int | None = None
+    normalization: Normalization | None = None
     overwrite: bool = False
 
 
@@ -49,6 +50,7 @@ def save_model(
     *,
     family: str | None = None,
     image_token_id: int | None = None,
+    normalization: Normalization | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a model as a checkpoint directory, whole or not at all.
@@ -64,6 +66,8 @@ def save_model(
         family: how the language model is packed ("internlm2", "llama", ...); by default as in
             `extra_files_from`, else what the configuration implies.
         image_token_id: id of <IMG_CONTEXT> for "hf", when no tokenizer files are given.
+        normalization: what a tower's pictures are normalised by; by default as in
+            `extra_files_from`, else ImageNet's. A chat model's configuration says it itself.
         overwrite: replace a directory that holds files.
 
     Raises:
@@ -79,6 +83,7 @@ def save_model(
         max_shard_bytes=max_shard_bytes,
         source=source,
         image_token_id=image_token_id,
+        normalization=normalization,
         overwrite=overwrite,
     )
     write_checkpoint({name: Held(value, name) for name, value in model.state_dict().items()}, config, target)
@@ -109,6 +114,7 @@ def write_checkpoint(tensors: Mapping[str, Lazy], config: ChatConfig | VisionCon
             dtype=dtype,
             source=target.source,
             image_token_id=target.image_token_id,
+            normalization=target.normalization,
         )
         write_weights(renamed, directory, target.max_shard_bytes)
 
