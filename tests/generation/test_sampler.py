@@ -42,6 +42,28 @@ def test_a_seed_ignores_and_spares_the_global_generator() -> None:
     assert torch.get_rng_state().equal(state)
 
 
+class Elsewhere(Tensor):
+    """Scores on a device without double precision, as Apple's; `cpu` brings them here."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.cpu:
+            return args[0].as_subclass(Tensor)
+        out = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        if isinstance(out, Tensor) and out.dtype == torch.float64:
+            raise TypeError("this device has no float64")
+        return out
+
+
+def test_a_seed_means_the_same_on_devices_without_double_precision() -> None:
+    logits_V = torch.randn(2000)
+    there_V = logits_V.as_subclass(Elsewhere)
+    with pytest.raises(TypeError, match="no float64"):
+        there_V.double()
+    for settings in ({}, {"top_p": 0.9, "top_k": 100, "min_p": 0.01, "repetition_penalty": 1.2}):
+        assert draw(20, there_V, seed=7, **settings) == draw(20, logits_V, seed=7, **settings)
+
+
 def test_without_a_seed_the_global_generator_decides() -> None:
     logits_V = torch.randn(100)
     torch.manual_seed(1)

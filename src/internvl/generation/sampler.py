@@ -20,6 +20,8 @@ from internvl.generation.sampling import Sampling
 class Sampler:
     """Chooses the tokens of one sequence; its random numbers depend on nothing but its seed.
 
+    The best id is found where the scores are; numbers are drawn on the CPU.
+
     `seen_ids` count as seen for the repetition penalty besides the generated ones.
     """
 
@@ -39,23 +41,23 @@ class Sampler:
         return index, scores.report(raw_V, index, sampling.logprobs) if sampling.logprobs else None
 
     def _draw(self, edited_V: Tensor) -> int:
-        """One uniform number looked up in the cumulative distribution: cheap, and stable under rounding."""
-        warped_V = scores.warp(edited_V, self.sampling)
-        cumulative_V = warped_V.softmax(-1, dtype=torch.float64).cumsum(-1)
+        """One uniform number looked up in the cumulative distribution: cheap, and stable under rounding.
+
+        On the CPU: not every device has double precision, and a seed means the same on all of them.
+        """
+        cumulative_V = scores.warp(edited_V.cpu(), self.sampling).softmax(-1, dtype=torch.float64).cumsum(-1)
         total_1 = cumulative_V[-1:]
         check_finite(float(total_1))
-        uniform_1 = torch.rand(
-            1, dtype=torch.float64, device=edited_V.device, generator=self._random(edited_V.device)
-        )
+        uniform_1 = torch.rand(1, dtype=torch.float64, generator=self._random())
         index_1 = torch.searchsorted(cumulative_V, uniform_1 * total_1, right=True)
         last_1 = torch.searchsorted(cumulative_V, total_1)  # the last id of positive probability
         return int(torch.minimum(index_1, last_1))
 
-    def _random(self, device: torch.device) -> torch.Generator:
+    def _random(self) -> torch.Generator:
         if self.generator is None:
             seed = self.sampling.seed
             seed = int(torch.randint(2**62, ())) if seed is None else seed
-            self.generator = torch.Generator(device).manual_seed(seed)
+            self.generator = torch.Generator().manual_seed(seed)
         return self.generator
 
 

@@ -34,7 +34,7 @@ def edit(scores_V: Tensor, sampling: Sampling, seen_ids: Sequence[int], new_ids:
 
 
 def warp(scores_V: Tensor, sampling: Sampling) -> Tensor:
-    """Temperature, then top-k, top-p and min-p; `sampling.temperature` must be above 0."""
+    """Temperature, then top-k, top-p (in double precision) and min-p; `temperature` must be above 0."""
     scores_V = scores_V / sampling.temperature
     if sampling.top_k:
         scores_V = keep_top_k(scores_V, sampling.top_k)
