@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 import torch
 
-from internvl.errors import ContextOverflowError, InputError
-from internvl.generation.beam import Finals, beam_search
+from internvl.errors import ContextOverflowError
+from internvl.generation.beam import Finals, beam_search, search
 from internvl.generation.generate import generate
 from internvl.generation.sampling import Sampling
 from internvl.models.attention import Packed
@@ -36,31 +36,37 @@ def test_wide_beams_find_the_best_of_all() -> None:
     everything = sorted(
         ((logprob(llm, [1, 2], ids), ids) for ids in product(range(6), repeat=3)), reverse=True
     )
-    for answer, (total, ids) in zip(beam_search(llm, prompt, num_return=5), everything, strict=False):
+    for answer, (total, ids) in zip(search(llm, prompt).best(5), everything, strict=False):
         assert answer.ids == ids
         assert answer.score == pytest.approx(total, abs=1e-4)
 
 
 def test_the_score_is_the_normalised_sum(llm: Decoder) -> None:
     settings = {"num_beams": 4, "max_new_tokens": 8, "stop_ids": (3, 9), "length_penalty": 0.7}
-    for answer in beam_search(llm, make_prompt(llm, [5, 6, 7], **settings), num_return=4):
+    for answer in search(llm, make_prompt(llm, [5, 6, 7], **settings)).best(4):
         total = logprob(llm, [5, 6, 7], answer.ids)
         assert answer.score == pytest.approx(total / len(answer.ids) ** 0.7, abs=1e-4)
-        assert (answer.finish_reason == "stop") == (answer.ids[-1] in (3, 9))
+        assert (answer.reason == "stop") == (answer.ids[-1] in (3, 9))
 
 
 def test_one_beam_is_greedy(llm: Decoder) -> None:
     prompt = make_prompt(llm, [5, 6, 7], max_new_tokens=8)
-    assert beam_search(llm, prompt)[0].ids == generate(llm, [prompt])[0].ids
+    assert beam_search(llm, prompt).ids == generate(llm, [prompt])[0].ids
 
 
 def test_best_first_and_text_without_the_stop_id(llm: Decoder) -> None:
     prompt = make_prompt(llm, [5, 6, 7], num_beams=5, max_new_tokens=8, stop_ids=(3, 9, 14))
-    answers = beam_search(llm, prompt, num_return=5, decode=letters)
-    assert [a.score for a in answers] == sorted((a.score or 0 for a in answers), reverse=True)
-    assert {a.finish_reason for a in answers} == {"stop", "length"}
-    for answer in answers:
-        assert answer.text == letters(answer.ids).rstrip("djo" if answer.finish_reason == "stop" else "")
+    beams = search(llm, prompt).best(5)
+    assert [beam.score for beam in beams] == sorted((beam.score for beam in beams), reverse=True)
+    assert {beam.reason for beam in beams} == {"stop", "length"}
+    for penalty, reason in ((5.0, "length"), (-5.0, "stop")):
+        prompt = make_prompt(
+            llm, [5, 6, 7], num_beams=5, max_new_tokens=8, stop_ids=(3, 9, 14), length_penalty=penalty
+        )
+        answer, best = beam_search(llm, prompt, decode=letters), search(llm, prompt).best(1)[0]
+        assert (answer.ids, answer.score, answer.finish_reason) == (best.ids, best.score, best.reason)
+        assert answer.finish_reason == reason
+        assert answer.text == letters(answer.ids).rstrip("djo" if reason == "stop" else "")
 
 
 def test_early_stopping_ends_with_enough_finished_beams(llm: Decoder) -> None:
@@ -70,29 +76,25 @@ def test_early_stopping_ends_with_enough_finished_beams(llm: Decoder) -> None:
         "stop_ids": tuple(range(0, 26, 2)),
         "length_penalty": 3.0,
     }
-    patient = beam_search(llm, make_prompt(llm, [5], **settings), num_return=2)
-    hasty = beam_search(llm, make_prompt(llm, [5], **settings, early_stopping=True), num_return=2)
+    patient = search(llm, make_prompt(llm, [5], **settings)).best(2)
+    hasty = search(llm, make_prompt(llm, [5], **settings, early_stopping=True)).best(2)
     assert max(len(answer.ids) for answer in hasty) < max(len(answer.ids) for answer in patient)
-    assert {answer.finish_reason for answer in hasty} == {"stop"}
+    assert {answer.reason for answer in hasty} == {"stop"}
 
 
 def test_more_beams_than_a_small_vocabulary_offers() -> None:
     llm = make_decoder(replace(CONFIG, vocab_size=3))
     prompt = make_prompt(llm, [1], num_beams=5, max_new_tokens=3)
-    assert len({answer.ids for answer in beam_search(llm, prompt, num_return=5)}) == 5
+    assert len({answer.ids for answer in search(llm, prompt).best(5)}) == 5
 
 
 def test_cancelled_returns_the_best_so_far(llm: Decoder) -> None:
     prompt = make_prompt(llm, [5, 6, 7], num_beams=3, max_new_tokens=8)
-    [answer] = beam_search(llm, prompt, is_cancelled=lambda: True)
+    answer = beam_search(llm, prompt, is_cancelled=lambda: True)
     assert (len(answer.ids), answer.finish_reason) == (1, "cancelled")
 
 
-def test_refusals(llm: Decoder) -> None:
-    prompt = make_prompt(llm, [5], num_beams=3, max_new_tokens=8)
-    for count in (0, 4):
-        with pytest.raises(InputError, match=f"1 to 3 answers, not {count}"):
-            beam_search(llm, prompt, num_return=count)
+def test_too_long_a_prompt_is_refused(llm: Decoder) -> None:
     with pytest.raises(ContextOverflowError):
         beam_search(llm, make_prompt(llm, [5] * 90, num_beams=3, max_new_tokens=8))
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from internvl.generation import scores
-from internvl.generation.beam import beam_search
+from internvl.generation.beam import search
 from internvl.generation.generate import generate, stream
 from internvl.generation.prompt import Prompt
 from internvl.generation.sampling import Sampling
@@ -70,7 +70,7 @@ def test_golden_beams_and_their_scores(golden_dir: GoldenFixtures, checkpoint: s
     golden = load_golden(golden_dir / checkpoint)
     call = golden.calls["single_beams"]
     [prompt] = golden.prompts("single_beams")
-    answers = beam_search(golden.model.llm, prompt, num_return=len(call["all_beams"]))
+    answers = search(golden.model.llm, prompt).best(len(call["all_beams"]))
     for answer, (_start, *ids) in zip(answers, call["all_beams"], strict=True):
         assert list(answer.ids) == ids[: len(answer.ids)]
         assert set(ids[len(answer.ids) :]) <= {golden.pad_id, call["eos_token_id"]}
@@ -157,7 +157,7 @@ def test_beams_of_transformers(family: str, setting: str, length: int) -> None:
     ids_T = torch.randint(0, ours.config.vocab_size, (length,))
     expected = their_answer(theirs, ids_T, BEAMS[setting])
     prompt = our_prompt(ours, ids_T, BEAMS[setting])
-    answers = beam_search(ours, prompt, num_return=prompt.sampling.num_beams)
+    answers = search(ours, prompt).best(prompt.sampling.num_beams)
     for answer, row in zip(answers, expected.sequences[:, length:].tolist(), strict=True):
         assert list(answer.ids) == row[: len(answer.ids)]
         assert set(row[len(answer.ids) :]) <= {PAD}

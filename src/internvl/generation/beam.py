@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from internvl.errors import InputError
 from internvl.generation import scores
 from internvl.generation.prefill import PREFILL_CHUNK, decode_step, make_cache, prefill
 from internvl.generation.prompt import Prompt, check_prompt
@@ -108,31 +107,34 @@ class Running:
         return list(zip(values.tolist(), places.tolist(), strict=True))
 
 
-@torch.inference_mode()
 def beam_search(
     llm: Decoder,
     prompt: Prompt,
     *,
-    num_return: int = 1,
     decode: Decode | None = None,
     is_cancelled: Callable[[], bool] | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
-) -> list[Generation]:
-    """The `num_return` best continuations of one prompt, best first, with their scores.
+) -> Generation:
+    """The best continuation of one prompt, with its score.
 
-    Cancelled, it returns the best beams so far. Errors as `generation.generate`.
+    Cancelled, it is the best beam so far. Errors as `generation.generate`.
     """
-    check_prompt(prompt, llm.config)
-    num_beams = prompt.sampling.num_beams
-    if not 1 <= num_return <= num_beams:
-        raise InputError(f"{num_beams} beams can return 1 to {num_beams} answers, not {num_return}")
-    finals = _search(llm, prompt, is_cancelled, prefill_chunk)
-    return [_generation(beam, decode) for beam in finals.best(num_return)]
+    (beam,) = search(llm, prompt, is_cancelled=is_cancelled, prefill_chunk=prefill_chunk).best(1)
+    shown = beam.ids[:-1] if beam.reason == "stop" else beam.ids
+    text = decode(shown) if decode else ""
+    return Generation(ids=beam.ids, finish_reason=beam.reason, text=text, score=beam.score)
 
 
-def _search(
-    llm: Decoder, prompt: Prompt, is_cancelled: Callable[[], bool] | None, prefill_chunk: int
+@torch.inference_mode()
+def search(
+    llm: Decoder,
+    prompt: Prompt,
+    *,
+    is_cancelled: Callable[[], bool] | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
 ) -> Finals:
+    """The `num_beams` best continuations. `is_cancelled` is asked between steps."""
+    check_prompt(prompt, llm.config)
     sampling = prompt.sampling
     finals, running = Finals(sampling), Running(sampling, prompt.seen_ids)
     cache = make_cache([prompt.x_TD], llm.config, sampling.num_beams, sampling.max_new_tokens)
@@ -152,9 +154,3 @@ def _search(
     for ids, total in zip(running.ids, running.totals, strict=True):
         finals.add(total, ids, "length" if length == sampling.max_new_tokens else "cancelled")
     return finals
-
-
-def _generation(beam: Finished, decode: Decode | None) -> Generation:
-    shown = beam.ids[:-1] if beam.reason == "stop" else beam.ids
-    text = decode(shown) if decode else ""
-    return Generation(ids=beam.ids, finish_reason=beam.reason, text=text, score=beam.score)

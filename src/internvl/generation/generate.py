@@ -113,12 +113,9 @@ def generate(
         if is_cancelled and is_cancelled():
             batch.cancel()
     singles = iter(answer.result() for answer in batch.answers)
-    results = []
-    for prompt in prompts:
-        if prompt.sampling.num_beams == 1:
-            results.append(next(singles))
-        else:
-            results += beam_search(
-                llm, prompt, decode=decode, is_cancelled=is_cancelled, prefill_chunk=prefill_chunk
-            )
-    return results
+    return [
+        next(singles)
+        if prompt.sampling.num_beams == 1
+        else beam_search(llm, prompt, decode=decode, is_cancelled=is_cancelled, prefill_chunk=prefill_chunk)
+        for prompt in prompts
+    ]
