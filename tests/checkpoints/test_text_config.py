@@ -121,6 +121,29 @@ def test_a_window_without_a_switch_counts_and_leaves_longrope_alone() -> None:
     assert windowed.rope == whole.rope
 
 
+@pytest.mark.parametrize("is_modern", [False, True])
+def test_a_windowed_longrope_keeps_its_factor(is_modern: bool) -> None:
+    """Phi-3 as published: 131072 positions, 4096 of them trained first, a window of 2047."""
+    lengths = {"max_position_embeddings": 131_072, "original_max_position_embeddings": 4096}
+    fields = changed("phi3", **lengths, sliding_window=2047)
+    config, family = read_text(fields)
+    assert (config.max_positions, config.rope.factor) == (2047, 32)
+    # Another vocabulary, so that the file is written anew.
+    larger = replace(config, vocab_size=50)
+    written = write_text(larger, family, fields.values, modern=is_modern)
+    assert {name: written[name] for name in lengths} == lengths
+    assert written["sliding_window"] == 2047
+    assert read_text(Fields(written)) == (larger, family)
+
+
+@pytest.mark.parametrize("changes", [{"factor": 1.0}, {"factor": 4.001}, {"original_max_positions": 63}])
+def test_a_longrope_that_is_not_what_its_lengths_say(changes: dict[str, Any]) -> None:
+    config = text_config("phi3")
+    config = replace(config, rope=replace(config.rope, **changes))
+    with pytest.raises(ConfigError, match="longrope with factor"):
+        write_text(config, of("phi3"), {}, modern=False)
+
+
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [

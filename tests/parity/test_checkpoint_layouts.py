@@ -6,6 +6,7 @@ Its own classes name and compute the tensors; nothing here repeats our tables.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,19 @@ def test_saved_models_compute_the_same_in_transformers(
             theirs = other(input_ids=ids_T[None], pixel_values=tiles_N3HW).logits[0]
             ours = our_logits(model, ids_T, tiles_N3HW)
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_longrope_in_a_sliding_window_is_the_same(tmp_path: Path) -> None:
+    """The factor, which scales the attention, comes from the whole context, not from the window."""
+    config = chat_config("phi3")
+    config = replace(config, text=replace(config.text, max_positions=100))
+    model = random_model(config)
+    save_model(model, config, tmp_path / "saved", "hf", image_token_id=IMAGE_TOKEN)
+    other = InternVLForConditionalGeneration.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    ids_T, tiles_N3HW = prompt(config, 1, 90), torch.randn(1, 3, 56, 56)
+    with torch.inference_mode():
+        theirs = other(input_ids=ids_T[None], pixel_values=tiles_N3HW).logits[0]
+        torch.testing.assert_close(our_logits(model, ids_T, tiles_N3HW), theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [-2, 1])

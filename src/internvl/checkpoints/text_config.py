@@ -254,5 +254,21 @@ def _write_rope(config: TextConfig, family: Family, *, modern: bool) -> dict[str
     if rope.scaling != "longrope":
         return written | {"rope_scaling": scaling | {"factor": rope.factor}}
     scaling |= {"short_factor": list(rope.short_factors), "long_factor": list(rope.long_factors)}
+    return written | {"rope_scaling": scaling, **_write_longrope_lengths(config)}
+
+
+def _write_longrope_lengths(config: TextConfig) -> dict[str, int]:
+    """The factor has no field: it is the whole context over the original one.
+
+    A context used in part is written as a sliding window, as the published files have it.
+    """
+    rope = config.rope
     original = rope.original_max_positions or config.max_positions
-    return written | {"rope_scaling": scaling, "original_max_position_embeddings": original}
+    whole = round(rope.factor * original)
+    if whole / original != rope.factor or whole < config.max_positions:
+        raise ConfigError(
+            f"longrope with factor {rope.factor:g} over {original} positions cannot be written for a context "
+            f"of {config.max_positions}: the factor is the whole context over the original one"
+        )
+    lengths = {"original_max_position_embeddings": original, "max_position_embeddings": whole}
+    return lengths if whole == config.max_positions else {**lengths, "sliding_window": config.max_positions}
