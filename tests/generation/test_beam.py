@@ -59,10 +59,8 @@ def test_best_first_and_text_without_the_stop_id(llm: Decoder) -> None:
     beams = search(llm, prompt).best(5)
     assert [beam.score for beam in beams] == sorted((beam.score for beam in beams), reverse=True)
     assert {beam.reason for beam in beams} == {"stop", "length"}
-    for penalty, reason in ((5.0, "length"), (-5.0, "stop")):
-        prompt = make_prompt(
-            llm, [5, 6, 7], num_beams=5, max_new_tokens=8, stop_ids=(3, 9, 14), length_penalty=penalty
-        )
+    for stop_ids, reason in (((14,), "length"), ((3, 9, 14), "stop")):
+        prompt = make_prompt(llm, [5, 6, 7], num_beams=5, max_new_tokens=8, stop_ids=stop_ids)
         answer, best = beam_search(llm, prompt, decode=letters), search(llm, prompt).best(1)[0]
         assert (answer.ids, answer.score, answer.finish_reason) == (best.ids, best.score, best.reason)
         assert answer.finish_reason == reason
