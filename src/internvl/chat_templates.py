@@ -30,8 +30,8 @@ class Turn:
 class Template:
     """A released prompt format.
 
-    `stop` is the token that ends an answer (None: the tokenizer's own end), `stop_strings` end it too.
-    `last_end` replaces the end of a finished assistant turn that is the last one. `strips_training_text`:
+    `stop` is the token that ends an answer (None: the tokenizer's own end), and nothing else does, as in the
+    released chat. `last_end` replaces the end of a finished assistant turn that is the last one. `strips_training_text`:
     training data is stripped before it is rendered, as the model's own was.
     """
 
@@ -43,7 +43,6 @@ class Template:
     assistant: Turn
     last_end: str | None = None
     stop: str | None
-    stop_strings: tuple[str, ...] = ()
     strips_training_text: bool = False
 
     def with_system(self, message: str | None) -> Template:
@@ -90,7 +89,7 @@ def _chatml(name: str, system: str, end: str = "<|im_end|>") -> Template:
     )
 
 
-_HERMES = replace(_chatml("Hermes-2", _INTERNVL), stop_strings=("<|endoftext|>",))
+_HERMES = _chatml("Hermes-2", _INTERNVL)
 _INTERNLM2 = replace(_chatml("internlm2-chat", _INTERNVL), strips_training_text=True)
 _ZH = Template(
     name="internvl_zh",
@@ -149,7 +148,6 @@ _ROWS = (
         system_end="<|end|>\n",
         user=Turn(opening="<|user|>\n", end="<|end|>\n"),
         assistant=Turn(opening="<|assistant|>\n", end="<|end|>\n"),
-        stop_strings=("<|end|>",),
     ),
     Template(
         name="internlm-chat",
@@ -157,7 +155,6 @@ _ROWS = (
         user=Turn(opening="<|User|>:", end="<eoh>\n"),
         assistant=Turn(opening="<|Bot|>:", end="<eoa>\n"),
         stop="<eoa>",
-        stop_strings=("<|User|>",),
     ),
     # LLaVA's names for the Vicuna models.
     _VICUNA_1_1,

@@ -7,7 +7,7 @@ import pytest
 from internvl.chat_templates import TEMPLATES
 from internvl.errors import PromptError, UnknownNameError
 from internvl.processing.conversation import Message, Picture, Role
-from internvl.processing.templates import Rendered, find_template, render, stop_token
+from internvl.processing.templates import Rendered, find_template, render
 
 PICTURE = Picture("a.jpg")
 
@@ -165,12 +165,11 @@ def test_unknown_template_lists_what_exists() -> None:
 
 
 def test_stop_tokens() -> None:
-    found = {name: stop_token(template) for name, template in TEMPLATES.items()}
+    found = {name: template.stop for name, template in TEMPLATES.items()}
     assert (found["internvl2_5"], found["Hermes-2"], found["internlm2-chat"]) == ("<|im_end|>",) * 3
     assert (found["phi3-chat"], found["phi3-chat@2024-05"]) == ("<|end|>", "<|end|>")
     assert (found["internvl_zh"], found["vicuna_v1.1"], found["internlm-chat"]) == ("</s>", "</s>", "<eoa>")
     assert (found["internvl3_5_gpt_oss"], found["plain"]) == ("<|return|>", None)
-    assert find_template("Hermes-2").stop_strings == ("<|endoftext|>",)
 
 
 def test_rows_are_frozen_and_named_once() -> None:

@@ -37,11 +37,6 @@ def find_template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def stop_token(template: Template) -> str | None:
-    """The token that ends an answer; None where only the tokenizer's end of sequence does."""
-    return template.stop
-
-
 @dataclass(slots=True)
 class _Page:
     """The text so far, and the spans found on the way."""
