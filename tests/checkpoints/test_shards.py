@@ -128,18 +128,51 @@ def test_files_are_not_overwritten_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "precious").read_text() == "1"
 
 
+def old_checkpoint(directory: Path, *others: str) -> list[str]:
+    """A directory with the files that published ones have; their names."""
+    names = [".gitattributes", "LICENSE", "README.md", "config.json", "model.safetensors", "tokenizer.model"]
+    directory.mkdir()
+    for name in (*names, *others):
+        (directory / name).write_text("1")
+    return names
+
+
 def test_overwriting_replaces_the_whole_directory(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "old").write_text("1")
+    old_checkpoint(tmp_path / "model")
     with fresh_directory(tmp_path / "model", overwrite=True) as directory:
         (directory / "new").write_text("2")
     assert left_behind(tmp_path / "model") == ["new"]
     assert left_behind(tmp_path) == ["model"]
 
 
+@pytest.mark.parametrize("name", ["thesis.tex", "photo.jpg", "notes", ".env"])
+def test_what_is_no_checkpoint_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    old_checkpoint(tmp_path / "model", name)
+    with (
+        pytest.raises(CheckpointError, match=rf"{name} would be lost, .* move what you want to keep"),
+        fresh_directory(tmp_path / "model", overwrite=True),
+    ):
+        pass
+    assert name in left_behind(tmp_path / "model")
+    assert left_behind(tmp_path) == ["model"]
+
+
+def test_directories_inside_and_directories_of_another_kind_are_not_overwritten(tmp_path: Path) -> None:
+    old_checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "runs").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "diary.md").write_text("1")
+    for name, message in (("model", "runs/ would be lost"), ("texts", "it has no config.json")):
+        with (
+            pytest.raises(CheckpointError, match=message),
+            fresh_directory(tmp_path / name, overwrite=True),
+        ):
+            pass
+    assert (tmp_path / "texts" / "diary.md").read_text() == "1"
+
+
 def test_a_failed_overwrite_leaves_the_old_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "old").write_text("1")
+    files = old_checkpoint(tmp_path / "model")
     rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
@@ -153,7 +186,7 @@ def test_a_failed_overwrite_leaves_the_old_directory(tmp_path: Path, monkeypatch
         fresh_directory(tmp_path / "model", overwrite=True) as directory,
     ):
         (directory / "new").write_text("2")
-    assert left_behind(tmp_path / "model") == ["old"]
+    assert left_behind(tmp_path / "model") == files
 
 
 def test_an_empty_directory_will_do_but_a_file_will_not(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ def test_failures_and_wrong_use(run: Run, model: str, tmp_path: Path) -> None:
     refused = run("convert", model, str(used))
     assert (refused.status, refused.out) == (FAILED, "")
     assert (used / "mine.txt").read_text() == "mine"
+    refused = run("convert", model, str(used), "--overwrite")
+    assert (refused.status, (used / "mine.txt").read_text()) == (FAILED, "mine")
+    (used / "config.json").write_text("{}")
     assert run("convert", model, str(used), "--overwrite").status == DONE
     assert run("convert", str(tmp_path / "nothing"), str(tmp_path / "a")).status == WRONG_USE
     assert run("convert", "InternVL2_5-1B", str(tmp_path / "a")).status == FAILED

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,12 @@ from internvl.checkpoints.lazy import Lazy, pieces
 from internvl.checkpoints.weight_files import DTYPES
 from internvl.errors import CheckpointError, WeightsError
 
+OF_A_CHECKPOINT = re.compile(
+    r".+\.(json|safetensors|bin|pth|gguf|model|txt|jinja|md|py)|(LICENSE|NOTICE)(\..+)?|\.gitattributes|\.gitignore",
+    re.IGNORECASE,
+)
+"""Names of files that may go when a checkpoint is overwritten."""
+
 Shard = Sequence[tuple[str, Lazy]]
 
 
@@ -29,13 +36,14 @@ def fresh_directory(directory: Path, *, overwrite: bool = False) -> Iterator[Pat
     """A temporary sibling to fill; it takes the name of `directory` when the block ends well.
 
     Raises:
-        CheckpointError: the directory holds files and `overwrite` is not set, or the disk refuses.
+        CheckpointError: the directory holds files and `overwrite` is not set, or files that do not
+            belong to a checkpoint; or the disk refuses.
     """
     directory = Path(directory).absolute()
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory} is a file, not a directory to save in")
-    if not overwrite and directory.is_dir() and any(directory.iterdir()):
-        raise CheckpointError(f"{directory} is not empty; choose another directory or pass overwrite=True")
+    if directory.is_dir():
+        _check_replaceable(directory, overwrite=overwrite)
     temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -131,6 +139,31 @@ def _code(key: str, tensor: Lazy) -> str:
         if dtype == tensor.dtype:
             return code
     raise WeightsError(f"{key} is {tensor.dtype}, which is not written to safetensors here")
+
+
+def _check_replaceable(directory: Path, *, overwrite: bool) -> None:
+    """The directory is replaced as a whole, so nothing but a checkpoint may be in it."""
+    entries = sorted(directory.iterdir())
+    if not entries:
+        return
+    if not overwrite:
+        raise CheckpointError(f"{directory} is not empty; choose another directory or pass overwrite=True")
+    others = [
+        f"{entry.name}/" if entry.is_dir() else entry.name
+        for entry in entries
+        if entry.is_dir() or not OF_A_CHECKPOINT.fullmatch(entry.name)
+    ]
+    if others:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        raise CheckpointError(
+            f"{directory} is not overwritten: {', '.join(others[:5])}{more} would be lost, which no "
+            "checkpoint has; move what you want to keep, or choose another directory"
+        )
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory} is not overwritten: it has no config.json, so it is not a checkpoint; "
+            "remove it yourself, or choose another directory"
+        )
 
 
 def _sync(path: Path) -> None:
