@@ -31,8 +31,8 @@ class Template:
     """A released prompt format.
 
     `stop` is the token that ends an answer (None: the tokenizer's own end), and nothing else does, as in the
-    released chat. `last_end` replaces the end of a finished assistant turn that is the last one. `strips_training_text`:
-    training data is stripped before it is rendered, as the model's own was.
+    released chat. `last_end` replaces the end of a finished assistant turn that is the last one.
+    `strips_training_text`: training data is stripped before it is rendered, as the model's own was.
     """
 
     name: str
