@@ -13,7 +13,7 @@ from internvl.checkpoints.load import build
 from internvl.checkpoints.side_files import write_side_files
 from internvl.checkpoints.write import save_model
 from internvl.config import ChatConfig, VisionConfig
-from internvl.errors import ConfigError
+from internvl.errors import CheckpointError, ConfigError
 from tests.checkpoints.tiny import SMALL_VIT, chat_config, chat_json, of, vision_json, write_json
 
 TOKENIZER = {
@@ -137,6 +137,23 @@ def test_an_image_token_that_nobody_knows(tmp_path: Path) -> None:
     write_json({"added_tokens_decoder": {}}, given / "tokenizer_config.json")
     with pytest.raises(ConfigError, match=r"id of <IMG_CONTEXT>: pass extra_files_from=.* or image_token_id"):
         written(tmp_path, "hf", given)
+
+
+def test_names_of_tokenizer_files_stay_in_the_directory(tmp_path: Path) -> None:
+    files = written(tmp_path, "official", None, tokenizer_files={"../../vocab.json": b"{}"})
+    assert files["vocab.json"] == {}
+    assert not (tmp_path.parent / "vocab.json").exists()
+
+
+def test_a_source_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = source(tmp_path)
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot read .*generation_config.json: Permission denied"):
+        written(tmp_path, "official", given)
 
 
 def test_without_a_source_generation_knows_no_ids(tmp_path: Path) -> None:

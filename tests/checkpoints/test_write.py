@@ -162,7 +162,7 @@ def test_unknown_layouts_and_families(tmp_path: Path) -> None:
         save_model(model, config, tmp_path / "saved", "onnx")
     with pytest.raises(UnknownNameError, match="family 'gpt2'"):
         save_model(model, config, tmp_path / "saved", family="gpt2")
-    with pytest.raises(WeightsError, match=r"no rule for .* llm\.layers\.0\.attn\.q_norm\.weight"):
+    with pytest.raises(ConfigError, match=r"a llama model cannot have .*qk_norm=True; save it as another"):
         save_model(
             random_model(chat_config("qwen3")), chat_config("qwen3"), tmp_path / "saved", family="llama"
         )
@@ -174,6 +174,63 @@ def test_a_model_the_layout_cannot_hold_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="only pixel unshuffle 'v2'"):
         save_model(random_model(config), config, tmp_path / "saved", "hf", image_token_id=39)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("llava", {}, r"the llava layout is for LLaMA models without pixel unshuffle"),
+        ("official", {"projector": ProjectorConfig(shuffle=None, norm=False)}, "save with layout='llava'"),
+    ],
+)
+def test_a_model_of_another_make_is_told_so(
+    tmp_path: Path, layout: str, changes: dict[str, Any], message: str
+) -> None:
+    """And not that a tensor has no name there."""
+    config = chat_config("llama", **changes)
+    with pytest.raises(ConfigError, match=message):
+        save_model(random_model(config), config, tmp_path / "saved", layout)
+
+
+def test_weights_that_are_not_those_of_the_configuration(tmp_path: Path) -> None:
+    config = chat_config("llama")
+    with pytest.raises(WeightsError, match=r"no rule for .* llm\.layers\.0\.attn\.q_norm\.weight"):
+        save_model(random_model(chat_config("qwen3")), config, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:
+    config = chat_config("qwen2")
+    with pytest.raises(CheckpointError, match=r"there is no directory .*/gone, .* pass tokenizer_files"):
+        save_model(random_model(config), config, tmp_path / "saved", extra_files_from=tmp_path / "gone")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", ["official", "hf"])
+def test_tokenizer_files_at_hand_serve_where_the_source_is_gone(tmp_path: Path, layout: str) -> None:
+    config = chat_config("qwen2")
+    model = random_model(config)
+    files = {"vocab.json": b"{}", "added_tokens.json": b'{"<IMG_CONTEXT>": 37}'}
+    for name, source in (("a", None), ("b", tmp_path / "gone")):
+        saved = tmp_path / name
+        save_model(model, config, saved, layout, extra_files_from=source, tokenizer_files=files)
+        assert {file: (saved / file).read_bytes() for file in files} == files
+        assert json.loads((saved / "config.json").read_text()).get("image_token_id") in (None, 37)
+        assert same(model, load_model(saved))
+
+
+def test_a_source_that_is_there_wins_over_tokenizer_files(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "vocab.json").write_text("source")
+    config = chat_config("qwen2")
+    save_model(
+        random_model(config),
+        config,
+        tmp_path / "saved",
+        extra_files_from=tmp_path / "source",
+        tokenizer_files={"vocab.json": b"memory"},
+    )
+    assert (tmp_path / "saved" / "vocab.json").read_text() == "source"
 
 
 def test_a_source_that_says_nothing_useful(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +29,8 @@ OF_A_CHECKPOINT = re.compile(
 """Names of files that may go when a checkpoint is overwritten."""
 
 Shard = Sequence[tuple[str, Lazy]]
+Progress = Callable[[str, int, int], None]
+"""Told after each tensor: its name, bytes written so far, bytes in total."""
 
 
 @contextmanager
@@ -59,7 +61,12 @@ def fresh_directory(directory: Path, *, overwrite: bool = False) -> Iterator[Pat
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_weights(tensors: Mapping[str, Lazy], directory: Path, max_shard_bytes: float = 5e9) -> None:
+def write_weights(
+    tensors: Mapping[str, Lazy],
+    directory: Path,
+    max_shard_bytes: float = 5e9,
+    progress: Progress | None = None,
+) -> None:
     """`model.safetensors`, or shards and their index when there is more than `max_shard_bytes`.
 
     Raises:
@@ -68,23 +75,29 @@ def write_weights(tensors: Mapping[str, Lazy], directory: Path, max_shard_bytes:
     if not tensors or max_shard_bytes <= 0:
         raise WeightsError(f"nothing to write: {len(tensors)} tensors in shards of {max_shard_bytes} bytes")
     shards = list(_shards(tensors, max_shard_bytes))
+    total = sum(num_bytes(tensor) for tensor in tensors.values())
+    advance = _counted(progress, total)
     if len(shards) == 1:
-        write_safetensors(shards[0], directory / "model.safetensors")
+        write_safetensors(shards[0], directory / "model.safetensors", advance)
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(shard, directory / name)
+        write_safetensors(shard, directory / name, advance)
         places |= {key: name for key, _ in shard}
-    total = sum(num_bytes(tensor) for tensor in tensors.values())
     write_json(
         {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))},
         directory / "model.safetensors.index.json",
     )
 
 
-def write_safetensors(shard: Shard, path: Path) -> None:
-    """One file; wider dtypes come first so that every tensor is aligned."""
+def write_safetensors(
+    shard: Shard, path: Path, advance: Callable[[str, int], None] = lambda key, size: None
+) -> None:
+    """One file; wider dtypes come first so that every tensor is aligned.
+
+    `advance` is called after each tensor, with its name and its bytes.
+    """
     ordered = sorted(shard, key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -100,8 +113,9 @@ def write_safetensors(shard: Shard, path: Path) -> None:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
+        for key, tensor in ordered:
             _write_values(tensor, file)
+            advance(key, num_bytes(tensor))
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
@@ -110,6 +124,19 @@ def write_json(values: Mapping[str, Any], path: Path) -> None:
 
 def num_bytes(tensor: Lazy) -> int:
     return torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
+
+
+def _counted(progress: Progress | None, total: int) -> Callable[[str, int], None]:
+    """`progress`, told what has been written before."""
+    done = 0
+
+    def advance(key: str, size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(key, done, total)
+
+    return advance
 
 
 def _write_values(tensor: Lazy, file: BinaryIO) -> None:

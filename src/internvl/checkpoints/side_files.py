@@ -6,7 +6,6 @@ Knows which files each layout wants and what other programs look for in them. Wr
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from internvl.config import (
     Normalization,
     VisionConfig,
 )
-from internvl.errors import ConfigError
+from internvl.errors import CheckpointError, ConfigError
 
 COPIED = re.compile(
     r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|chat_template|generation_config|LICENSE|NOTICE)"
@@ -57,16 +56,22 @@ def write_side_files(
     layout: str,
     dtype: torch.dtype,
     source: Path | None,
+    tokenizer_files: Mapping[str, bytes] | None = None,
     image_token_id: int | None = None,
     normalization: Normalization | None = None,
 ) -> None:
     """All files of a checkpoint but its weights. `source` is the directory it came from, if any.
 
-    `normalization` is of a tower alone; by default as in `source`, else ImageNet's.
+    `tokenizer_files` are by name, for when there is no source. `normalization` is of a tower alone; by
+    default as in `source`, else ImageNet's.
 
     Raises:
         ConfigError: the layout cannot express the model, or needs an id that is nowhere to be found.
+        CheckpointError: a file of the source cannot be read.
     """
+    carried = dict(tokenizer_files or {}) if source is None else _files_of(source, layout)
+    for name, data in carried.items():
+        (directory / Path(name).name).write_bytes(data)
     given = read_json(source / "config.json") if source and (source / "config.json").is_file() else {}
     if isinstance(config, VisionConfig):
         written = _vision_json(config, layout, given)
@@ -74,13 +79,12 @@ def write_side_files(
     elif family is None:
         raise ConfigError("a chat model is saved as one of the language-model families; none was given")
     else:
-        token = image_token_id if layout != "hf" else _image_token_id(image_token_id, given, source)
+        token = image_token_id if layout != "hf" else _image_token_id(image_token_id, given, directory)
         written = _chat_json(config, family, layout, given, token)
         size, pixels = config.tiling.tile_size, config.tiling.normalization
     written["torch_dtype"] = str(dtype).removeprefix("torch.")
-    copied = _copy_files(source, directory, layout)
     if layout in ("official", "llava"):
-        _link_code(written, family, has_code=any(CODE.fullmatch(name) for name in copied))
+        _link_code(written, family, has_code=any(CODE.fullmatch(name) for name in carried))
     write_json(written, directory / "config.json")
     write_json(_preprocessor(config, layout, size, pixels), directory / "preprocessor_config.json")
     if isinstance(config, ChatConfig):
@@ -134,18 +138,17 @@ def _link_code(written: dict[str, Any], family: Family | None, *, has_code: bool
         }
 
 
-def _copy_files(source: Path | None, directory: Path, layout: str) -> list[str]:
-    """Tokenizer, licence and, where they can be used, code files of the source."""
-    if source is None:
-        return []
-    names = [
-        path.name
-        for path in sorted(source.iterdir())
-        if path.is_file() and (COPIED.fullmatch(path.name) or (layout != "hf" and CODE.fullmatch(path.name)))
-    ]
-    for name in names:
-        shutil.copyfile(source / name, directory / name)
-    return names
+def _files_of(source: Path, layout: str) -> dict[str, bytes]:
+    """Tokenizer, licence and, where they can be used, code files of the source, by name."""
+    try:
+        return {
+            path.name: path.read_bytes()
+            for path in sorted(source.iterdir())
+            if path.is_file()
+            and (COPIED.fullmatch(path.name) or (layout != "hf" and CODE.fullmatch(path.name)))
+        }
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename or source}: {error.strerror}") from error
 
 
 def _preprocessor(
@@ -206,8 +209,8 @@ def _write_chat_extras(config: ChatConfig, directory: Path, layout: str, given: 
         write_json({**described, **extra}, tokenizer)
 
 
-def _image_token_id(token: int | None, given: Mapping[str, object], source: Path | None) -> int:
-    """The id of <IMG_CONTEXT>: as given, as recorded, or as the tokenizer's files say.
+def _image_token_id(token: int | None, given: Mapping[str, object], directory: Path) -> int:
+    """The id of <IMG_CONTEXT>: as given, as recorded, or as the tokenizer's files there say.
 
     Raises:
         ConfigError: it is nowhere to be found.
@@ -216,7 +219,7 @@ def _image_token_id(token: int | None, given: Mapping[str, object], source: Path
         return token
     if "image_token_id" in given:
         return Fields(given).whole("image_token_id", 0)
-    for path in [] if source is None else [source / "added_tokens.json", source / "tokenizer_config.json"]:
+    for path in (directory / "added_tokens.json", directory / "tokenizer_config.json"):
         found = _token_in(read_json(path)) if path.is_file() else None
         if found is not None:
             return found

@@ -7,18 +7,18 @@ with. The directory appears whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from internvl.checkpoints.configs import describe
 from internvl.checkpoints.layouts import HF, HF_VISION, LLAVA, OFFICIAL, VISION, Family, Layout, family_called
 from internvl.checkpoints.lazy import Held, Lazy
 from internvl.checkpoints.rules import Heads, convert, strictly
-from internvl.checkpoints.shards import fresh_directory, write_weights
+from internvl.checkpoints.shards import Progress, fresh_directory, write_weights
 from internvl.checkpoints.side_files import write_side_files
 from internvl.checkpoints.text_config import guess_family
 from internvl.config import ChatConfig, Normalization, VisionConfig
-from internvl.errors import ConfigError, UnknownNameError
+from internvl.errors import CheckpointError, ConfigError, UnknownNameError
 from internvl.models.vit import VisionTower
 from internvl.models.vlm import VLM
 
@@ -35,9 +35,11 @@ class Target:
     family: Family | None = None
     max_shard_bytes: float = 5e9
     source: Path | None = None
+    tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
     image_token_id: int | None = None
     normalization: Normalization | None = None
     overwrite: bool = False
+    progress: Progress | None = None
 
 
 def save_model(
@@ -48,6 +50,7 @@ def save_model(
     max_shard_bytes: float = 5e9,
     extra_files_from: str | Path | None = None,
     *,
+    tokenizer_files: Mapping[str, bytes] | None = None,
     family: str | None = None,
     image_token_id: int | None = None,
     normalization: Normalization | None = None,
@@ -63,6 +66,7 @@ def save_model(
         max_shard_bytes: larger checkpoints are split.
         extra_files_from: the directory the model came from: tokenizer, code files and fields of
             config.json without a meaning here are carried over.
+        tokenizer_files: contents by name, written when `extra_files_from` is not given or is gone.
         family: how the language model is packed ("internlm2", "llama", ...); by default as in
             `extra_files_from`, else what the configuration implies.
         image_token_id: id of <IMG_CONTEXT> for "hf", when no tokenizer files are given.
@@ -71,17 +75,19 @@ def save_model(
         overwrite: replace a directory that holds files.
 
     Raises:
-        CheckpointError: the directory is in use or cannot be written.
+        CheckpointError: the directory is in use or cannot be written; `extra_files_from` is gone, and
+            there are no `tokenizer_files`.
         ConfigError: the layout cannot express the model.
         UnknownNameError: no such layout or family.
     """
-    source = Path(extra_files_from) if extra_files_from else None
+    source = _source(extra_files_from, is_needed=not tokenizer_files)
     target = Target(
         directory=Path(directory),
         layout=layout,
         family=_family(config, family, source),
         max_shard_bytes=max_shard_bytes,
         source=source,
+        tokenizer_files=tokenizer_files or {},
         image_token_id=image_token_id,
         normalization=normalization,
         overwrite=overwrite,
@@ -103,7 +109,6 @@ def write_checkpoint(tensors: Mapping[str, Lazy], config: ChatConfig | VisionCon
         packing = family_called("llama")
     text = config.text if isinstance(config, ChatConfig) else None
     heads = Heads(text.num_heads, text.num_kv_heads) if text else Heads(1, 1)
-    renamed = strictly(convert(tensors, layouts[target.layout].rules(packing), heads, back=True))
     dtype = next(iter(tensors.values())).dtype
     with fresh_directory(target.directory, overwrite=target.overwrite) as directory:
         write_side_files(
@@ -113,10 +118,27 @@ def write_checkpoint(tensors: Mapping[str, Lazy], config: ChatConfig | VisionCon
             layout=target.layout,
             dtype=dtype,
             source=target.source,
+            tokenizer_files=target.tokenizer_files,
             image_token_id=target.image_token_id,
             normalization=target.normalization,
         )
-        write_weights(renamed, directory, target.max_shard_bytes)
+        # Only now: a configuration that the layout cannot express says more than a name without a rule.
+        renamed = strictly(convert(tensors, layouts[target.layout].rules(packing), heads, back=True))
+        write_weights(renamed, directory, target.max_shard_bytes, target.progress)
+
+
+def _source(directory: str | Path | None, *, is_needed: bool) -> Path | None:
+    """The directory, if it is there."""
+    if not directory:
+        return None
+    if Path(directory).is_dir():
+        return Path(directory)
+    if is_needed:
+        raise CheckpointError(
+            f"extra_files_from: there is no directory {directory}, from which tokenizer and code files were "
+            "to be copied; leave it out, or pass tokenizer_files"
+        )
+    return None
 
 
 def _family(config: ChatConfig | VisionConfig, name: str | None, source: Path | None) -> Family | None:
