@@ -139,3 +139,24 @@ def test_in_place_with_permission(tmp_path: Path) -> None:
     convert(tmp_path / "a", tmp_path / "a", "hf", image_token_id=39, overwrite=True)
     assert equal(load_model(tmp_path / "a").state_dict(), before)
     assert "model.vision_tower.embeddings.cls_token" in state_of(tmp_path / "a")
+
+
+@pytest.mark.parametrize("limit", [5e9, 10_000])
+def test_progress_counts_every_byte_once(tmp_path: Path, limit: float) -> None:
+    write_official(tmp_path / "a", chat_config("qwen2"), "qwen2")
+    told: list[tuple[str, int, int]] = []
+    convert(
+        tmp_path / "a",
+        tmp_path / "b",
+        "hf",
+        image_token_id=39,
+        max_shard_bytes=limit,
+        progress=lambda *step: told.append(step),
+    )
+    written = state_of(tmp_path / "b")
+    assert sorted(name for name, _, _ in told) == sorted(written)
+    done = 0
+    for name, so_far, total in told:
+        done += written[name].nbytes
+        assert (so_far, total) == (done, sum(value.nbytes for value in written.values()))
+    assert done == told[-1][2]

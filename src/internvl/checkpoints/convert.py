@@ -7,6 +7,7 @@ from pathlib import Path
 from internvl.checkpoints.layouts import family_called
 from internvl.checkpoints.load import build
 from internvl.checkpoints.resolve import check, open_checkpoint
+from internvl.checkpoints.shards import Progress
 from internvl.checkpoints.write import Target, write_checkpoint
 from internvl.config import ChatConfig, VisionConfig
 from internvl.errors import ConfigError
@@ -23,11 +24,13 @@ def convert(
     vision_path: str | Path | None = None,
     image_token_id: int | None = None,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Rewrite a checkpoint in another layout without loading it; adapters are merged on the way.
 
     Arguments are those of `load_model` and `save_model`. An InternLM2 model becomes LLaMA in "hf"
-    and, because its origin is recorded there, InternLM2 again in "official".
+    and, because its origin is recorded there, InternLM2 again in "official". `progress` is called after
+    each tensor with its new name, the bytes written so far and those in total.
 
     Raises:
         CheckpointError: the source cannot be read or does not hold the model of its config.json, or
@@ -48,5 +51,6 @@ def convert(
         source=Path(source) if Path(source).is_dir() else None,
         image_token_id=image_token_id,
         overwrite=overwrite,
+        progress=progress,
     )
     write_checkpoint(opened.tensors, config, target)
