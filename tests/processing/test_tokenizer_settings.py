@@ -85,6 +85,19 @@ def test_legacy_only_when_not_refused() -> None:
     [
         ({"added_tokens_decoder": {"x": {"content": "<a>"}}}, "needs a string and an id"),
         ({"added_tokens_decoder": {"3": {"content": 4}}}, "needs a string and an id"),
+        ({"added_tokens_decoder": {"5": "a"}}, "needs a string and an id, not 'a' with '5'"),
+        ({"added_tokens_decoder": {"5": None}}, "needs a string and an id, not None"),
+        ({"added_tokens_decoder": {"9" * 5000: {"content": "a"}}}, "needs a string and an id"),
+        ({"added_tokens_decoder": {str(2**31): {"content": "a"}}}, "needs a string and an id"),
+        ({"added_tokens_decoder": [{"content": "a"}]}, "added_tokens_decoder must map ids to tokens"),
+        ({"added_tokens_decoder": 5}, "added_tokens_decoder must map ids to tokens"),
+        ({"additional_special_tokens": 5}, "additional_special_tokens must be a list of tokens, not 5"),
+        (
+            {"additional_special_tokens": "abc"},
+            "must be a list of tokens, not 'abc'",
+        ),
+        ({"extra_special_tokens": True}, "extra_special_tokens must be a list of tokens"),
+        ({"additional_special_tokens": [["a"]]}, "a token must be a string"),
         ({"eos_token": 3}, "a token must be a string"),
         ({"add_bos_token": "yes"}, "add_bos_token must be true or false, not 'yes'"),
     ],
@@ -97,6 +110,36 @@ def test_nonsense_is_named(config: dict[str, Any], message: str) -> None:
 def test_list_instead_of_an_object_is_named() -> None:
     with pytest.raises(TokenizerError, match=r"added_tokens\.json must hold a JSON object, not list"):
         read_settings(files({}, added_tokens=[1]))
+
+
+@pytest.mark.parametrize(
+    "rows", [{"a": 1}, 5, "abc", [5], ["a"], [None], [[]], [{"id": True, "content": "a"}]]
+)
+def test_added_tokens_of_another_kind_are_named(rows: Any) -> None:
+    with pytest.raises(TokenizerError, match=r"added_tokens must be a list|\.json: an added token needs"):
+        read_settings(files({}, tokenizer={"added_tokens": rows}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"\xff\xfe",
+        b'{"a": ' + b"[" * 200_000,
+        b'{"a": ' * 200_000,
+        b'{"eos_token": "\\ud800"}',
+        b'{"eos_token": "\xed\xa0\x80"}',
+        b'{"a": ' + b"9" * 5000 + b"}",
+    ],
+)
+def test_what_is_no_json_is_named(content: bytes) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json is not valid JSON"):
+        read_settings({"tokenizer_config.json": content})
+
+
+def test_whole_characters_may_be_escaped() -> None:
+    config = b'\xef\xbb\xbf{"eos_token": "\\ud83d\\ude00", "bos_token": "\\u00e9"}'
+    assert read_settings({"tokenizer_config.json": config}).eos == "\U0001f600"
 
 
 def test_huge_file_is_not_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from internvl.errors import TokenizerError
 from internvl.processing.tokenizer import load_tokenizer
+from internvl.processing.vocabulary_json import edge_tokens
 from tests.processing import tiny_tokenizers as tiny
 
 
@@ -75,7 +76,13 @@ def test_merge_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_vocabulary_of_words_instead_of_ids_is_named(tmp_path: Path) -> None:
-    tiny.write_json(tiny.qwen2(tmp_path), "vocab.json", {"a": "b"})
+@pytest.mark.parametrize("id", ["b", "3", -1, 2**40, 1.0, True, None])
+def test_vocabulary_without_ids_is_named(tmp_path: Path, id: object) -> None:
+    tiny.write_json(tiny.qwen2(tmp_path), "vocab.json", {"a": id})
     with pytest.raises(TokenizerError, match=r"vocab\.json must map tokens to ids"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("step", [5, "x", [1], {"processors": 5}, {"processors": [5]}, {"single": 5}])
+def test_post_processor_that_says_nothing_adds_nothing(step: object) -> None:
+    assert edge_tokens({"tokenizer.json": json.dumps({"post_processor": step}).encode()}) == (False, False)

@@ -24,6 +24,7 @@ VOCABULARY = "vocab.json"
 MERGES = "merges.txt"
 FILES = (CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, FAST, PIECES, VOCABULARY, MERGES)
 MAX_BYTES = 256 * 2**20
+MAX_ID = 2**31 - 1
 
 CleanUp = Literal["always", "never", "as_configured"]
 BeginRule = Literal["flag", "never", "template"]
@@ -136,12 +137,18 @@ def read_files(directory: Path) -> dict[str, bytes]:
 
 
 def parse_json(files: Mapping[str, bytes], name: str) -> JSON:
-    """The object in one of the files; empty when the file is absent."""
+    """The object in one of the files; empty when the file is absent.
+
+    Raises `TokenizerError` for anything else, halves of characters, and nesting without an end.
+    """
     if name not in files:
         return {}
     try:
-        value = json.loads(files[name])
-    except ValueError as error:
+        text = files[name].decode("utf-8-sig")
+        value = json.loads(text)
+        if "\\u" in text:  # an escape may be half of a character, which no vocabulary library takes
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{name} is not valid JSON ({error}); fetch the file again") from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{name} must hold a JSON object, not {type(value).__name__}")
@@ -206,7 +213,9 @@ def _content(value: object) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     if value is not None and not isinstance(value, str):
-        raise TokenizerError(f"{CONFIG}: a token must be a string or an object with content, not {value!r}")
+        raise TokenizerError(
+            f"{CONFIG}: a token must be a string or an object with content, not {value!r:.80}"
+        )
     return value
 
 
@@ -214,6 +223,8 @@ def _additional(values: JSON) -> Iterator[str]:
     """Both names of the list; newer files write a mapping from a role to its token."""
     for key in ("additional_special_tokens", "extra_special_tokens"):
         listed = values.get(key) or ()
+        if not isinstance(listed, list | tuple | dict):
+            raise TokenizerError(f"{CONFIG}: {key} must be a list of tokens, not {listed!r:.80}")
         for value in listed.values() if isinstance(listed, dict) else listed:
             if content := _content(value):
                 yield content
@@ -222,18 +233,34 @@ def _additional(values: JSON) -> Iterator[str]:
 def _added(files: Mapping[str, bytes], config: JSON, listed: frozenset[str]) -> tuple[AddedToken, ...]:
     """Every added token that some file gives an id, the most explicit file first."""
     found: dict[str, AddedToken] = {}
-    for number, row in (config.get("added_tokens_decoder") or {}).items():
+    decoder = config.get("added_tokens_decoder") or {}
+    rows = parse_json(files, FAST).get("added_tokens") or []
+    if not isinstance(decoder, dict) or not isinstance(rows, list):
+        raise TokenizerError(
+            f"{CONFIG}: added_tokens_decoder must map ids to tokens, {FAST}: added_tokens must be a list"
+        )
+    for number, row in decoder.items():
         _keep(found, row, number, CONFIG)
-    for row in parse_json(files, FAST).get("added_tokens") or ():
-        _keep(found, row, row.get("id"), FAST)
+    for row in rows:
+        _keep(found, row, row.get("id") if isinstance(row, dict) else None, FAST)
     for content, number in parse_json(files, ADDED_TOKENS).items():
         _keep(found, {"content": content, "special": content in listed}, number, ADDED_TOKENS)
     return tuple(sorted(found.values(), key=lambda token: token.id))
 
 
-def _keep(found: dict[str, AddedToken], row: JSON, number: object, name: str) -> None:
-    content = row.get("content")
-    if not isinstance(content, str) or not str(number).isdecimal():
-        raise TokenizerError(f"{name}: an added token needs a string and an id, not {row!r} with {number!r}")
+def _keep(found: dict[str, AddedToken], row: object, number: object, name: str) -> None:
+    content = row.get("content") if isinstance(row, dict) else None
+    id = read_id(number)
+    if not isinstance(row, dict) or not isinstance(content, str) or id is None:
+        raise TokenizerError(
+            f"{name}: an added token needs a string and an id, not {row!r:.80} with {number!r:.80}"
+        )
     flags = {key: bool(row.get(key)) for key in ("lstrip", "rstrip", "single_word", "special")}
-    found.setdefault(content, AddedToken(content, int(str(number)), **flags))
+    found.setdefault(content, AddedToken(content, id, **flags))
+
+
+def read_id(value: object) -> int | None:
+    """A token id as files write it, a number or its digits; None for anything else."""
+    if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(MAX_ID)):
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= MAX_ID else None

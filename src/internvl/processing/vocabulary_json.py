@@ -12,7 +12,14 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from internvl.errors import TokenizerError
-from internvl.processing.tokenizer_settings import FAST, MERGES, VOCABULARY, TokenizerSettings, parse_json
+from internvl.processing.tokenizer_settings import (
+    FAST,
+    MERGES,
+    VOCABULARY,
+    TokenizerSettings,
+    parse_json,
+    read_id,
+)
 
 Piece = tuple[int, int, int]
 """Token id, first character, character after the last."""
@@ -98,8 +105,9 @@ def load_json_vocabulary(files: Mapping[str, bytes], settings: TokenizerSettings
 
 def edge_tokens(files: Mapping[str, bytes]) -> tuple[bool, bool]:
     """Whether the post-processor of tokenizer.json puts a token in front of and behind a text."""
-    processor = parse_json(files, FAST).get("post_processor") or {}
-    for step in processor.get("processors") or [processor]:
+    processor = parse_json(files, FAST).get("post_processor")
+    steps = processor.get("processors") if isinstance(processor, dict) else None
+    for step in steps if isinstance(steps, list) and steps else [processor]:
         if isinstance(step, dict) and isinstance(step.get("single"), list):
             kinds = [next(iter(item)) for item in step["single"] if isinstance(item, dict) and item]
             if "Sequence" in kinds:
@@ -128,7 +136,7 @@ def _build(files: Mapping[str, bytes], settings: TokenizerSettings) -> Tokenizer
     vocabulary = parse_json(files, VOCABULARY)
     lines = files[MERGES].decode("utf-8", errors="replace").splitlines()
     merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#")]
-    if not all(isinstance(id, int) and id >= 0 for id in vocabulary.values()):
+    if any(isinstance(id, str) or read_id(id) is None for id in vocabulary.values()):
         raise TokenizerError(f"{VOCABULARY} must map tokens to ids; fetch the file again")
     unknown = next((pair for pair in merges if len(pair) != 2 or "".join(pair) not in vocabulary), None)
     if unknown is not None:
