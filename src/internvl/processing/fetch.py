@@ -1,19 +1,23 @@
 """One file from the web, for callers who opened that door.
 
 Guards: http and https only, also after redirects; the address actually connected to must be public;
-a cap on bytes and on total time while reading. Proxies of the environment are not used, because the
-address check would then see the proxy. Knows nothing of what is fetched.
+a cap on bytes, and one deadline for everything from connecting to the last byte. Proxies of the
+environment are not used, because the address check would then see the proxy. Knows nothing of what is
+fetched.
 """
 
 from __future__ import annotations
 
 import http.client
+import io
 import ipaddress
 import socket
 import ssl
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import Any, cast
 from urllib.parse import quote, urljoin, urlsplit
 
 from internvl.errors import InputError
@@ -27,7 +31,10 @@ HEADERS: Mapping[str, str] = {"User-Agent": "internvl", "Accept-Encoding": "iden
 def fetch(
     url: str, *, max_bytes: int, timeout: float, allow_private_hosts: bool, error: type[InputError]
 ) -> bytes:
-    """GET `url` within `timeout` seconds in all; all but a complete 200 is an `error`."""
+    """GET `url` within `timeout` seconds in all; all but a complete 200 is an `error`.
+
+    Only the system's own look-up of the name may take longer: nothing can interrupt it.
+    """
     deadline = time.monotonic() + timeout
     for _ in range(MAX_REDIRECTS + 1):
         try:
@@ -36,7 +43,7 @@ def fetch(
                 response = connection.getresponse()
                 location = response.getheader("Location")
                 if response.status not in REDIRECTS or location is None:
-                    return _read(response, url, deadline, max_bytes, error)
+                    return _read(response, url, max_bytes, error)
                 url = urljoin(url, location)
         except InputError:
             raise
@@ -54,20 +61,69 @@ def _connect(
         raise error(f"only http and https addresses are fetched, not {url[:200]!r}")
     is_secure = parts.scheme == "https"
     kind = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
-    seconds = max(0.01, deadline - time.monotonic())
-    connection = kind(parts.hostname, parts.port or kind.default_port, timeout=seconds)
+    connection = kind(parts.hostname, parts.port or kind.default_port)
     # Connecting first and asking the socket afterwards leaves no gap for a name that resolves differently.
-    peer = socket.create_connection((connection.host, connection.port), timeout=seconds)
-    address = ipaddress.ip_address(peer.getpeername()[0].partition("%")[0])
-    if not allow_private_hosts and not _is_public(address):
-        peer.close()
-        raise error(
-            f"{parts.hostname} is {address}, not a public address; allow it with allow_private_hosts=True"
-        )
-    if is_secure:
-        peer = ssl.create_default_context().wrap_socket(peer, server_hostname=parts.hostname)
+    peer = _dial(connection.host, connection.port, deadline)
+    with ExitStack() as undo:
+        undo.callback(peer.close)
+        address = ipaddress.ip_address(peer.getpeername()[0].partition("%")[0])
+        if not allow_private_hosts and not _is_public(address):
+            raise error(
+                f"{parts.hostname} is {address}, not a public address; allow it with allow_private_hosts=True"
+            )
+        peer.settimeout(_seconds_left(deadline))
+        if is_secure:
+            peer = ssl.create_default_context().wrap_socket(peer, server_hostname=parts.hostname)
+            undo.callback(peer.close)
+            peer.settimeout(_seconds_left(deadline))
+        undo.pop_all()
     connection.sock = peer
+    connection.response_class = cast(Any, partial(_Response, deadline=deadline))
     return connection
+
+
+def _dial(host: str, port: int, deadline: float) -> socket.socket:
+    """A connection to the first address of `host` that answers; all of them share the time."""
+    failure = OSError(f"{host} has no address")
+    for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            return socket.create_connection((str(address[0]), port), timeout=_seconds_left(deadline))
+        except OSError as reason:
+            failure = reason
+    raise failure
+
+
+def _seconds_left(deadline: float) -> float:
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError("the time is over")
+    return seconds
+
+
+class _Response(http.client.HTTPResponse):
+    """A response whose header and body must come before the deadline."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, deadline: float, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp = io.BufferedReader(_Timed(self.fp.detach(), sock, deadline))
+
+
+class _Timed(io.RawIOBase):
+    """What comes from a socket. Its own timeout is for each piece, so it is set anew: bytes may drip in."""
+
+    def __init__(self, raw: Any, sock: socket.socket, deadline: float) -> None:
+        self._raw, self._sock, self._deadline = raw, sock, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(_seconds_left(self._deadline))
+        return cast(int | None, self._raw.readinto(buffer))
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def _target(url: str) -> str:
@@ -81,9 +137,7 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return bool(mapped.is_global) and not mapped.is_multicast
 
 
-def _read(
-    response: http.client.HTTPResponse, url: str, deadline: float, max_bytes: int, error: type[InputError]
-) -> bytes:
+def _read(response: http.client.HTTPResponse, url: str, max_bytes: int, error: type[InputError]) -> bytes:
     if response.status != 200:
         raise error(f"{url[:200]!r} answered {response.status} {response.reason}")
     if response.length is not None and response.length > max_bytes:
@@ -93,8 +147,6 @@ def _read(
         content += chunk
         if len(content) > max_bytes:
             raise error(f"{url[:200]!r} has more than max_bytes={max_bytes}")
-        if time.monotonic() > deadline:
-            raise error(f"{url[:200]!r} was not complete in time: {len(content)} bytes came")
     if response.length:
         raise error(f"{url[:200]!r} broke off: {response.length} bytes are missing")
     return bytes(content)
