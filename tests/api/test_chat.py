@@ -20,7 +20,7 @@ from internvl.errors import (
     InputError,
     PromptError,
 )
-from internvl.processing.tiles import Tiles
+from internvl.processing.tiles import prepare
 from tests.api.conftest import noise
 
 SHORT = {"max_new_tokens": 6}
@@ -67,10 +67,8 @@ def test_a_picture_is_encoded_once_over_rounds_and_questions(model: ChatModel, p
 
 def test_two_pictures_of_one_size_are_not_mixed_up(model: ChatModel) -> None:
     pictures = [noise(120, 90, seed) for seed in (1, 2)]
-    explained = [
-        model.processor(model._prepare({"prompt": "x", "images": [p]}).request.conversation) for p in pictures
-    ]
-    assert explained[0].image_keys != explained[1].image_keys
+    first, second = _keys(model, pictures)
+    assert first != second
     alone = []
     for picture in pictures:
         model.vision_cache.clear()
@@ -202,16 +200,14 @@ def test_video_frames_as_pictures(model: ChatModel) -> None:
 
 def test_pictures_and_videos_keep_their_order(model: ChatModel) -> None:
     one, two, frame = (noise(84, 84, seed) for seed in (1, 2, 3))
-    keys = [
-        model.processor._prepare_one(picture, None).key for picture in _pictures(model, [one, frame, two])
-    ]
+    keys = list(_keys(model, [one, frame, two]))
     request = {"prompt": "<image> <video> <image>", "images": [one, two], "videos": [[frame]]}
     assert list(model._prepare(request).inputs.image_keys) == keys
 
 
-def _pictures(model: ChatModel, sources: list[Image.Image]) -> list[Any]:
-    text = "<image>" * len(sources)
-    return list(model._prepare({"prompt": text, "images": sources}).request.conversation.pictures)
+def _keys(model: ChatModel, sources: list[Image.Image]) -> tuple[str, ...]:
+    """The image keys of pictures in this order."""
+    return model._prepare({"prompt": "<image>" * len(sources), "images": sources}).inputs.image_keys
 
 
 @pytest.mark.parametrize(
@@ -265,8 +261,7 @@ def test_too_many_pictures(model: ChatModel) -> None:
 
 
 def test_ready_tiles_of_another_size_are_refused(model: ChatModel) -> None:
-    ready = model.processor._prepare_one(_pictures(model, [noise(9, 9)])[0], None)
-    wrong = Tiles(tiles_N3HW=torch.zeros(1, 3, 42, 42), grid=ready.grid, width=9, height=9, key="wrong")
+    wrong = prepare(noise(9, 9), replace(model.config.tiling, tile_size=42))
     with pytest.raises(ImageError, match="84"):
         model.chat("What?", [wrong])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import internvl
@@ -21,6 +22,8 @@ from internvl.errors import (
     UnknownNameError,
     WeightsError,
 )
+from internvl.processing.colour import RELEASED_POLICY
+from internvl.processing.conversation import from_prompt
 
 QUESTION = {"prompt": "Hello, who are you?", "max_new_tokens": 8}
 
@@ -154,3 +157,50 @@ def test_directories_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError):
         internvl.load(tmp_path)
+
+
+def test_saving_needs_no_source_any_more(copy: Path, tmp_path: Path) -> None:
+    model = internvl.load(copy)
+    assert isinstance(model, ChatModel)
+    expected = model.chat_batch([QUESTION])[0].ids
+    shutil.rmtree(copy)
+    internvl.save(model, tmp_path / "out")
+    again = internvl.load(tmp_path / "out")
+    assert isinstance(again, ChatModel)
+    assert again.chat_batch([QUESTION])[0].ids == expected
+
+
+def test_the_tokenizer_is_looked_at_before_the_weights(copy: Path) -> None:
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (copy / name).unlink()
+    path = copy / "model.safetensors"
+    tensors = load_file(path)
+    tensors["mlp1.1.weight"][0, 0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(TokenizerError):
+        internvl.load(copy)
+
+
+def test_a_tower_keeps_its_normalisation(golden_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tower"
+    shutil.copytree(golden_dir / "internvit_300m", folder)
+    path = folder / "preprocessor_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}), encoding="utf-8")
+    model = internvl.load(folder)
+    assert isinstance(model, VisionModel)
+    assert model.normalization == "siglip"
+    internvl.save(model, tmp_path / "again")
+    again = internvl.load(tmp_path / "again")
+    assert isinstance(again, VisionModel)
+    assert again.normalization == "siglip"
+
+
+def test_released_treatment_of_transparency_can_be_had(copy: Path) -> None:
+    image = Image.new("RGBA", (84, 84), (255, 0, 0, 0))
+    plain, released = (internvl.load(copy, policy=policy) for policy in (None, RELEASED_POLICY))
+    keys = [
+        model.processor(from_prompt("", [image])).image_keys  # type: ignore[union-attr]
+        for model in (plain, released)
+    ]
+    assert keys[0] != keys[1]

@@ -9,12 +9,14 @@ import torch
 from internvl import zoo
 from internvl.api.chat import ChatModel
 from internvl.api.vision import VisionModel
+from internvl.checkpoints.configs import describe_normalization
 from internvl.checkpoints.hub import resolve
-from internvl.checkpoints.load import load_model
+from internvl.checkpoints.load import load_opened, resolve_device
+from internvl.checkpoints.resolve import open_checkpoint
 from internvl.checkpoints.write import save_model
-from internvl.config import IMG_CONTEXT
+from internvl.config import IMG_CONTEXT, ChatConfig
 from internvl.errors import InputError, UnknownNameError
-from internvl.models.vlm import VLM
+from internvl.processing.colour import ImagePolicy
 from internvl.processing.image import ImageLimits
 from internvl.processing.processor import Processor
 from internvl.processing.tokenizer import load_tokenizer
@@ -29,7 +31,9 @@ def load(
     template: str | None = None,
     vision_path: str | Path | None = None,
     revision: str | None = None,
+    offline: bool | None = None,
     limits: ImageLimits | None = None,
+    policy: ImagePolicy | None = None,
 ) -> ChatModel | VisionModel:
     """Load any checkpoint of the family: a `ChatModel`, or a `VisionModel` for a tower alone.
 
@@ -43,7 +47,10 @@ def load(
             1.x the system message of May 2024, with which they were measured.
         vision_path: the tower's checkpoint, where a LLaVA-style one does not hold it.
         revision: branch, tag or commit on the hub.
-        limits: what pictures are read at all; web addresses are closed by default.
+        offline: True never asks the network; None follows HF_HUB_OFFLINE.
+        limits: what pictures, videos and documents are read at all; web addresses are closed by default.
+        policy: how pictures become RGB; `processing.colour.RELEASED_POLICY` is what the released code
+            does with EXIF and transparency.
 
     Raises:
         UnknownNameError: no such path and no such model.
@@ -54,14 +61,18 @@ def load(
     """
     if quantize is not None:
         raise InputError(f"quantize={quantize!r}: this version runs the weights as they are; leave it None")
-    path = resolve(name_or_path, revision=revision)
+    resolve_device(device)
+    path = resolve(name_or_path, revision=revision, offline=offline)
     chosen = template or template_of(name_or_path)
-    model = load_model(path, dtype=dtype, device=device, template=chosen, vision_path=vision_path)
-    if not isinstance(model, VLM):
-        return VisionModel(model)
+    checkpoint = open_checkpoint(path, template=chosen, vision_path=vision_path)
+    config = checkpoint.description.config
+    if not isinstance(config, ChatConfig):
+        tower = load_opened(checkpoint, dtype=dtype, device=device)
+        return VisionModel(tower, normalization=describe_normalization(path))  # type: ignore[arg-type]
     directory = path if path.is_dir() else path.parent
-    processor = Processor(model.config, load_tokenizer(directory), limits=limits)
-    return ChatModel(model, processor, source=directory)
+    processor = Processor(config, load_tokenizer(directory), limits=limits, policy=policy)
+    model = load_opened(checkpoint, dtype=dtype, device=device)
+    return ChatModel(model, processor, source=directory)  # type: ignore[arg-type]
 
 
 def template_of(name_or_path: str | Path) -> str | None:
@@ -90,15 +101,18 @@ def save(
         UnknownNameError: no such layout.
     """
     if isinstance(model, VisionModel):
-        save_model(model.tower, model.config, path, layout, overwrite=overwrite)
+        save_model(
+            model.tower, model.config, path, layout, normalization=model.normalization, overwrite=overwrite
+        )
         return
-    context_id = model.processor.tokenizer.token_id(IMG_CONTEXT)
+    tokenizer = model.processor.tokenizer
     save_model(
         model.vlm,
         model.config,
         path,
         layout,
         extra_files_from=model.source,
-        image_token_id=context_id,
+        tokenizer_files=tokenizer.files,
+        image_token_id=tokenizer.token_id(IMG_CONTEXT),
         overwrite=overwrite,
     )

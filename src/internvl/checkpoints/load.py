@@ -49,11 +49,25 @@ def load_model(
         CheckpointError: files, configuration (ConfigError) or tensors (WeightsError) that do not fit.
         DeviceError: a dtype or device that is not available.
     """
-    target = resolve_device(device)
+    resolve_device(device)
     checkpoint = open_checkpoint(path, template=template, vision_path=vision_path)
+    return load_opened(checkpoint, dtype=dtype, device=device, check_finite=check_finite)
+
+
+def load_opened(
+    checkpoint: Checkpoint,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    check_finite: bool = True,
+) -> VLM | VisionTower:
+    """As `load_model`, for a checkpoint whose configuration was looked at first."""
+    target = resolve_device(device)
     config = checkpoint.description.config
     if isinstance(config, TextConfig):
-        raise ConfigError(f"{path} is a language model alone; compose() joins it with a vision tower")
+        raise ConfigError(
+            f"{checkpoint.path} is a language model alone: join it with a tower by checkpoints.load.compose"
+        )
     model = build(config)
     fill(model, checkpoint, _dtype(dtype, checkpoint), target, check_finite=check_finite)
     return model.eval()

@@ -54,7 +54,7 @@ def run(words: Sequence[str]) -> int:
         raise InputError(f"--shard-gb must be above 0, got {options.shard_gb}")
     source = hub.resolve(options.source, offline=True)
     start = time.perf_counter()
-    with output.status(f"{options.source} as {options.layout} to {options.destination}"):
+    with output.progress("", is_bytes=True) as advance:
         convert(
             source,
             options.destination,
@@ -65,6 +65,7 @@ def run(words: Sequence[str]) -> int:
             vision_path=options.vision,
             image_token_id=_image_token_id(source),
             overwrite=options.overwrite,
+            progress=advance,
         )
     _report(options, source, time.perf_counter() - start)
     return 0

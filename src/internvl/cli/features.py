@@ -13,6 +13,7 @@ from torch import Tensor
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from internvl.api.vision import VisionModel
+from internvl.checkpoints.configs import describe_normalization
 from internvl.checkpoints.load import load_vision
 from internvl.cli import output
 from internvl.cli.arguments import File, Flag, ModelOptions, parse
@@ -87,7 +88,7 @@ def run(words: Sequence[str]) -> int:
     path = find(options.model.model)
     with output.status(f"loading {options.model.model}"):
         tower = load_vision(path, dtype=options.model.dtype, device=options.model.device)
-    results = compute(VisionModel(tower), names, options)
+    results = compute(VisionModel(tower, normalization=describe_normalization(path)), names, options)
     _report(results, options)
     return 1 if results.failed else 0
 

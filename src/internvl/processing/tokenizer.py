@@ -216,6 +216,11 @@ class Tokenizer:
         is_behind = id >= self._vocabulary.size and token in self._settings.additional
         return is_behind or token not in self._settings.listed
 
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The files it was read from: name and contents."""
+        return self._files
+
     def save(self, directory: str | Path) -> None:
         """Write the files this tokenizer was read from, byte by byte."""
         target = Path(directory)
