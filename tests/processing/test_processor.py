@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from internvl.config import ChatConfig, ProjectorConfig, TextConfig, TilingConfig, VisionConfig
-from internvl.errors import ImageError, PromptError, TokenizerError, UnknownNameError
+from internvl.errors import ContextOverflowError, ImageError, PromptError, TokenizerError, UnknownNameError
+from internvl.processing import processor as module
 from internvl.processing.conversation import Conversation, Message, Picture, Role, from_prompt
 from internvl.processing.messages import from_messages
 from internvl.processing.processor import IGNORED, Processor
@@ -128,6 +129,43 @@ def test_choices_and_budgets_shape_the_tiles(processor: Processor) -> None:
     for pictures in ([], [wide]):
         with pytest.raises(ImageError, match=r"total_tiles.* at least 1, not 0"):
             processor(from_prompt("x", pictures), total_tiles=0)
+
+
+def test_a_prompt_without_room_is_refused_before_tiles_are_cut(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = from_prompt("What? " * 20, [picture(180, 60), picture(60, 60)])
+    inputs = processor(conversation)
+    assert processor(conversation, max_tokens=len(inputs.ids)).ids == inputs.ids
+    monkeypatch.setattr(module, "prepare", lambda *_: pytest.fail("a picture was cut"))
+    length = len(inputs.ids)
+    with pytest.raises(
+        ContextOverflowError, match=f"prompt of {length} tokens, but there is room for {length - 1}:"
+    ):
+        processor(conversation, max_tokens=length - 1)
+    with pytest.raises(ContextOverflowError, match=r"room for 0: .* lower max_new_tokens .* max_tiles"):
+        processor(from_prompt("Hi"), max_tokens=-5)
+
+
+def test_no_more_pictures_are_read_than_there_is_room_for(processor: Processor) -> None:
+    conversation = from_prompt("x", [picture(180, 60), picture(180, 60), "missing.jpg"])
+    with pytest.raises(
+        ContextOverflowError, match="2 of 3 pictures take 32 tokens, but there is room for 31"
+    ):
+        processor(conversation, max_tokens=31)
+
+
+def test_pictures_are_read_once(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+
+    def load(source: Image.Image, *arguments: object) -> Image.Image:
+        read.append(source)
+        return source
+
+    monkeypatch.setattr(module, "load_image", load)
+    images = [picture(), picture(60, 60, seed=1)]
+    assert processor(from_prompt("x", images), max_tokens=1000).tile_counts == (3, 1)
+    assert read == images
 
 
 def test_ready_tiles_are_taken_as_they_are(processor: Processor) -> None:

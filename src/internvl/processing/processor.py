@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from internvl.config import IMG_CONTEXT, IMG_END, IMG_START, ChatConfig
-from internvl.errors import ImageError, PromptError, TokenizerError
+from internvl.config import IMG_CONTEXT, IMG_END, IMG_START, ChatConfig, TilingConfig
+from internvl.errors import ContextOverflowError, ImageError, PromptError, TokenizerError
 from internvl.processing.added_tokens import Span
 from internvl.processing.colour import ImagePolicy
 from internvl.processing.conversation import Conversation, Picture, Role
 from internvl.processing.image import ImageLimits, load_image
 from internvl.processing.templates import Rendered, find_template, render
 from internvl.processing.tiles import Tiles, prepare
-from internvl.processing.tiling import Grid, split_budget
+from internvl.processing.tiling import Grid, count_tiles, resolve, split_budget
 from internvl.processing.tokenizer import Encoding, Tokenizer
 
 IGNORED = -100
@@ -55,6 +56,23 @@ class Inputs:
         return [
             id if is_answer else IGNORED for id, is_answer in zip(self.ids, self.are_answers, strict=True)
         ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Opened:
+    """A picture that was read and is not cut yet, with its own tiling; or tiles made already."""
+
+    source: Image.Image | Tiles
+    tiling: TilingConfig
+
+    @property
+    def num_tiles(self) -> int:
+        if isinstance(self.source, Tiles):
+            return self.source.num_tiles
+        return count_tiles(*self.source.size, self.tiling)
+
+    def cut(self) -> Tiles:
+        return self.source if isinstance(self.source, Tiles) else prepare(self.source, self.tiling)
 
 
 class Processor:
@@ -108,20 +126,29 @@ class Processor:
         return (id,)
 
     def __call__(
-        self, conversation: Conversation, *, open_answer: bool = True, total_tiles: int | None = None
+        self,
+        conversation: Conversation,
+        *,
+        open_answer: bool = True,
+        total_tiles: int | None = None,
+        max_tokens: int | None = None,
     ) -> Inputs:
-        """Read and tile the pictures, render, tokenise.
+        """Read the pictures, render, tokenise, and cut the pictures into tiles.
 
         `open_answer` ends with the opening of the assistant's turn. `total_tiles` is shared out over the
-        pictures, each at least one; None gives each the model's own maximum. Raises `PromptError` for a
+        pictures, each at least one; None gives each the model's own maximum. A prompt of more than
+        `max_tokens` tokens raises `ContextOverflowError` before any tile is cut. Raises `PromptError` for a
         conversation that cannot be answered, `ImageError` for pictures, `TokenizerError` for ids the
         model lacks.
         """
         self._check(conversation, open_answer)
-        tiles = self._prepare(conversation.pictures, total_tiles)
-        rendered = self.render(conversation, [one.num_tiles for one in tiles], open_answer=open_answer)
+        opened = self._open(conversation.pictures, total_tiles, max_tokens)
+        rendered = self.render(conversation, [one.num_tiles for one in opened], open_answer=open_answer)
         encoding = self.tokenizer.encode(rendered.text, plain=rendered.plain)
         self._check_ids(encoding.ids)
+        _check_room(f"prompt of {len(encoding.ids)} tokens", len(encoding.ids), max_tokens)
+        # Each picture is let go as soon as it is cut.
+        tiles = [opened.pop(0).cut() for _ in range(len(opened))]
         return Inputs(
             text=rendered.text,
             ids=encoding.ids,
@@ -160,20 +187,30 @@ class Processor:
                 "frames or pages, or raise max_pictures"
             )
 
-    def _prepare(self, pictures: Sequence[Picture], total_tiles: int | None) -> list[Tiles]:
+    def _open(
+        self, pictures: Sequence[Picture], total_tiles: int | None, max_tokens: int | None
+    ) -> list[_Opened]:
+        """All pictures, read once; no further than there is room for."""
         num_open = sum(not isinstance(picture.source, Tiles) for picture in pictures)
         budget = None if total_tiles is None else split_budget(total_tiles, max(1, num_open))
-        return [self._prepare_one(picture, budget) for picture in pictures]
+        opened: list[_Opened] = []
+        num_tokens = 0
+        for picture in pictures:
+            opened.append(self._open_one(picture, budget))
+            num_tokens += opened[-1].num_tiles * self.config.tokens_per_tile
+            what = f"{len(opened)} of {len(pictures)} pictures take {num_tokens} tokens"
+            _check_room(what, num_tokens, max_tokens)
+        return opened
 
-    def _prepare_one(self, picture: Picture, budget: int | None) -> Tiles:
+    def _open_one(self, picture: Picture, budget: int | None) -> _Opened:
+        tiling = self.config.tiling
         if not isinstance(picture.source, Tiles):
-            image = load_image(picture.source, self.limits, self.policy)
-            return prepare(image, self.config.tiling, picture.choice, budget=budget)
-        size = self.config.tiling.tile_size
-        shape = tuple(picture.source.tiles_N3HW.shape)
+            tiling = resolve(tiling, picture.choice, budget=budget)
+            return _Opened(load_image(picture.source, self.limits, self.policy), tiling)
+        shape, size = tuple(picture.source.tiles_N3HW.shape), tiling.tile_size
         if len(shape) != 4 or shape[0] < 1 or shape[1:] != (3, size, size):
             raise ImageError(f"tiles of shape {shape}; this model reads (N, 3, {size}, {size}) with N >= 1")
-        return picture.source
+        return _Opened(picture.source, tiling)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         largest, rows = max(ids, default=0), self.config.text.vocab_size
@@ -200,6 +237,14 @@ class Processor:
         inside = _Inside(rendered.answers)
         marks = [inside(start) for start, _ in encoding.offsets]
         return [False, *marks[1:]] if self.tokenizer.adds_bos else marks
+
+
+def _check_room(what: str, num_tokens: int, max_tokens: int | None) -> None:
+    if max_tokens is not None and num_tokens > max_tokens:
+        raise ContextOverflowError(
+            f"{what}, but there is room for {max(0, max_tokens)}: shorten the prompt or lower max_new_tokens "
+            "(fewer tiles per picture: max_tiles)"
+        )
 
 
 class _Inside:
