@@ -94,10 +94,16 @@ def test_empty_question_needs_a_picture() -> None:
         from_prompt("")
 
 
-@pytest.mark.parametrize("history", [["Hello"], [("a", "b", "c")], [("a", None)], [(1, "b")]])
-def test_history_must_be_pairs_of_strings(history: list[object]) -> None:
+@pytest.mark.parametrize("history", [["Hello"], [("a", "b", "c")], [("a", None)], [(1, "b")], "ab", 5, {1}])
+def test_history_must_be_pairs_of_strings(history: Any) -> None:
     with pytest.raises(PromptError, match="pairs of question and answer"):
-        from_prompt("What?", (), history)  # type: ignore[arg-type]
+        from_prompt("What?", (), history)
+
+
+@pytest.mark.parametrize("pictures", ["a.jpg", b"x", 5, None])
+def test_pictures_are_a_list(pictures: Any) -> None:
+    with pytest.raises(PromptError, match="pictures must be a list"):
+        from_prompt("What?", pictures)
 
 
 def test_question_must_be_a_string() -> None:

@@ -98,6 +98,10 @@ def from_prompt(
     and a line break for the only picture, else `Image-1: <image>`, `Image-2: <image>` and so on, a line each.
     Raises `PromptError` where marks and pictures disagree in number.
     """
+    if not isinstance(pictures, Iterable) or isinstance(pictures, str | bytes):
+        raise PromptError(f"pictures must be a list, also where there is one: not {shorten(pictures)}")
+    if not isinstance(history, Sequence | None):
+        raise PromptError(f"history must be a list of pairs of question and answer, not {shorten(history)}")
     turns = [*(history or ()), (text, "")]
     given = [item if isinstance(item, Picture) else Picture(item) for item in pictures]
     _check_turns(turns)
