@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from internvl.config import TilingConfig
+from internvl.config import NORMALIZATION_STATISTICS, TilingConfig
 from internvl.errors import ImageError
 from internvl.processing.image import load_image
 from internvl.processing.tiles import image_key, normalize, prepare
-from internvl.processing.tiling import NORMALIZATIONS, Grid, TileChoice, cut
+from internvl.processing.tiling import Grid, TileChoice, cut
 
 
 def tiling_of(case: dict) -> TilingConfig:
@@ -68,10 +68,10 @@ def image() -> Image.Image:
 SMALL = TilingConfig(tile_size=16, max_tiles=6)
 
 
-@pytest.mark.parametrize("normalization", list(NORMALIZATIONS))
+@pytest.mark.parametrize("normalization", list(NORMALIZATION_STATISTICS))
 def test_normalisation_is_rounded_step_by_step(image, normalization):
     (tile,) = normalize([image], normalization)
-    mean, std = (np.array(row, np.float32) for row in NORMALIZATIONS[normalization])
+    mean, std = (np.array(row, np.float32) for row in NORMALIZATION_STATISTICS[normalization])
     expected = (np.asarray(image).astype(np.float32) / np.float32(255) - mean) / std
     assert tile.dtype == torch.float32
     np.testing.assert_array_equal(tile.numpy(), expected.transpose(2, 0, 1))

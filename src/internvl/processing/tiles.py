@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from internvl.config import Normalization, TilingConfig
+from internvl.config import NORMALIZATION_STATISTICS, Normalization, TilingConfig
 from internvl.errors import ImageError
-from internvl.processing.tiling import NORMALIZATIONS, Grid, TileChoice, cut, plan, resolve
+from internvl.processing.tiling import Grid, TileChoice, cut, plan, resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,7 +60,7 @@ def normalize(tiles: Sequence[Image.Image], normalization: Normalization) -> Ten
     """
     if not tiles:
         raise ImageError("there are no tiles to normalise: hand over at least one picture")
-    mean_311, std_311 = (torch.tensor(row).view(3, 1, 1) for row in NORMALIZATIONS[normalization])
+    mean_311, std_311 = (torch.tensor(row).view(3, 1, 1) for row in NORMALIZATION_STATISTICS[normalization])
     tiles_N3HW = torch.empty(len(tiles), 3, tiles[0].height, tiles[0].width)
     for out_3HW, tile in zip(tiles_N3HW, tiles, strict=True):
         if tile.size != tiles[0].size:

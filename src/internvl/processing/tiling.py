@@ -5,26 +5,19 @@ Knows no files, no tensors and no models; `tiles` turns what is cut here into te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
 from PIL import Image
 
-from internvl.config import Normalization, TilingConfig
+from internvl.config import NORMALIZATION_STATISTICS, Normalization, TilingConfig
 from internvl.errors import ImageError
 from internvl.processing.canvas import pad_to_square, resize
 
 Detail = Literal["low", "high", "auto"]
-RGB = tuple[float, float, float]
-
-NORMALIZATIONS: Mapping[Normalization, tuple[RGB, RGB]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "clip": ((0.4814546, 0.4578275, 0.40821073), (0.2686295, 0.2613025, 0.2757711)),
-    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-"""Mean and standard deviation of red, green and blue, for values in 0..1."""
+NORMALIZATIONS = NORMALIZATION_STATISTICS
+"""The name under which `compat.images` reads the table."""
 
 MAX_TILES = 512
 """Of one picture: at 256 tokens a tile, the longest context of the released models (131072)."""
@@ -156,7 +149,7 @@ def cut(image: Image.Image, tiling: TilingConfig) -> list[Image.Image]:
 
 def fill_colour(normalization: Normalization) -> tuple[int, int, int]:
     """The colour that becomes about zero: `int(mean * 255)` of each channel."""
-    red, green, blue = (int(mean * 255) for mean in NORMALIZATIONS[normalization][0])
+    red, green, blue = (int(mean * 255) for mean in NORMALIZATION_STATISTICS[normalization][0])
     return red, green, blue
 
 
