@@ -28,7 +28,7 @@ from internvl.config import GROUNDING_TOKENS, IMG_CONTEXT, ChatConfig
 from internvl.engine.vision_cache import VisionCache
 from internvl.errors import InputError, PromptError
 from internvl.generation.generate import Batch, generate
-from internvl.generation.prompt import Prompt, check_room
+from internvl.generation.prompt import Prompt, check_room, context_limit
 from internvl.generation.result import Generation
 from internvl.generation.sampling import Sampling
 from internvl.generation.stream import Decode
@@ -96,7 +96,7 @@ class ChatModel:
 
         Raises:
             InputError: a picture, prompt or option that cannot be used, or a prompt too long for
-                the model's context. Nothing has been computed then.
+                the model's context. No tile has been cut and nothing computed then.
         """
         return self.chat_batch([{"prompt": prompt, "images": images, **options}])[0]
 
@@ -138,6 +138,7 @@ class ChatModel:
         Stops at the template's end mark, which is the last id then; other `stop_ids` replace it.
         """
         sampling = self._sampling(options)
+        check_room(torch.as_tensor(ids).numel(), sampling.max_new_tokens, self.config.text)
         with torch.inference_mode():
             x_TD = self._embed(ids, tiles)
         (made,) = generate(self.vlm.llm, [Prompt(x_TD, sampling, self.seen_ids)])
@@ -166,7 +167,12 @@ class ChatModel:
         start = time.perf_counter()
         request = read_request(question, images, arguments, self.processor.limits)
         sampling = self._sampling(request.sampling)
-        inputs = self.processor(request.conversation, total_tiles=request.total_tiles)
+        check_room(1, sampling.max_new_tokens, self.config.text)
+        inputs = self.processor(
+            request.conversation,
+            total_tiles=request.total_tiles,
+            max_tokens=context_limit(self.config.text) - sampling.max_new_tokens,
+        )
         check_room(len(inputs.ids), sampling.max_new_tokens, self.config.text)
         middle = time.perf_counter()
         with torch.inference_mode():

@@ -13,7 +13,7 @@ from typing import Any
 
 from internvl.errors import PromptError
 from internvl.processing.clip import VideoLimits
-from internvl.processing.conversation import IMAGE_MARK, Picture, label_picture
+from internvl.processing.conversation import IMAGE_MARK, Picture, label_frame, label_picture
 from internvl.processing.document import DocumentLimits, load_pages
 from internvl.processing.image import ImageLimits
 from internvl.processing.tiling import TileChoice
@@ -75,7 +75,7 @@ def lay_out(
         if piece.startswith(VIDEO_MARK):
             clip = next(following)
             ordered += clip
-            pieces += [f"{frame_label.format(k=k)}{IMAGE_MARK}\n" for k in range(1, len(clip) + 1)]
+            pieces += [f"{label_frame(frame_label, k)}{IMAGE_MARK}\n" for k in range(1, len(clip) + 1)]
         else:
             ordered += islice(waiting, piece == IMAGE_MARK)
             pieces.append(piece)

@@ -12,14 +12,14 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from internvl.config import TilingConfig
+from internvl.config import NORMALIZATION_STATISTICS, TilingConfig
 from internvl.processing import image as reading
 from internvl.processing.colour import RELEASED_POLICY
 from internvl.processing.image import ImageSource
 from internvl.processing.tiles import normalize, prepare
-from internvl.processing.tiling import NORMALIZATIONS, cut
+from internvl.processing.tiling import cut
 
-IMAGENET_MEAN, IMAGENET_STD = NORMALIZATIONS["imagenet"]
+IMAGENET_MEAN, IMAGENET_STD = NORMALIZATION_STATISTICS["imagenet"]
 
 
 def load_image(image_file: ImageSource, input_size: int = 448, max_num: int = 12) -> Tensor:

@@ -16,8 +16,6 @@ from internvl.errors import ImageError
 from internvl.processing.canvas import pad_to_square, resize
 
 Detail = Literal["low", "high", "auto"]
-NORMALIZATIONS = NORMALIZATION_STATISTICS
-"""The name under which `compat.images` reads the table."""
 
 MAX_TILES = 512
 """Of one picture: at 256 tokens a tile, the longest context of the released models (131072)."""
