@@ -33,6 +33,7 @@ import internvl
 from internvl import zoo
 from internvl.config import ChatConfig
 from internvl.generation.generate import generate
+from internvl.generation.prompt import Prompt
 from internvl.generation.sampling import Sampling
 from internvl.models.vlm import VLM
 
@@ -88,7 +89,8 @@ class Ours:
         self.model.encode_tiles(tiles)
 
     def generate(self, count: int) -> None:
-        (answer,) = generate(self.model.llm, [self.x_TD], Sampling(max_new_tokens=count))
+        prompt = Prompt(self.x_TD, Sampling(max_new_tokens=count))
+        (answer,) = generate(self.model.llm, [prompt])
         assert len(answer.ids) == count
 
 
@@ -172,9 +174,9 @@ def machine() -> dict[str, object]:
         "cpu": model,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "internvl": internvl.__version__,
+        "torch_version": torch.__version__,
+        "transformers_version": transformers.__version__,
+        "internvl_version": internvl.__version__,
     }
 
 
