@@ -133,7 +133,7 @@ def test_a_template_from_the_caller(tmp_path: Path) -> None:
 
 def test_a_language_model_alone_is_no_model_to_load(tmp_path: Path) -> None:
     language_model(tmp_path, "qwen2")
-    with pytest.raises(ConfigError, match=r"language model alone; compose\(\)"):
+    with pytest.raises(ConfigError, match=r"language model alone: join it"):
         load_model(tmp_path)
 
 

@@ -63,7 +63,6 @@ def _finish(directory: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.network
 def test_the_whole_model(tmp_path: Path) -> None:
     directory = nano.assemble(tmp_path)
     start = time.perf_counter()
