@@ -375,6 +375,7 @@ _PAPER_MPO = "arXiv 2411.10442"
 _PAPER_2_5 = "arXiv 2412.05271"
 _PAPER_3 = "arXiv 2504.10479"
 
+_UNCHECKED = "its language model and tokenizer (InternLM3) were compared with no reference yet"
 _QUANTISED = "quantised checkpoints are not read yet: take the full one"
 
 
@@ -615,6 +616,10 @@ _BASE_3 = tuple(
         ("38B", VIT_6B_V2_5, QWEN25_32B, 38.4),
         ("78B", VIT_6B_V2_5, QWEN25_72B, 78.4),
     )
+)
+_BASE_3 = tuple(
+    replace(card, supported=False, reason=_UNCHECKED) if card.family == "internlm3" else card
+    for card in _BASE_3
 )
 _CHAT_3 = (
     *_BASE_3,
