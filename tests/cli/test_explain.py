@@ -53,6 +53,9 @@ def test_a_model_that_is_not_here(run: Run, tmp_path: Path) -> None:
 def test_limits_and_lengths(run: Run, model: str, photo: str) -> None:
     words = ("explain", photo, "Why?", "--model", model, "--json")
     assert run(*words, "--max-tiles", "1").json["tiles"] == 1
+    for name in (model, "InternVL2_5-1B"):
+        shared = run("explain", photo, photo, "Why?", "--model", name, "--json", "--total-tiles", "2").json
+        assert [picture["tiles"] for picture in shared["pictures"]] == [1, 1]
     short, long = (run(*words, "--max-new-tokens", length).json["memory"] for length in ("1", "1001"))
     # 2 layers of 2 key-value heads of width 8, keys and values, 4 bytes each
     assert long["cache_bytes"] - short["cache_bytes"] == 1000 * 2 * 2 * 2 * 8 * 4

@@ -68,6 +68,8 @@ class MediaOptions:
     """Most tiles of one picture, thumbnail not counted; the model's own number by default."""
     min_tiles: Whole = None
     """Fewest tiles of one picture."""
+    total_tiles: Whole = None
+    """Most tiles of all pictures together, shared out evenly."""
     frames: Whole = None
     """Frames of a video, evenly spread; 8 by default."""
     fps: Number = None
@@ -81,7 +83,11 @@ class MediaOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Limits on tiles as keywords of `ChatModel.chat`; frames and pages are chosen while reading."""
-        limits = {"max_tiles": self.max_tiles, "min_tiles": self.min_tiles}
+        limits = {
+            "max_tiles": self.max_tiles,
+            "min_tiles": self.min_tiles,
+            "total_tiles": self.total_tiles,
+        }
         return {name: value for name, value in limits.items() if value is not None}
 
 

@@ -24,7 +24,7 @@ from internvl.api.explanation import (
     explain_picture,
 )
 from internvl.api.load import template_of
-from internvl.api.request import read_request
+from internvl.api.request import Request, read_request
 from internvl.checkpoints.configs import describe
 from internvl.checkpoints.hub import resolve
 from internvl.cli import media, output
@@ -33,10 +33,10 @@ from internvl.cli.chat import split
 from internvl.config import IMG_CONTEXT, ChatConfig
 from internvl.errors import HubError, InputError, UnknownNameError
 from internvl.generation.sampling import Sampling
-from internvl.processing.conversation import Conversation, Picture
+from internvl.processing.conversation import Picture
 from internvl.processing.image import ImageLimits
 from internvl.processing.processor import Processor
-from internvl.processing.tiling import plan
+from internvl.processing.tiling import plan, split_budget
 from internvl.processing.tiling import resolve as resolve_tiling
 from internvl.processing.tokenizer import load_tokenizer
 
@@ -82,8 +82,7 @@ def run(words: Sequence[str]) -> int:
     shown = media.read(sources, options.media)
     arguments = {**shown.arguments(), **options.media.arguments(), "system": options.system}
     images = arguments.pop("images", ())
-    conversation = read_request(question or "", images, arguments, ImageLimits()).conversation
-    explanation = explain_conversation(conversation, options)
+    explanation = explain_request(read_request(question or "", images, arguments, ImageLimits()), options)
     if options.json:
         output.write_json({"model": options.model, **as_json(explanation)})
     else:
@@ -91,26 +90,26 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def explain_conversation(conversation: Conversation, options: Options) -> Explanation:
+def explain_request(request: Request, options: Options) -> Explanation:
     """From the checkpoint's configuration and tokenizer, or from the zoo's row."""
     folder = _on_disk(options.model)
     value_bytes = VALUE_BYTES[options.dtype]
     if folder is None:
         config = _chat_config(zoo.find(options.model).config, options.model)
-        return explain_row(config, conversation.pictures, options.max_new_tokens, value_bytes)
+        return explain_row(config, request, options.max_new_tokens, value_bytes)
     template = options.template or template_of(options.model)
     config = _chat_config(describe(folder, template=template).config, options.model)
     processor = Processor(config, load_tokenizer(folder))
-    inputs = processor(conversation)
+    inputs = processor(request.conversation, total_tiles=request.total_tiles)
     tokens = [processor.tokenizer.token(id) or "" for id in inputs.ids]
     return explain_inputs(config, inputs, tokens, options.max_new_tokens, value_bytes)
 
 
-def explain_row(
-    config: ChatConfig, pictures: Sequence[Picture], max_new_tokens: int, value_bytes: int
-) -> Explanation:
+def explain_row(config: ChatConfig, request: Request, max_new_tokens: int, value_bytes: int) -> Explanation:
     """Tiles, vision tokens and memory by a configuration alone; the text of the prompt is not counted."""
-    explained = [_explain_picture(picture, config) for picture in pictures]
+    pictures = request.conversation.pictures
+    budget = split_budget(request.total_tiles, len(pictures)) if request.total_tiles and pictures else None
+    explained = [_explain_picture(picture, config, budget) for picture in pictures]
     return explain(config, explained, "", (), (), max_new_tokens, value_bytes)
 
 
@@ -164,11 +163,11 @@ def _chat_config(config: object, name: str) -> ChatConfig:
     return config
 
 
-def _explain_picture(picture: Picture, config: ChatConfig) -> PictureExplanation:
+def _explain_picture(picture: Picture, config: ChatConfig, budget: int | None) -> PictureExplanation:
     if not isinstance(picture.source, Image.Image):
         raise InputError("only pictures that were read can be explained")
     width, height = picture.source.size
-    grid, has_thumbnail = plan(width, height, resolve_tiling(config.tiling, picture.choice))
+    grid, has_thumbnail = plan(width, height, resolve_tiling(config.tiling, picture.choice, budget=budget))
     return explain_picture(config, (width, height), grid, grid.num_tiles + has_thumbnail)
 
 

@@ -5,19 +5,17 @@ Reads headers of weight files only.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from huggingface_hub import constants
 from tyro.conf import Positional, arg
 
 from internvl import zoo
 from internvl.checkpoints.configs import describe
-from internvl.checkpoints.hub import is_offline, resolve
+from internvl.checkpoints.hub import cache_directory, is_offline, resolve
 from internvl.checkpoints.load import build
 from internvl.checkpoints.resolve import open_checkpoint
 from internvl.cli import machine, output
@@ -63,17 +61,10 @@ def describe_installation() -> dict[str, Any]:
         "machine": machine.describe_processor(),
         "devices": machine.devices(),
         "extras": machine.extras(),
-        "cache": str(cache_folder()),
+        "cache": str(cache_directory()),
         "offline": is_offline(),
         "models": len(zoo.CARDS),
     }
-
-
-def cache_folder() -> Path:
-    """Where pulled models are kept, as the environment says now."""
-    home = os.environ.get("HF_HOME")
-    chosen = os.environ.get("HF_HUB_CACHE") or (Path(home) / "hub" if home else constants.HF_HUB_CACHE)
-    return Path(chosen).expanduser()
 
 
 def describe_model(name: str) -> dict[str, Any]:
