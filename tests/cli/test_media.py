@@ -92,6 +92,12 @@ def test_everything_is_read(tmp_path: Path) -> None:
     assert Media().arguments() == {}
 
 
+def test_an_empty_word_is_not_the_working_directory() -> None:
+    assert not is_source("")
+    with pytest.raises(InputError, match="empty word"):
+        read([""], MediaOptions())
+
+
 def test_the_first_bad_file_is_named() -> None:
     with pytest.raises(ImageError, match=r"missing\.jpg"):
         read(["missing.jpg"], MediaOptions())

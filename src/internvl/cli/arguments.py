@@ -6,6 +6,7 @@ status 2, `--help` with 0. Knows no models.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
@@ -17,6 +18,9 @@ Options = TypeVar("Options")
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 """What weights may be computed in."""
+
+THREADS_PER_PROCESSOR = 8
+"""More are refused: a few thousand threads that wait by spinning take the whole machine with them."""
 
 Flag: TypeAlias = FlagCreatePairsOff[bool]
 Whole: TypeAlias = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
@@ -128,11 +132,15 @@ class SamplingOptions:
 
 
 def use_threads(count: int) -> None:
-    """Sets torch's number of threads. Raises InputError below 1."""
+    """Sets torch's number of threads. Raises InputError below 1, and for what would stop the machine."""
     import torch
 
     from internvl.errors import InputError
 
-    if count < 1:
-        raise InputError(f"--threads must be at least 1, got {count}")
+    processors = os.cpu_count() or 1
+    most = THREADS_PER_PROCESSOR * processors
+    if not 1 <= count <= most:
+        raise InputError(
+            f"--threads must be at least 1 and, with {processors} processors, at most {most}, got {count}"
+        )
     torch.set_num_threads(count)

@@ -84,6 +84,8 @@ def _check(options: Options, question: str | None) -> None:
         raise InputError("--json and --draw need a question: the last word, after the files")
     if options.draw and Path(options.draw).suffix.lower() not in Image.registered_extensions():
         raise InputError(f"--draw {options.draw}: the ending names no picture format; try .png")
+    if options.draw and not Path(options.draw).parent.is_dir():
+        raise InputError(f"--draw {options.draw}: there is no directory {Path(options.draw).parent}")
 
 
 def _arguments(options: Options) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def read(sources: Iterable[str], options: MediaOptions) -> Media:
 
 def read_one(source: str, options: MediaOptions) -> Media:
     """One file, folder of frames, or address."""
+    if not source:
+        raise InputError("an empty word stands where a file is expected (a variable that is not set?)")
     kind = find_kind(source)
     if kind == "video":
         return Media(videos=(_frames(source, options),))
@@ -108,9 +110,9 @@ def is_source(word: str) -> bool:
 
 
 def exists(word: str) -> bool:
-    """Whether there is such a file or folder; a long question is no name of one."""
+    """Whether there is such a file or folder; a long question is no name of one, nor is an empty one."""
     try:
-        return Path(word).exists()
+        return bool(word) and Path(word).exists()
     except (OSError, ValueError):
         return False
 
