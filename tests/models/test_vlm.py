@@ -9,7 +9,7 @@ import torch
 
 from internvl.config import ChatConfig, TilingConfig
 from internvl.errors import ConfigError, PromptError
-from internvl.models.vlm import VLM
+from internvl.models.vlm import VLM, tiles_at_once
 
 
 def test_vision_tokens_go_into_their_slots_in_order(chat_config: ChatConfig) -> None:
@@ -61,3 +61,10 @@ def test_canonical_names(chat_config: ChatConfig) -> None:
         "llm.layers.1.mlp.gate_up.weight",
         "llm.head.weight",
     } <= names
+
+
+def test_passes_of_the_tower_fit_the_caches_of_a_cpu(chat_config: ChatConfig) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    sizes = {size: replace(chat_config, tiling=TilingConfig(tile_size=size)) for size in (224, 448, 896)}
+    assert [tiles_at_once(config, cpu) for config in sizes.values()] == [4, 1, 1]
+    assert tiles_at_once(sizes[448], gpu) == 16

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from internvl.config import ChatConfig, TextConfig
-from internvl.models.vlm import TILES_AT_ONCE, VLM
+from internvl.models.vlm import VLM, tiles_at_once
 from internvl.processing.processor import Inputs
 from internvl.processing.tiling import Grid
 
@@ -27,7 +27,7 @@ class PictureExplanation:
 class Explanation:
     """The prompt as the model reads it, and what it takes. Bytes are estimates of the largest parts.
 
-    `tokens` are the ids as the vocabulary writes them; `activation_bytes` is the vision tower's peak.
+    `tokens` are the ids as the vocabulary writes them; `activation_bytes` is the tower's peak on a CPU.
     """
 
     pictures: tuple[PictureExplanation, ...]
@@ -78,7 +78,7 @@ def explain(
 ) -> Explanation:
     """Without `ids` (no tokenizer at hand) only vision tokens count."""
     positions = len(ids) or sum(picture.vision_tokens for picture in pictures)
-    num_tiles = min(TILES_AT_ONCE, sum(picture.num_tiles for picture in pictures))
+    num_tiles = min(tiles_at_once(config, torch.device("cpu")), sum(one.num_tiles for one in pictures))
     return Explanation(
         pictures=tuple(pictures),
         text=text,

@@ -15,8 +15,17 @@ from internvl.models.decoder import Decoder
 from internvl.models.projector import Projector
 from internvl.models.vit import VisionTower
 
-TILES_AT_ONCE = 4
-"""More tiles in one pass of the tower cost memory and gain no time on a CPU."""
+POSITIONS_AT_ONCE = 1100
+"""Of one pass of the tower on a CPU: a tile of 448 px, four of 224. More fall out of its caches."""
+ACCELERATED_TILES_AT_ONCE = 16
+
+
+def tiles_at_once(config: ChatConfig, device: torch.device) -> int:
+    """Tiles of one pass of the tower, which bound the memory of its activations."""
+    if device.type != "cpu":
+        return ACCELERATED_TILES_AT_ONCE
+    patches = (config.tiling.tile_size // config.vision.patch_size) ** 2
+    return max(1, POSITIONS_AT_ONCE // (1 + patches))
 
 
 class VLM(nn.Module):
@@ -34,9 +43,10 @@ class VLM(nn.Module):
         self.projector = Projector(config.projector, config.vision.width, config.text.width)
         self.llm = Decoder(config.text)
 
-    def encode_tiles(self, tiles_N3HW: Tensor, batch: int = TILES_AT_ONCE) -> Tensor:
-        """Vision tokens (N, tokens, D); `batch` tiles at a time bound the memory of activations."""
-        return torch.cat([self._encode(part) for part in torch.split(tiles_N3HW, batch)])
+    def encode_tiles(self, tiles_N3HW: Tensor, batch: int | None = None) -> Tensor:
+        """Vision tokens (N, tokens, D); `batch` tiles at a time (None: as suits the device)."""
+        size = batch or tiles_at_once(self.config, tiles_N3HW.device)
+        return torch.cat([self._encode(part) for part in torch.split(tiles_N3HW, size)])
 
     def _encode(self, tiles_N3HW: Tensor) -> Tensor:
         features_NPC = self.vit(tiles_N3HW, self.config.select_layer)
