@@ -116,6 +116,23 @@ def test_nothing_heavy_is_imported_to_say_so(words: list[str]) -> None:
     assert finished.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("given", "then"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_waiting_threads_leave_processors_to_others(given: dict[str, str], then: str) -> None:
+    code = (
+        "import os, sys; sys.argv = ['internvl', '--version']; from internvl.cli.main import main; "
+        "main(); print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    chosen = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name not in chosen} | given
+    finished = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert finished.stdout.split()[-1] == then
+
+
 def test_as_a_module_and_into_a_closed_pipe() -> None:
     """The reader leaves after one line of many; no traceback follows."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
