@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from internvl.checkpoints import nano
+from internvl.checkpoints import hub, nano
 from internvl.checkpoints.load import load_model
 from internvl.config import ADDED_TOKENS
+from internvl.errors import HubError
 from internvl.models.attention import Packed
 from internvl.models.vlm import VLM
 from internvl.processing.tokenizer import load_tokenizer
@@ -55,6 +56,14 @@ def test_a_finished_checkpoint_is_returned_without_looking_further(
     first = nano.assemble(tmp_path)
     monkeypatch.setattr(nano, "fetch_wheel", refuse)
     assert nano.assemble(tmp_path) == first
+
+
+def test_what_is_put_together_here_has_no_revisions_and_no_parts(tmp_path: Path) -> None:
+    for options in ({"revision": "main"}, {"allow_patterns": ("*.json",)}):
+        with pytest.raises(HubError, match="no revisions"):
+            hub.pull("nano", cache_dir=tmp_path, **options)
+    with pytest.raises(HubError, match="no revisions"):
+        hub.resolve("nano", revision="main", cache_dir=tmp_path)
 
 
 def _finish(directory: Path) -> None:

@@ -74,10 +74,13 @@ def pull(
 
     Raises:
         UnknownNameError: neither a row nor "owner/name".
-        HubError: the hub refuses or cannot be reached, the disk is too small, files are missing offline.
+        HubError: the hub refuses or cannot be reached, the disk is too small, files are missing offline; or a
+            revision or a part is asked for of a model that is put together here.
     """
     stays_offline = is_offline() if offline is None else offline
     if _is_assembled(name):
+        if revision is not None or allow_patterns:
+            raise HubError(f"{name} is put together on this machine: it has no revisions and is made whole")
         return assemble(cache_dir, offline=stays_offline)
     source = _source(name, revision, cache_dir, endpoint)
     if stays_offline:
@@ -122,7 +125,7 @@ def resolve(
         return path
     name = str(name_or_path)
     if _is_assembled(name):
-        return pull(name, cache_dir=cache_dir, offline=offline)
+        return pull(name, revision=revision, cache_dir=cache_dir, offline=offline)
     source = _source(name, revision, cache_dir, None)
     cached = find_snapshot(source.storage, source.revision)
     if cached and not cached.missing():
