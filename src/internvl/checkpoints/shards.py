@@ -174,7 +174,9 @@ def _check_replaceable(directory: Path, *, overwrite: bool) -> None:
     if not entries:
         return
     if not overwrite:
-        raise CheckpointError(f"{directory} is not empty; choose another directory or pass overwrite=True")
+        raise CheckpointError(
+            f"{directory} is not empty; choose another directory or pass overwrite=True (--overwrite)"
+        )
     others = [
         f"{entry.name}/" if entry.is_dir() else entry.name
         for entry in entries

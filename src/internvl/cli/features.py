@@ -29,7 +29,7 @@ FILE_SUFFIXES = (".npz", ".safetensors")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Write features of pictures to one file, or print a summary.
+    """Write features of pictures to one file, or print the pooled ones as JSON.
 
     `pooled` (B, C) is the class token and `last_hidden_state` (B, 1+P, C) all tokens, after the layer asked
     for; there is no final norm. Pictures are cut to their centre square. One that cannot be read is
