@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 
 from internvl.errors import InputError
 from internvl.processing.grounding import Box, draw_boxes, encode_box, encode_boxes, parse_boxes, parse_quads
@@ -204,3 +205,23 @@ def test_quads_are_drawn():
     drawn = draw_boxes(Image.new("RGB", (100, 100)), [quad])
     assert drawn.getpixel((50, 25)) == drawn.getpixel((25, 50)) == (0xE6, 0x19, 0x4B)
     assert drawn.getpixel((25, 25)) == (0, 0, 0)
+
+
+def test_labels_beyond_latin_letters_look_for_a_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    load, default = ImageFont.truetype, ImageFont.load_default(size=12)
+
+    def truetype(font: Any, *rest: Any, **options: Any) -> Any:
+        if not isinstance(font, str):  # Pillow's own, from memory
+            return load(font, *rest, **options)
+        asked.append(font)
+        if font != "wqy-zenhei.ttc":
+            raise OSError("cannot open resource")
+        return default
+
+    monkeypatch.setattr(ImageFont, "truetype", truetype)
+    picture = Image.new("RGB", (90, 60))
+    draw_boxes(picture, parse_boxes("<ref>cat</ref><box>[[1, 1, 9, 9]]</box>", 90, 60))
+    assert asked == []
+    draw_boxes(picture, parse_boxes("<ref>猫</ref><box>[[1, 1, 9, 9]]</box>", 90, 60))
+    assert asked == ["NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-zenhei.ttc"]

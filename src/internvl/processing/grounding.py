@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
@@ -23,6 +24,11 @@ TAG = re.compile(r"</?(?:ref|box|quad)>")
 NUMBER = r"\s*([0-9]{1,4}(?:[.][0-9]{1,6})?)\s*"
 FOUR = re.compile(r"\[" + ",".join([NUMBER] * 4) + r"\]")
 EIGHT = re.compile(r"\[" + ",".join([NUMBER] * 8) + r"\]")
+LAST_LATIN = 0x24F
+CJK_FONTS = (
+    *("NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-zenhei.ttc", "wqy-microhei.ttc"),
+    *("DroidSansFallbackFull.ttf", "PingFang.ttc", "msyh.ttc", "simsun.ttc"),
+)
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000")
 
 
@@ -126,12 +132,15 @@ def _group(box: Sequence[float], width: int, height: int) -> str:
 
 
 def draw_boxes(image: Image.Image, regions: Sequence[Box | Quad]) -> Image.Image:
-    """A copy of the picture with the regions and their labels on it, one colour a label."""
+    """A copy of the picture with the regions and their labels on it, one colour a label.
+
+    Labels beyond Latin letters are written in the first of `CJK_FONTS` that this machine has.
+    """
     canvas = image.convert("RGB") if image.mode != "RGB" else image.copy()
     draw = ImageDraw.Draw(canvas)
     line = max(1, round(min(canvas.size) / 250))
-    font = ImageFont.load_default(size=max(10, round(min(canvas.size) / 40)))
     labels = list(dict.fromkeys(region.label for region in regions))
+    font = _font(labels, max(10, round(min(canvas.size) / 40)))
     for region in regions:
         colour = ImageColor.getrgb(COLOURS[labels.index(region.label) % len(COLOURS)])
         corners = _corners(region)
@@ -139,6 +148,14 @@ def draw_boxes(image: Image.Image, regions: Sequence[Box | Quad]) -> Image.Image
         if region.label:
             _write(draw, corners[0], region.label[:80], font, colour)
     return canvas
+
+
+def _font(labels: Iterable[str], size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    if any(ord(letter) > LAST_LATIN for label in labels for letter in label):
+        for name in CJK_FONTS:
+            with suppress(OSError):
+                return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size=size)
 
 
 def _corners(region: Box | Quad) -> list[Point]:
