@@ -21,7 +21,7 @@ from internvl.data.caption_set import CaptionSet, Questions, open_captions
 from internvl.models.vlm import VLM
 from internvl.recipes.nano import nano
 from internvl.training.captioning import CaptionRecipe, run_captioning
-from internvl.training.features import cache_features
+from internvl.training.features import cache_features, features_key
 
 BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
 ALPHABET = [chr(byte) for byte in BYTES] + [chr(256 + index) for index in range(256 - len(BYTES))]
@@ -105,6 +105,24 @@ def test_features_are_the_towers(captions: CaptionSet, checkpoint: Path, tmp_pat
     assert np.load(tmp_path / "f.npy").dtype == np.float16
     again = cache_features(model, lambda _: pytest.fail("must not be read again"), 6, tmp_path / "f.npy")
     assert again.take([0, 5]).shape == (2, 16, 24)
+
+
+def test_the_key_of_features_follows_all_that_they_depend_on(checkpoint: Path, tmp_path: Path) -> None:
+    model = load_model(checkpoint)
+    assert isinstance(model, VLM)
+    picture = tmp_path / "a.jpg"
+    picture.write_bytes(b"one")
+    key = features_key(model, [picture], torch.float32)
+    assert features_key(model, [picture], torch.float32) == key
+    others = {features_key(model, [picture], torch.bfloat16), features_key(model, [], torch.float32)}
+    with torch.no_grad():
+        model.projector.fc1.weight.add_(1)
+        assert features_key(model, [picture], torch.float32) == key
+        model.vit.embed.class_token.add_(1)
+    others.add(features_key(model, [picture], torch.float32))
+    picture.write_bytes(b"other")
+    others.add(features_key(model, [picture], torch.float32))
+    assert len(others | {key}) == 5
 
 
 def tiny() -> CaptionRecipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,19 @@ def test_a_stopped_run_continues_exactly(model: VLM, tmp_path: Path) -> None:
     assert train(fresh, RECIPE, caption_tokens, batch, tmp_path / "parts") == 6
     for name, value in trained(model).items():
         assert torch.equal(value, trained(fresh)[name]), name
+
+
+def test_ctrl_c_within_a_step_waits_for_its_end(model: VLM, tmp_path: Path) -> None:
+    def interrupted(model: VLM, batch: Any) -> Loss:
+        signal.raise_signal(signal.SIGINT)
+        return caption_tokens(model, batch)
+
+    before = copy.deepcopy(trained(model))
+    handler = signal.getsignal(signal.SIGINT)
+    assert train(model, RECIPE, interrupted, batch, tmp_path) == 1
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert rows(tmp_path)[-1] == {"step": 1, "event": "interrupted"}
+    assert any(not torch.equal(value, before[name]) for name, value in trained(model).items())
 
 
 def test_the_log_has_a_row_a_step_and_the_evaluations(model: VLM, tmp_path: Path) -> None:

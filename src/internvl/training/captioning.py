@@ -19,7 +19,7 @@ from internvl.data.captions import CaptionBatch, pack_groups
 from internvl.errors import TrainingError
 from internvl.models.projector import Projector
 from internvl.models.vlm import VLM
-from internvl.training.features import Features, cache_features
+from internvl.training.features import Features, cache_features, features_key
 from internvl.training.loop import train
 from internvl.training.objectives import caption_tokens
 from internvl.training.recipe import Recipe
@@ -59,10 +59,7 @@ def run_captioning(recipe: CaptionRecipe, checkpoint: Path, data: Path, out: Pat
     }
     dtypes = {"train": getattr(torch, recipe.feature_dtype), "val": torch.float32}
     features = {
-        split: cache_features(
-            model, captions.tiles, len(captions.records), out / f"{split}.npy", dtype=dtypes[split]
-        )
-        for split, captions in sets.items()
+        split: _features(model, captions, out, split, dtypes[split]) for split, captions in sets.items()
     }
     model.llm.to(getattr(torch, recipe.llm_dtype))
 
@@ -78,6 +75,13 @@ def run_captioning(recipe: CaptionRecipe, checkpoint: Path, data: Path, out: Pat
     metadata = {"recipe": recipe.run.name, "step": str(done)}
     save_file({name: value.bfloat16().contiguous() for name, value in trained(model).items()}, path, metadata)
     return path
+
+
+def _features(model: VLM, captions: CaptionSet, out: Path, split: str, dtype: torch.dtype) -> Features:
+    """From disk if they are of this tower and these pictures, else computed."""
+    key = features_key(model, (record.image for record in captions.records), dtype)
+    path = out / f"{split}-{key}.npy"
+    return cache_features(model, captions.tiles, len(captions.records), path, dtype=dtype)
 
 
 def _fresh_projector(config: ChatConfig, seed: int) -> Projector:

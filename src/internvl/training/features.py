@@ -6,14 +6,15 @@ pictures are one tile each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from internvl.errors import InputError
+from internvl.errors import InputError, TrainingError
 from internvl.models.vlm import VLM
 
 
@@ -28,6 +29,21 @@ class Features:
         return torch.from_numpy(np.asarray(self.array[list(indices)], dtype=np.float32))
 
 
+def features_key(model: VLM, pictures: Iterable[Path], dtype: torch.dtype) -> str:
+    """Changes with all that features depend on: the tower's weights and settings, the pictures, the dtype.
+
+    Pictures count by path, size and time of change; their pixels are not read.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(f"{model.config.vision} {model.config.tiling} {model.config.select_layer} {dtype}".encode())
+    for name, weight in model.vit.state_dict().items():
+        digest.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
+    for picture in pictures:
+        status = picture.stat()
+        digest.update(f"{picture} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
 @torch.inference_mode()
 def cache_features(
     model: VLM,
@@ -40,7 +56,9 @@ def cache_features(
 ) -> Features:
     """Runs the tower over `tiles(0)` ... `tiles(count - 1)`, each (1, 3, H, W), unless `path` is there.
 
-    `dtype` below float32 computes under autocast. Raises InputError for more than one tile a picture.
+    `dtype` below float32 computes under autocast. The name of `path` must tell its contents apart (see
+    `features_key`). Raises InputError for more than one tile a picture, TrainingError for features that
+    float16 cannot hold.
     """
     if path.is_file():
         return Features(path)
@@ -54,7 +72,10 @@ def cache_features(
             raise InputError("a picture became several tiles: cached features need fixed tiling")
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             features_NPC = model.vit(torch.cat(some), model.config.select_layer)[:, 1:]
-        out[first : first + len(some)] = features_NPC.to(torch.float16).numpy()
+        features_NPC = features_NPC.to(torch.float16)
+        if not features_NPC.isfinite().all():
+            raise TrainingError(f"features of pictures {first} to {first + len(some) - 1} exceed float16")
+        out[first : first + len(some)] = features_NPC.numpy()
     out.flush()
     partial.replace(path)
     return Features(path)

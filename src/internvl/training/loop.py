@@ -7,9 +7,12 @@ model, no data and no loss: they are arguments.
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +54,10 @@ def train(
     try:
         while done < recipe.steps:
             lr = schedule(optimizer, done, recipe)
-            tally.add(_step(model, objective, batches(done), optimizer, recipe, done))
-            done += 1
+            batch = batches(done)
+            with _interrupts_held():
+                tally.add(_step(model, objective, batch, optimizer, recipe, done))
+                done += 1
             tally.flush(done, lr)
             if evaluate is not None and (done % recipe.eval_every == 0 or done == recipe.steps):
                 log.write(step=done, **evaluate(model))
@@ -63,6 +68,25 @@ def train(
         log.write(step=done, event="interrupted")
     save_state(state, model, optimizer, done)
     return done
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, so that no step is saved half done.
+
+    Only the main thread receives it; elsewhere there is nothing to hold.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _step(
