@@ -37,9 +37,9 @@ class VisionCache:
             found = {key: self._tokens[key] for key in set(keys) if key in self._tokens}
             for key in found:
                 self._tokens.move_to_end(key)
-        missing = {key: part for key, part in zip(keys, tiles, strict=True) if key not in found}
-        self.num_hits += len(found)
-        self.num_misses += len(missing)
+            missing = {key: part for key, part in zip(keys, tiles, strict=True) if key not in found}
+            self.num_hits += len(found)
+            self.num_misses += len(missing)
         if missing:
             counts = [len(part) for part in missing.values()]
             encoded = self._encode(torch.cat(list(missing.values()))).split(counts)
