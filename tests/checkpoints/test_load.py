@@ -325,7 +325,7 @@ CASES = {
 def test_memory_while_loading(tmp_path: Path) -> None:
     """At most 1.15 times the weights in the dtype asked for, mapped pages included."""
     write_official(tmp_path / "small", chat_config("internlm2"), "internlm2")
-    sizes = {"vocab_size": 24_000, "width": 768, "num_layers": 3, "head_dim": 128, "mlp_width": 2048}
+    sizes = {"vocab_size": 32_000, "width": 1024, "num_layers": 4, "head_dim": 128, "mlp_width": 2816}
     config = chat_config("qwen2")
     config = replace(config, text=replace(config.text, **sizes))
     values = chat_json(config, "qwen2")
