@@ -25,7 +25,21 @@ ALLOWED = {
     "generation": frozenset({"models", "config", "errors"}),
     "data": frozenset({"processing", "config", "errors"}),
     "engine": frozenset({"models", "ops", "generation", "config", "errors"}),
-    "training": frozenset({"models", "adapt", "checkpoints", "data", "config", "errors"}),
+    "training": frozenset(
+        {
+            "models",
+            "ops",
+            "adapt",
+            "checkpoints",
+            "data",
+            "processing",
+            "generation",
+            "evaluation",
+            "zoo",
+            "config",
+            "errors",
+        }
+    ),
     "evaluation": frozenset({"processing", "config", "errors"}),
     "api": frozenset(
         {"checkpoints", "processing", "generation", "engine", "models", "zoo", "config", "errors"}

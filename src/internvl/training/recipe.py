@@ -1,23 +1,31 @@
-"""What a training run is: a frozen value, written down in a file of `recipes/`.
+"""What a training run is: a frozen value, written down by a function of `recipes/`.
 
-Knows no model, no tensors and no files; `training.loop` carries it out.
+Knows no model, no tensors and no files; `training.run` carries it out. Every field can be set from the
+command line (`--set schedule.warmup=100`) and the resolved value is saved with the run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
+from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW:
-    """Settings of the parameters that a pattern names."""
+    """Settings of the parameters that a pattern names.
+
+    `layer_decay` below 1 multiplies the rate of layer i of n by `layer_decay ** (n - i)`, so that
+    early layers move less; embeddings count as layer 0. Biases and norms are not decayed.
+    """
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    layer_decay: float = 1.0
 
 
 Rule = tuple[str, AdamW | None]
@@ -25,27 +33,162 @@ Rule = tuple[str, AdamW | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoRA:
+    """A low-rank adapter (arXiv 2106.09685). `alpha` None is 2 x rank, as in every released recipe."""
+
+    rank: int
+    alpha: float | None = None
+    dropout: float = 0.0
+    rank_stabilized: bool = False
+    """Scale alpha / sqrt(rank) in place of alpha / rank (rsLoRA, arXiv 2312.03732)."""
+    magnitude: bool = False
+    """Learn the length of every output row apart from its direction (DoRA, arXiv 2402.09353)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Where the weights come from.
+
+    `checkpoint` is a path or a name of the zoo. `vision`, `language` and `projector` replace parts of it, or
+    stand for it where it is None (a new projector is then random). The other fields override its
+    configuration.
+    """
+
+    checkpoint: str | None = None
+    vision: str | None = None
+    language: str | None = None
+    projector: str | None = None
+    fresh_projector: bool = False
+    template: str | None = None
+    select_layer: int | None = None
+    drop_path: float | None = None
+    max_tiles: int | None = None
+    dtype: str = "float32"
+    adapters: tuple[tuple[str, LoRA], ...] = ()
+    """Patterns over the names of linear modules, e.g. `llm\\.layers\\..*`; the first match decides."""
+    int8: tuple[str, ...] = ()
+    """Patterns over linear modules whose frozen weights are kept in int8 under their adapters (QLoRA)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextToken:
+    """Cross entropy of answer tokens. `reduction` weighs a token by 1, 1/n or 1/sqrt(n), n = tokens of its
+    answer sequence ("token", "sample", "square")."""
+
+    reduction: Literal["token", "sample", "square"] = "token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """Mixed preference optimisation (MPO, arXiv 2411.10442): DPO + BCO + next-token loss of the chosen
+    answer.
+
+    `reference` is the model with its adapters off, log-probabilities stored before the run, or a frozen copy.
+    """
+
+    beta: float = 0.1
+    sigmoid_weight: float = 0.8
+    bco_weight: float = 0.2
+    chosen_weight: float = 1.0
+    reference: Literal["adapters_off", "stored", "copy"] = "stored"
+
+
+ObjectiveSpec = NextToken | Preference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Share of the peak learning rate over the run.
+
+    `warmup` (linear) counts steps from 1 upwards and is a share of the run below 1. "wsd" stays at the peak
+    and comes down linearly to `final` over the last `decay` share of the run; "cosine" comes down all the way
+    after warm-up.
+    """
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: float = 0.0
+    decay: float = 0.1
+    final: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What is measured every `every` steps, on at most `examples` records of each data set of `data`.
+
+    `metric` chooses the best checkpoint: "loss", or a generated one ("cider", "exact"); the run stops after
+    `patience` measurements without a better one.
+    """
+
+    data: DataSpec | None = None
+    every: int = 500
+    examples: int = 200
+    metric: Literal["loss", "cider", "exact"] = "loss"
+    max_new_tokens: int = 64
+    patience: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """A checkpoint every `every` steps; the last `keep` and the best one stay on disk."""
+
+    every: int = 200
+    keep: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a step is computed; changes speed and memory, not what is learnt (beyond rounding).
+
+    `autocast` is the dtype of matrix products. `recompute`: patterns over module names whose activations are
+    computed again in the backward pass. `parallel`: "ddp" keeps a whole model on every process, "fsdp" shards
+    it (FSDP2); both take part only under `torchrun`. `accumulate`: micro-batches of a step and process.
+    `cache_features`: a frozen tower's outputs are computed once and kept on disk.
+    """
+
+    autocast: Literal["bfloat16", "float16"] | None = None
+    recompute: tuple[str, ...] = ()
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    accumulate: int = 1
+    cache_features: bool = False
+    non_finite: Literal["stop", "skip"] = "stop"
+    non_finite_limit: int = 10
+    """Skipped steps after which the run stops all the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A run of `steps` optimiser steps. The first rule that matches a parameter's whole name decides."""
+    """A run of `steps` optimiser steps, or of `epochs` over the data. The first rule that matches a
+    parameter's whole name decides."""
 
     name: str
     params: tuple[Rule, ...]
-    steps: int
-    batch_size: int
-    warmup: int = 0
-    final_lr: float = 0.0
-    """Where the cosine ends, as a share of the peak."""
+    model: ModelSpec = field(default_factory=ModelSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    objective: ObjectiveSpec = field(default_factory=NextToken)
+    steps: int | None = None
+    epochs: float | None = None
+    schedule: Schedule = field(default_factory=Schedule)
     clip_norm: float | None = 1.0
+    ema: float | None = None
+    """Decay of an exponential moving average of the trained weights, which is then what is exported."""
     seed: int = 0
     log_every: int = 10
-    eval_every: int = 500
-    save_every: int = 200
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    saving: Saving = field(default_factory=Saving)
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or not 0 <= self.warmup <= self.steps:
-            raise TrainingError(
-                f"recipe {self.name}: steps ({self.steps}) and batch size ({self.batch_size}) must be "
-                f"positive and warm-up ({self.warmup}) no longer than the run"
-            )
-        if min(self.log_every, self.eval_every, self.save_every) < 1:
-            raise TrainingError(f"recipe {self.name}: log_every, eval_every and save_every count from 1")
+        if (self.steps is None) == (self.epochs is None):
+            raise TrainingError(f"recipe {self.name}: give steps or epochs, one of them")
+        if (self.steps or self.epochs or 0) <= 0:
+            raise TrainingError(f"recipe {self.name}: the run has no length ({self.steps or self.epochs})")
+        counts = {
+            "log_every": self.log_every,
+            "evaluation.every": self.evaluation.every,
+            "saving.every": self.saving.every,
+            "saving.keep": self.saving.keep,
+            "execution.accumulate": self.execution.accumulate,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise TrainingError(f"recipe {self.name}: {name} counts from 1, got {value}")

@@ -1,0 +1,56 @@
+"""A training example as token ids: a common prefix, branches that continue it, and pictures.
+
+A conversation is a prefix (all up to its first answer) and one branch. Several captions of one picture,
+several questions about it, or the chosen and the rejected answer of a pair are branches of one prefix, so the
+picture is encoded and read once. Knows token ids and tiles; no template, no files, no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from internvl.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Tokens after the prefix, and which of them are trained on. `reference`: the summed log-probability of
+    its trained tokens under the reference model of preference optimisation, where stored."""
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    reference: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.ids or len(self.ids) != len(self.trained):
+            raise InputError(f"a branch of {len(self.ids)} tokens with {len(self.trained)} marks")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Example:
+    """`key` names the record in reports. `slots` are positions in the prefix that vision tokens fill."""
+
+    key: str
+    prefix: tuple[int, ...]
+    branches: tuple[Branch, ...]
+    slots: tuple[int, ...] = ()
+    tiles_N3HW: Tensor | None = None
+    image_keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.prefix or not self.branches:
+            raise InputError(f"{self.key}: an example needs a prefix and at least one branch")
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
+
+    @property
+    def num_tiles(self) -> int:
+        return 0 if self.tiles_N3HW is None else len(self.tiles_N3HW)
+
+    @property
+    def num_trained(self) -> int:
+        return sum(sum(branch.trained) for branch in self.branches)
