@@ -1,140 +1,270 @@
-"""The one training loop.
+"""The one training loop: steps, their exact normalisation, and when to log, measure, save and stop.
 
-Batches are a function of the step, so a resumed run repeats nothing and skips nothing. Knows no
-model, no data and no loss: they are arguments.
+Knows no model, no data format and no loss: they come with the `Job`. A step depends on the recipe, the step's
+number and the data position alone, so a resumed run repeats nothing and skips nothing.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from internvl.errors import TrainingError
+from internvl.training.ema import EMA
+from internvl.training.evaluate import Best
 from internvl.training.log import Log
-from internvl.training.objectives import Objective
-from internvl.training.optim import make_optimizer, schedule
+from internvl.training.objectives import Loss, Objective
+from internvl.training.optim import lr_scale, set_rates
+from internvl.training.progress import Progress
 from internvl.training.recipe import Recipe
-from internvl.training.state import load_state, save_state
+from internvl.training.saves import Saves
+from internvl.training.signals import StopRequest
+from internvl.training.world import World
 
-Evaluate = Callable[[nn.Module], dict[str, float]]
+KEYS_SHOWN = 8
 
 
-def train(
-    model: nn.Module,
-    recipe: Recipe,
-    objective: Objective,
-    batches: Callable[[int], Any],
-    out: Path,
-    *,
-    evaluate: Evaluate | None = None,
-) -> int:
-    """Trains `model` in place and returns the number of finished steps.
+class StepBatch(Protocol):
+    """A micro-batch: it moves to a device and knows the keys of its records."""
 
-    `batches(step)` gives the batch of a step. `out` receives `state.safetensors` and `log.jsonl`; a run
-    that finds a state there continues it. Ctrl-C saves and returns. Raises TrainingError when a loss
-    is not finite; the last saved state is then untouched.
+    @property
+    def keys(self) -> Sequence[str]: ...
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+class StepData(Protocol):
+    """This process's share of a step; `position` is where the next step begins, `wait` seconds were waited
+    for it."""
+
+    @property
+    def batches(self) -> Sequence[StepBatch]: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def wait(self) -> float: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_tiles(self) -> int: ...
+
+
+class Objected(nn.Module):
+    """Model and objective as one module, so that DDP and FSDP see every parameter used in one forward
+    pass."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Any) -> Loss:
+        return self.objective(self.model, batch)
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """A run in progress. `module` is `Objected(model, objective)`, distributed where there are several
+    processes.
+
+    `take` gives the data of the next step, `facts` what else must be saved to continue, `evaluate` what is
+    measured on held-out data (by name, averaged over processes).
     """
-    out.mkdir(parents=True, exist_ok=True)
-    state, log = out / "state.safetensors", Log(out / "log.jsonl")
-    torch.manual_seed(recipe.seed)
-    optimizer = make_optimizer(model, recipe.params)
-    done = load_state(state, model, optimizer) if state.exists() else 0
-    model.train()
-    tally = _Tally(log, recipe)
-    try:
-        while done < recipe.steps:
-            lr = schedule(optimizer, done, recipe)
-            batch = batches(done)
-            with _interrupts_held():
-                tally.add(_step(model, objective, batch, optimizer, recipe, done))
-                done += 1
-            tally.flush(done, lr)
-            if evaluate is not None and (done % recipe.eval_every == 0 or done == recipe.steps):
-                log.write(step=done, **evaluate(model))
-                model.train()
-            if done % recipe.save_every == 0:
-                save_state(state, model, optimizer, done)
-    except KeyboardInterrupt:
-        log.write(step=done, event="interrupted")
-    save_state(state, model, optimizer, done)
-    return done
+
+    recipe: Recipe
+    steps: int
+    model: nn.Module
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    take: Callable[[], StepData]
+    world: World
+    saves: Saves
+    log: Log
+    progress: Progress
+    best: Best
+    facts: Callable[[], dict[str, Any]] = dict
+    evaluate: Callable[[], dict[str, float]] | None = None
+    ema: EMA | None = None
+    done: int = 0
+    position: int = 0
+    skipped: int = 0
+    tally: _Tally = field(default_factory=lambda: _Tally())
+
+
+def train(job: Job) -> str:
+    """Runs the job to its end; returns why it ended: "finished", "interrupted" or "no better".
+
+    SIGTERM and Ctrl-C end it after the current step, on all processes, with everything saved. Raises
+    TrainingError when a loss or gradient is not finite and the recipe does not skip it.
+    """
+    reason = "finished"
+    with StopRequest() as stop:
+        job.model.train()
+        while job.done < job.steps:
+            _step(job)
+            if job.world.any(stop.requested):
+                reason = "interrupted"
+                break
+            if _is_due(job, job.recipe.evaluation.every) and _evaluate(job):
+                reason = "no better"
+                break
+            if _is_due(job, job.recipe.saving.every):
+                _save(job)
+        if job.saves.latest_step != job.done:
+            _save(job)
+        job.saves.wait()
+    job.log.write(step=job.done, event=reason)
+    return reason
+
+
+def _is_due(job: Job, every: int) -> bool:
+    return job.done % every == 0 or job.done == job.steps
+
+
+def _step(job: Job) -> None:
+    """One optimiser step: gradients of sums over micro-batches and processes, divided by their common
+    weight."""
+    recipe, world = job.recipe, job.world
+    torch.manual_seed((recipe.seed * 1_000_003 + job.done) * 4099 + world.rank)
+    data = job.take()
+    rate = set_rates(job.optimizer, lr_scale(job.done, job.steps, recipe.schedule))
+    job.optimizer.zero_grad(set_to_none=True)
+    sums: Counter[str] = Counter()
+    for index, batch in enumerate(data.batches):
+        with _synchronised(job.module, index == len(data.batches) - 1), _autocast(job):
+            loss = job.module(batch.to(world.device))
+            loss.total.backward()
+        sums.update({"loss": float(loss.total.detach()), "weight": float(loss.weight), **loss.metrics})
+    sums.update(tokens=data.num_tokens, tiles=data.num_tiles)
+    sums = _over_processes(sums, world)
+    norm = _normalise(job, sums["weight"])
+    finite = math.isfinite(sums["loss"]) and math.isfinite(norm)
+    if finite:
+        job.optimizer.step()
+        if job.ema is not None:
+            job.ema.update()
+    else:
+        _refuse(job, data, sums, norm)
+    job.done, job.position = job.done + 1, data.position
+    job.tally.add(sums if finite else Counter(), data.wait)
+    if job.done % recipe.log_every == 0 or job.done == job.steps:
+        row = job.tally.row(step=job.done, lr=rate, grad_norm=norm, position=job.position)
+        job.log.write(**row)
+        job.progress.update(job.done, row)
+
+
+def _over_processes(sums: Counter[str], world: World) -> Counter[str]:
+    names = sorted(sums)
+    values = world.sum(torch.tensor([sums[name] for name in names], dtype=torch.float64))
+    return Counter(dict(zip(names, values.tolist(), strict=True)))
+
+
+def _normalise(job: Job, weight: float) -> float:
+    """Divides the gradients by the weight of the whole step and clips them; returns their norm before
+    clipping.
+
+    Processes hold the mean over processes of their sums, hence the factor.
+    """
+    if weight <= 0:
+        raise TrainingError(f"step {job.done + 1} has no target to learn from: look at its records")
+    params = [p for group in job.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in params]
+    torch._foreach_mul_(gradients, job.world.size / weight)
+    limit = math.inf if job.recipe.clip_norm is None else job.recipe.clip_norm
+    norm: Any = nn.utils.clip_grad_norm_(params, limit)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def _refuse(job: Job, data: StepData, sums: Counter[str], norm: float) -> None:
+    """A step that is not finite changes no weight: it is skipped and recorded, or ends the run."""
+    keys = [key for batch in data.batches for key in batch.keys]
+    job.skipped += 1
+    row = {"step": job.done + 1, "event": "not finite", "loss": sums["loss"], "grad_norm": norm, "keys": keys}
+    job.log.write(**{name: str(value) if isinstance(value, float) else value for name, value in row.items()})
+    execution = job.recipe.execution
+    if execution.non_finite == "stop" or job.skipped > execution.non_finite_limit:
+        shown = ", ".join(keys[:KEYS_SHOWN])
+        raise TrainingError(
+            f"step {job.done + 1}: loss {sums['loss']}, gradient norm {norm}, {job.skipped} such steps so far. "
+            f"Its records are in the log, first {shown}. Lower the learning rate, or look at them; the last "
+            "checkpoint is unharmed"
+        )
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block, so that no step is saved half done.
-
-    Only the main thread receives it; elsewhere there is nothing to hold.
-    """
-    if threading.current_thread() is not threading.main_thread():
+def _synchronised(module: nn.Module, is_last: bool) -> Iterator[None]:
+    """Gradients travel between processes with the last micro-batch only."""
+    if hasattr(module, "set_requires_gradient_sync"):
+        module.set_requires_gradient_sync(is_last)
+    held = nullcontext() if is_last or not hasattr(module, "no_sync") else module.no_sync()
+    with held:
         yield
-        return
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
-    try:
+
+
+@contextmanager
+def _autocast(job: Job) -> Iterator[None]:
+    name = job.recipe.execution.autocast
+    dtype = torch.bfloat16 if name is None else getattr(torch, name)
+    with torch.autocast(job.world.device.type, dtype, enabled=name is not None):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
 
 
-def _step(
-    model: nn.Module,
-    objective: Objective,
-    batch: Any,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    step: int,
-) -> Counter[str]:
-    loss = objective(model, batch)
-    value = float(loss.total.detach())
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"the loss of step {step + 1} is {value} over {loss.count} targets ({dict(loss.metrics)}): "
-            "lower the learning rate, or look at the batch, which is a function of the step"
-        )
-    optimizer.zero_grad(set_to_none=True)
-    (loss.total / max(1, loss.count)).backward()
-    if recipe.clip_norm is not None:
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(params, recipe.clip_norm)
-    optimizer.step()
-    return Counter({"total": value, "count": loss.count, **loss.metrics})
+def _evaluate(job: Job) -> bool:
+    """Measures, keeps the best checkpoint; whether the run should stop for lack of progress."""
+    if job.evaluate is None:
+        return False
+    job.model.eval()
+    with job.ema.swapped() if job.ema is not None else nullcontext():
+        row = job.evaluate()
+    job.model.train()
+    job.log.write(step=job.done, **row)
+    if job.best.update(row):
+        _save(job)
+        job.saves.keep_best(job.done)
+    job.tally.restart()
+    return job.best.is_hopeless
+
+
+def _save(job: Job) -> None:
+    facts = {
+        "step": job.done,
+        "position": job.position,
+        "skipped": job.skipped,
+        "best": job.best.state(),
+        **job.facts(),
+    }
+    job.saves.save(job.done, job.model, job.optimizer, facts, ema=job.ema)
 
 
 class _Tally:
     """Sums between two lines of the log."""
 
-    def __init__(self, log: Log, recipe: Recipe) -> None:
-        self.log, self.recipe = log, recipe
+    def __init__(self) -> None:
         self.sums: Counter[str] = Counter()
-        self.since = time.perf_counter()
+        self.wait, self.since = 0.0, time.perf_counter()
 
-    def add(self, sums: Counter[str]) -> None:
+    def add(self, sums: Counter[str], wait: float) -> None:
         self.sums.update(sums)
+        self.wait += wait
 
-    def flush(self, step: int, lr: float) -> None:
-        if step % self.recipe.log_every and step != self.recipe.steps:
-            return
-        now, count = time.perf_counter(), max(1, self.sums["count"])
-        metrics = {name: value for name, value in self.sums.items() if name not in ("total", "count")}
-        self.log.write(
-            step=step,
-            loss=self.sums["total"] / count,
-            lr=lr,
-            seconds=now - self.since,
-            targets=count,
-            **metrics,
-        )
-        self.sums, self.since = Counter(), now
+    def restart(self) -> None:
+        """The clock starts again: what came between was not training."""
+        self.sums, self.wait, self.since = Counter(), 0.0, time.perf_counter()
+
+    def row(self, **start: float) -> dict[str, float]:
+        """Means by weight, rates by second, and the share of time spent waiting for data; starts again."""
+        seconds = max(1e-9, time.perf_counter() - self.since)
+        sums, weight = self.sums, self.sums["weight"] or math.nan
+        rates = {f"{name}_per_second": sums.pop(name, 0) / seconds for name in ("tokens", "tiles")}
+        means = {name: value / weight for name, value in sums.items() if name != "weight"}
+        row = {**start, **means, "weight": sums["weight"], **rates, "seconds": seconds}
+        row["data_wait"] = self.wait / seconds
+        self.restart()
+        return row

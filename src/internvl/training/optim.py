@@ -1,76 +1,113 @@
 """Optimiser groups from ordered patterns, and the learning-rate schedule.
 
-Knows parameter names only through the recipe's rules.
+Knows parameter names only through the recipe's rules, and where a layer stands (`layers.{i}`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from internvl.adapt.patterns import match
 from internvl.errors import TrainingError
-from internvl.training.recipe import Recipe, Rule
+from internvl.training.recipe import AdamW, Rule, Schedule
+
+_PLACE = re.compile(r"(.*?)(?:layers\.(\d+)\.|embed\.).*")
 
 
 def make_optimizer(model: nn.Module, rules: Sequence[Rule]) -> torch.optim.AdamW:
-    """Freezes and groups the parameters of `model`; biases and norms are not decayed.
+    """Freezes and groups the parameters of `model`; biases, norms and scales are not decayed.
 
     Raises InputError for a rule that matches no parameter, TrainingError for a parameter that no rule
     names, and when nothing is left to train.
     """
-    groups = []
-    for (pattern, settings), members in zip(rules, _assign(model, rules), strict=True):
-        for _, parameter in members:
-            parameter.requires_grad_(settings is not None)
-        if settings is None:
-            continue
-        for decayed in (True, False):
-            params = [(name, p) for name, p in members if (p.dim() > 1) == decayed]
-            if params:
-                groups.append(
-                    {
-                        "params": params,
-                        "lr": settings.lr,
-                        "peak": settings.lr,
-                        "betas": settings.betas,
-                        "eps": settings.eps,
-                        "weight_decay": settings.weight_decay if decayed else 0.0,
-                        "pattern": pattern,
-                    }
-                )
-    if not groups:
-        raise TrainingError(
-            f"every parameter is frozen by {[pattern for pattern, _ in rules]}: nothing to train"
-        )
-    return torch.optim.AdamW(groups)
-
-
-def _assign(model: nn.Module, rules: Sequence[Rule]) -> list[list[tuple[str, nn.Parameter]]]:
-    """The parameters that each rule decides."""
+    chosen = freeze(model, rules)
+    depths = _depths(chosen)
+    groups: dict[tuple[int, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     named = dict(model.named_parameters())
-    chosen = match([(pattern, index) for index, (pattern, _) in enumerate(rules)], named)
-    unnamed = [name for name in named if name not in chosen]
+    for name, index in chosen.items():
+        settings = rules[index][1]
+        if settings is not None:
+            scale = settings.layer_decay ** _above(name, depths)
+            groups[index, scale, named[name].dim() > 1].append((name, named[name]))
+    if not groups:
+        raise TrainingError(f"every parameter is frozen by {[rule for rule, _ in rules]}: nothing to train")
+    made = (
+        _group(rules[index][1], scale, decays, params) for (index, scale, decays), params in groups.items()
+    )
+    return torch.optim.AdamW([group for group in made if group])
+
+
+def freeze(model: nn.Module, rules: Sequence[Rule]) -> dict[str, int]:
+    """Sets requires_grad by the rules; returns the number of the rule that decides each parameter."""
+    names = [name for name, _ in model.named_parameters()]
+    chosen = match([(pattern, index) for index, (pattern, _) in enumerate(rules)], names)
+    unnamed = [name for name in names if name not in chosen]
     if unnamed:
         raise TrainingError(
             f"no rule names {len(unnamed)} parameters, first {unnamed[0]}: end the rules with ('.*', ...)"
         )
-    return [[(name, named[name]) for name, i in chosen.items() if i == index] for index in range(len(rules))]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(rules[chosen[name]][1] is not None)
+    return chosen
 
 
-def lr_scale(step: int, recipe: Recipe) -> float:
-    """Share of the peak learning rate at `step` (from 0): linear warm-up, then a cosine to `final_lr`."""
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.final_lr + (1 - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def _group(
+    settings: AdamW | None, scale: float, decays: bool, params: list[tuple[str, nn.Parameter]]
+) -> dict[str, object]:
+    if settings is None:
+        return {}
+    return {
+        "params": params,
+        "lr": settings.lr * scale,
+        "peak": settings.lr * scale,
+        "betas": settings.betas,
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay if decays else 0.0,
+    }
 
 
-def schedule(optimizer: torch.optim.Optimizer, step: int, recipe: Recipe) -> float:
-    """Sets every group's learning rate for `step`; returns that of the first group."""
+def _depths(names: Mapping[str, int]) -> dict[str, int]:
+    """Number of layers of every stack, by what stands before `layers.` in a name."""
+    depths: dict[str, int] = {}
+    for name in names:
+        place = _PLACE.fullmatch(name)
+        if place and place[2] is not None:
+            depths[place[1]] = max(depths.get(place[1], 0), int(place[2]) + 1)
+    return depths
+
+
+def _above(name: str, depths: Mapping[str, int]) -> int:
+    """Layers above a parameter, its own included: 0 outside a stack, one more than all for embeddings."""
+    place = _PLACE.fullmatch(name)
+    if place is None or place[1] not in depths:
+        return 0
+    depth = depths[place[1]]
+    return depth + 1 if place[2] is None else depth - int(place[2])
+
+
+def lr_scale(step: int, steps: int, schedule: Schedule) -> float:
+    """Share of the peak learning rate at `step` (from 0) of a run of `steps`."""
+    warmup = schedule.warmup if schedule.warmup >= 1 else schedule.warmup * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule.kind == "constant":
+        return 1.0
+    if schedule.kind == "wsd":
+        down = schedule.decay * steps
+        left = (steps - step) / down if down else 1.0
+        return schedule.final + (1 - schedule.final) * min(1.0, left)
+    progress = (step - warmup) / max(1.0, steps - warmup)
+    return schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, scale: float) -> float:
+    """Sets every group's learning rate to its share of the peak; returns the largest."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * lr_scale(step, recipe)
-    return float(optimizer.param_groups[0]["lr"])
+        group["lr"] = group["peak"] * scale
+    return max(float(group["lr"]) for group in optimizer.param_groups)

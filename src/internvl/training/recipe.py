@@ -47,23 +47,20 @@ class LoRA:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Where the weights come from.
+    """Where the weights come from; what is not None overrides the checkpoint's configuration.
 
-    `checkpoint` is a path or a name of the zoo. `vision`, `language` and `projector` replace parts of it, or
-    stand for it where it is None (a new projector is then random). The other fields override its
-    configuration.
+    `checkpoint` is a path or a name of the zoo. `dtype` is that of the trained weights, and of the frozen
+    ones unless `frozen_dtype` says otherwise (which needs autocast). `fresh_projector` starts it anew.
     """
 
-    checkpoint: str | None = None
-    vision: str | None = None
-    language: str | None = None
-    projector: str | None = None
-    fresh_projector: bool = False
+    checkpoint: str = "nano"
     template: str | None = None
     select_layer: int | None = None
     drop_path: float | None = None
     max_tiles: int | None = None
+    fresh_projector: bool = False
     dtype: str = "float32"
+    frozen_dtype: str | None = None
     adapters: tuple[tuple[str, LoRA], ...] = ()
     """Patterns over the names of linear modules, e.g. `llm\\.layers\\..*`; the first match decides."""
     int8: tuple[str, ...] = ()
@@ -145,7 +142,7 @@ class Execution:
     `cache_features`: a frozen tower's outputs are computed once and kept on disk.
     """
 
-    autocast: Literal["bfloat16", "float16"] | None = None
+    autocast: Literal["bfloat16"] | None = None
     recompute: tuple[str, ...] = ()
     parallel: Literal["ddp", "fsdp"] = "ddp"
     accumulate: int = 1
@@ -189,6 +186,8 @@ class Recipe:
             "saving.keep": self.saving.keep,
             "execution.accumulate": self.execution.accumulate,
         }
+        if self.model.frozen_dtype is not None and self.execution.autocast is None:
+            raise TrainingError(f"recipe {self.name}: model.frozen_dtype needs execution.autocast")
         for name, value in counts.items():
             if value < 1:
                 raise TrainingError(f"recipe {self.name}: {name} counts from 1, got {value}")

@@ -1,0 +1,93 @@
+"""From a recipe's `ModelSpec` to the model and processor that are trained.
+
+Overrides of the configuration are made before the model is built; adapters and int8 after the weights are in.
+Knows no data and no loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from internvl import zoo
+from internvl.adapt.lora import add_adapters
+from internvl.checkpoints.hub import resolve
+from internvl.checkpoints.load import load_opened, resolve_dtype
+from internvl.checkpoints.resolve import Checkpoint, open_checkpoint
+from internvl.config import ChatConfig
+from internvl.errors import TrainingError, UnknownNameError
+from internvl.models.projector import Projector
+from internvl.models.vlm import VLM
+from internvl.processing.processor import Processor
+from internvl.processing.tokenizer import load_tokenizer
+from internvl.training.recipe import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A model on the CPU, its processor, the directory it came from, and the names of adapted modules."""
+
+    model: VLM
+    processor: Processor
+    source: Path
+    adapted: tuple[str, ...]
+
+
+def build(spec: ModelSpec, seed: int) -> Built:
+    """Loads the checkpoint, applies the overrides, adds the adapters.
+
+    A new projector and new adapters depend on `seed` alone. Raises TrainingError for a checkpoint that is no
+    chat model, and what reading it raises.
+    """
+    path = resolve(spec.checkpoint)
+    checkpoint = _overridden(
+        open_checkpoint(path, template=spec.template or _template(spec.checkpoint)), spec
+    )
+    model = load_opened(checkpoint, dtype=spec.dtype)
+    if not isinstance(model, VLM):
+        raise TrainingError(f"{spec.checkpoint} is a vision tower alone: training needs a chat model")
+    directory = path if path.is_dir() else path.parent
+    processor = Processor(model.config, load_tokenizer(directory))
+    if spec.fresh_projector:
+        torch.manual_seed(seed)
+        config = model.config
+        model.projector = Projector(config.projector, config.vision.width, config.text.width)
+    if spec.frozen_dtype is not None:
+        model.to(resolve_dtype(spec.frozen_dtype))
+    adapted = add_adapters(model, spec.adapters, torch.Generator().manual_seed(seed)) if spec.adapters else ()
+    return Built(model=model, processor=processor, source=directory, adapted=tuple(adapted))
+
+
+def widen_trained(model: VLM, dtype: str) -> None:
+    """Gives trained parameters their own dtype where the frozen ones have a narrower one."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(resolve_dtype(dtype))
+
+
+def _template(name: str) -> str | None:
+    """The template of a zoo name, which tells older models' system messages apart; None for a path."""
+    if Path(name).expanduser().exists():
+        return None
+    try:
+        return zoo.find(name).template
+    except UnknownNameError:  # a repository of the hub that is in the cache, but no row
+        return None
+
+
+def _overridden(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
+    """The same files with the recipe's configuration."""
+    config = checkpoint.description.config
+    if not isinstance(config, ChatConfig):
+        raise TrainingError(
+            f"{spec.checkpoint} is not a chat model: join its parts first (`internvl convert`)"
+        )
+    if spec.drop_path is not None:
+        config = replace(config, vision=replace(config.vision, drop_path=spec.drop_path))
+    if spec.select_layer is not None:
+        config = replace(config, select_layer=spec.select_layer)
+    if spec.max_tiles is not None:
+        config = replace(config, tiling=replace(config.tiling, max_tiles=spec.max_tiles))
+    return replace(checkpoint, description=replace(checkpoint.description, config=config))
