@@ -25,7 +25,8 @@ UPRIGHT: Mapping[int, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation to the turn that undoes it."""
+"""EXIF orientation to the turn that undoes it; those from 5 swap width and height."""
+SIDEWAYS = frozenset(turn for orientation, turn in UPRIGHT.items() if orientation >= 5)
 
 # What PIL's readers raise on damaged input, metadata included.
 DECODE_ERRORS = (
@@ -71,13 +72,18 @@ def to_rgb(picture: Image.Image, policy: ImagePolicy) -> Image.Image:
 
 
 def _turn_upright(picture: Image.Image) -> Image.Image:
+    turn = find_turn(picture)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def find_turn(picture: Image.Image) -> Image.Transpose | None:
+    """The turn that makes a photo upright as its camera recorded, if any."""
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
     except DECODE_ERRORS:
         # Damaged metadata says nothing about the pixels.
-        return picture
-    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return picture if turn is None else picture.transpose(turn)
+        return None
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _lay_on(picture_RGBA: Image.Image, background: tuple[int, int, int] | None) -> Image.Image:

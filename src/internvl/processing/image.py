@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from internvl.errors import ImageError
-from internvl.processing.colour import DECODE_ERRORS, ImagePolicy, from_array, to_rgb
-from internvl.processing.source import Source, describe, read_source
+from internvl.processing.colour import (
+    DECODE_ERRORS,
+    SIDEWAYS,
+    ImagePolicy,
+    find_turn,
+    from_array,
+    to_rgb,
+)
+from internvl.processing.source import Source, check_path, describe, is_path, read_source
 
 ImageSource: TypeAlias = Source | Image.Image | NDArray[Any]
 
@@ -73,7 +81,7 @@ def load_image(
     else:
         content = read_source(source, limits, ImageError)
         name = f"{describe(source)} ({len(content)} bytes)"
-        picture = _open(content, name, limits)
+        picture = _open(io.BytesIO(content), name, limits)
         name = f"{name}, {picture.format}"
     _check_pixels(picture.size, name, limits)
     try:
@@ -85,12 +93,43 @@ def load_image(
     return to_rgb(picture, policy)
 
 
-def _open(content: bytes, name: str, limits: ImageLimits) -> Image.Image:
+def read_size(
+    source: ImageSource, limits: ImageLimits | None = None, policy: ImagePolicy | None = None
+) -> tuple[int, int]:
+    """(width, height) of what `load_image` would give, from the header of the file; nothing is decoded.
+
+    Raises `ImageError`, though not for pixels that are cut off behind the header.
+    """
+    limits, policy = limits or ImageLimits(), policy or ImagePolicy()
+    if isinstance(source, np.ndarray | Image.Image):
+        return load_image(source, limits, policy).size
+    name = describe(source)
+    if not (isinstance(source, str | os.PathLike) and is_path(source)):
+        return _upright_size(io.BytesIO(read_source(source, limits, ImageError)), name, limits, policy)
+    try:
+        with check_path(source, limits, ImageError).open("rb") as file:
+            return _upright_size(file, name, limits, policy)
+    except OSError as reason:
+        raise ImageError(f"cannot read {name}: {reason}") from reason
+
+
+def _upright_size(file: IO[bytes], name: str, limits: ImageLimits, policy: ImagePolicy) -> tuple[int, int]:
+    with _open(file, name, limits) as picture:
+        _check_pixels(picture.size, name, limits)
+        width, height = picture.size
+        # Pillow would decode a PNG to look for an orientation behind its pixels.
+        has_exif = picture.format != "PNG" or "exif" in picture.info
+        is_sideways = policy.apply_exif and has_exif and find_turn(picture) in SIDEWAYS
+        return (height, width) if is_sideways else (width, height)
+
+
+def _open(file: IO[bytes], name: str, limits: ImageLimits) -> Image.Image:
     """Only the header is read here."""
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as reason:
-        raise ImageError(f"{name} is {_guess(content)}. Readable are {', '.join(FORMATS)}") from reason
+        file.seek(0)
+        raise ImageError(f"{name} is {_guess(file.read(512))}. Readable are {', '.join(FORMATS)}") from reason
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as reason:
         raise ImageError(
             f"{name} is too large, the limit is max_pixels={limits.max_pixels}: {reason}; shrink it"
@@ -114,8 +153,7 @@ def _times(size: tuple[int, ...]) -> str:
     return " x ".join(map(str, size))
 
 
-def _guess(content: bytes) -> str:
-    head = content[:512]
+def _guess(head: bytes) -> str:
     if head[:1] in b"<\n\r\t \xef":
         head = head.lstrip(b"\xef\xbb\xbf\n\r\t ").lower()
     for offset, mark, meaning in KNOWN_OTHERS:

@@ -31,6 +31,17 @@ IGNORED = -100
 MAX_PICTURES = 512
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """One conversation as ids, without its pictures; fields as in `Inputs`."""
+
+    text: str
+    ids: list[int]
+    offsets: list[Span]
+    are_answers: list[bool]
+    slots: list[int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Inputs:
     """One conversation, ready for the model. Lists are per token or, where plural by name, per picture.
@@ -143,23 +154,37 @@ class Processor:
         """
         self._check(conversation, open_answer)
         opened = self._open(conversation.pictures, total_tiles, max_tokens)
-        rendered = self.render(conversation, [one.num_tiles for one in opened], open_answer=open_answer)
-        encoding = self.tokenizer.encode(rendered.text, plain=rendered.plain)
-        self._check_ids(encoding.ids)
-        _check_room(f"prompt of {len(encoding.ids)} tokens", len(encoding.ids), max_tokens)
+        tokens = self.tokenize(conversation, [one.num_tiles for one in opened], open_answer=open_answer)
+        _check_room(f"prompt of {len(tokens.ids)} tokens", len(tokens.ids), max_tokens)
         # Each picture is let go as soon as it is cut.
         tiles = [opened.pop(0).cut() for _ in range(len(opened))]
         return Inputs(
-            text=rendered.text,
-            ids=encoding.ids,
-            offsets=encoding.offsets,
-            are_answers=self._answers(encoding, rendered),
-            slots=self._slots(encoding, rendered, sum(one.num_tiles for one in tiles)),
+            text=tokens.text,
+            ids=tokens.ids,
+            offsets=tokens.offsets,
+            are_answers=tokens.are_answers,
+            slots=tokens.slots,
             tiles_N3HW=torch.cat([one.tiles_N3HW for one in tiles]) if tiles else None,
             tile_counts=tuple(one.num_tiles for one in tiles),
             grids=tuple(one.grid for one in tiles),
             sizes=tuple((one.width, one.height) for one in tiles),
             image_keys=tuple(one.key for one in tiles),
+        )
+
+    def tokenize(
+        self, conversation: Conversation, tile_counts: Sequence[int], *, open_answer: bool = True
+    ) -> Tokens:
+        """The ids for pictures of so many tiles each; no picture is read. Raises as a call does."""
+        self._check(conversation, open_answer)
+        rendered = self.render(conversation, tile_counts, open_answer=open_answer)
+        encoding = self.tokenizer.encode(rendered.text, plain=rendered.plain)
+        self._check_ids(encoding.ids)
+        return Tokens(
+            text=rendered.text,
+            ids=encoding.ids,
+            offsets=encoding.offsets,
+            are_answers=self._answers(encoding, rendered),
+            slots=self._slots(encoding, rendered, sum(tile_counts)),
         )
 
     def render(

@@ -16,7 +16,7 @@ from internvl.processing.frames import Bound, choose
 from internvl.processing.image import ImageLimits, load_image
 from internvl.processing.source import Source, describe, is_path
 
-__all__ = ["Bound", "VideoLimits", "load_frames"]
+__all__ = ["Bound", "VideoLimits", "frame_files", "is_folder", "load_frames"]
 
 FRAME_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
@@ -39,10 +39,10 @@ def load_frames(
     """
     limits = limits or VideoLimits()
     most = min(max_frames or limits.max_frames, limits.max_frames)
-    if _is_folder(source):
+    if is_folder(source):
         if folder_fps is None and (bound is not None or fps is not None):
             raise VideoError(f"{describe(source)} is a folder without a frame rate: name folder_fps")
-        names = _frame_files(Path(str(source)), limits)
+        names = frame_files(Path(str(source)), limits)
         rate = folder_fps or 1.0
         indices = choose(len(names), rate, num_segments=num_segments, rate=fps, bound=bound, max_frames=most)
         return _load_folder(names, indices, limits)
@@ -64,14 +64,16 @@ def _check_total(pixels: int, indices: list[int], name: str, limits: VideoLimits
         )
 
 
-def _is_folder(source: object) -> bool:
+def is_folder(source: object) -> bool:
+    """Whether this names a folder, whose pictures are then the frames."""
     try:
         return is_path(source) and Path(str(source)).is_dir()
     except (OSError, ValueError):
         return False
 
 
-def _frame_files(folder: Path, limits: VideoLimits) -> list[Path]:
+def frame_files(folder: Path, limits: VideoLimits) -> list[Path]:
+    """The pictures of a folder in order of time: by the number in `_12.jpg`, or else naturally."""
     if not limits.allow_paths:
         raise VideoError(f"paths are closed here: {describe(folder)}")
     names = [
