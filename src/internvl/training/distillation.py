@@ -74,7 +74,7 @@ def distillation(model: Student, batch: DistillationBatch) -> Loss:
         "mean": float(mean.detach()),
         "classes": float(divergence.detach()),
     }
-    return Loss(total=cell + mean + divergence, count=len(cells_NPF), metrics=metrics)
+    return Loss(total=cell + mean + divergence, weight=float(len(cells_NPF)), metrics=metrics)
 
 
 def _pooled(teacher_NGGF: Tensor, cells: int) -> Tensor:
