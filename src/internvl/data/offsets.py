@@ -1,0 +1,98 @@
+"""Where records begin in a file: eight bytes a record, found by one pass, so that any record is one seek
+away.
+
+Files are opened for every read, so an index is safe under threads and forks. Knows bytes, not what they mean.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvl.errors import InputError
+
+MAX_RECORD_BYTES = 64 << 20
+"""Larger records are refused: they are a missing line break, or an attack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offsets:
+    """Record i of N is the bytes from `starts[i]` to `starts[i + 1]`; `starts` is (N + 1,) uint64.
+
+    `blanks` holds, for every blank line, the index of the record after it; it turns indices into line
+    numbers where each record is a line.
+    """
+
+    path: Path
+    starts: NDArray[np.uint64]
+    blanks: array[int]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def line(self, index: int) -> int:
+        """The line number, from 1, of a record in a file of one record a line."""
+        return index + 1 + bisect_right(self.blanks, index)
+
+    def span(self, index: int) -> tuple[int, int]:
+        """First byte, and byte after the last one. Raises IndexError outside of 0..N-1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} records, there is no record {index}")
+        return int(self.starts[index]), int(self.starts[index + 1])
+
+    def read(self, index: int) -> bytes:
+        """The bytes of a record. Raises InputError over 64 MiB, or if the file shrank since it was opened."""
+        start, stop = self.span(index)
+        if stop - start > MAX_RECORD_BYTES:
+            raise InputError(f"a record of {stop - start} bytes, the limit is {MAX_RECORD_BYTES}")
+        with open_file(self.path) as file:
+            file.seek(start)
+            content = file.read(stop - start)
+        if len(content) < stop - start:
+            raise InputError(f"bytes {start} to {stop} are gone: the file has changed since it was opened")
+        return content
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """A regular file opened for reading; InputError for anything else, also if reading fails later."""
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as reason:
+        raise InputError(f"cannot read {path}: {reason}") from reason
+
+
+def index_lines(path: Path) -> Offsets:
+    """The lines of a file that are not blank. A line over the limit is a record too: reading it raises."""
+    starts, blanks = array("Q"), array("Q")
+    position, is_inside = 0, False
+    with open_file(path) as file:
+        while piece := file.readline(MAX_RECORD_BYTES):
+            is_whole = piece.endswith(b"\n")
+            if not is_inside:
+                if is_whole and piece.isspace():
+                    blanks.append(len(starts))
+                else:
+                    starts.append(position)
+            is_inside = not is_whole
+            position += len(piece)
+    starts.append(position)
+    return Offsets(path, as_offsets(starts), blanks)
+
+
+def as_offsets(values: array[int]) -> NDArray[np.uint64]:
+    """The same memory as numpy's, read-only."""
+    offsets = np.frombuffer(values, dtype=np.uint64)
+    offsets.flags.writeable = False
+    return offsets
