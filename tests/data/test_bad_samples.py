@@ -1,0 +1,74 @@
+"""What is written about bad records, and when they end a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from internvl.data.bad_samples import BadSample, BadSamplesLog
+from internvl.data.spec import BadSamples
+from internvl.errors import InputError, TrainingError
+
+
+def bad(number: int = 1, reason: str = "cut off") -> BadSample:
+    return BadSample(
+        key=f"a:{number}", path=f"a.jsonl, line {number}", position=7, reason=reason, error="ImageError"
+    )
+
+
+def test_every_one_is_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "bad_samples.jsonl"
+    log = BadSamplesLog(path, BadSamples(limit=1.0))
+    log.add([bad(1), bad(2)], num_seen=10)
+    log.add([], num_seen=90)
+    log.add([bad(3)], stands_for=2)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [row["key"] for row in rows] == ["a:1", "a:2", "a:3"]
+    assert set(rows[0]) == {"key", "path", "position", "reason", "error"}
+    assert (log.num_seen, log.num_bad) == (100, 4)
+
+
+def test_no_file_without_bad_ones_nor_on_other_processes(tmp_path: Path) -> None:
+    path = tmp_path / "bad_samples.jsonl"
+    log = BadSamplesLog(path, BadSamples())
+    log.add([], num_seen=5)
+    log.add([bad()], num_seen=5, is_written=False)
+    assert not path.exists()
+    assert log.num_bad == 1
+
+
+def test_names_that_are_no_unicode_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "bad_samples.jsonl"
+    BadSamplesLog(path, BadSamples()).add([bad(reason="no \udcff\n图.jpg")])
+    (row,) = path.read_text(encoding="utf-8").splitlines()
+    assert json.loads(row)["reason"] == "no \udcff\n图.jpg"
+
+
+def test_stop_ends_at_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "bad_samples.jsonl"
+    log = BadSamplesLog(path, BadSamples(policy="stop"))
+    with pytest.raises(TrainingError, match=r"a:1 \(a.jsonl, line 1\) cannot be used: cut off"):
+        log.add([bad()], num_seen=1)
+    assert len(path.read_text().splitlines()) == 1, "it is written before the run ends"
+
+
+def test_the_limit_counts_after_the_first_hundred(tmp_path: Path) -> None:
+    log = BadSamplesLog(tmp_path / "bad.jsonl", BadSamples(limit=0.1))
+    log.add([bad()] * 50, num_seen=99)
+    with pytest.raises(TrainingError, match=r"51 of 109 records cannot be used, more than 10%"):
+        log.add([bad()], num_seen=10)
+
+
+def test_as_many_as_the_limit_are_endured() -> None:
+    log = BadSamplesLog(None, BadSamples(limit=0.1))
+    log.add([bad()] * 20, num_seen=200)
+    with pytest.raises(TrainingError, match="22 of 200"):
+        log.add([bad()], stands_for=2)
+
+
+@pytest.mark.parametrize("limit", [-0.1, 1.5, float("nan")])
+def test_the_limit_is_a_share(limit: float) -> None:
+    with pytest.raises(InputError, match="between 0 and 1"):
+        BadSamplesLog(None, BadSamples(limit=limit))
