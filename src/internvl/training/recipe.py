@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from internvl.adapt.lora import LoRA
 from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
 
@@ -30,19 +31,6 @@ class AdamW:
 
 Rule = tuple[str, AdamW | None]
 """A regular expression over canonical parameter names, and how to train what it names; None freezes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoRA:
-    """A low-rank adapter (arXiv 2106.09685). `alpha` None is 2 x rank, as in every released recipe."""
-
-    rank: int
-    alpha: float | None = None
-    dropout: float = 0.0
-    rank_stabilized: bool = False
-    """Scale alpha / sqrt(rank) in place of alpha / rank (rsLoRA, arXiv 2312.03732)."""
-    magnitude: bool = False
-    """Learn the length of every output row apart from its direction (DoRA, arXiv 2402.09353)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
