@@ -1,48 +1,61 @@
-"""Captions packed behind a shared picture are exactly the sequences they would be alone."""
+"""Losses that can be summed: weights, and sums over any division of the examples."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
-from internvl.models.attention import Packed
 from internvl.models.vlm import VLM
-from internvl.training.objectives import caption_tokens
-from tests.training.tiny import CONTEXT, GROUPS, batch
+from internvl.training.forward import trained_states
+from internvl.training.objectives import Loss, Reduction, make_objective, next_token, token_weights
+from internvl.training.recipe import NextToken
+from tests.training.tiny import batch, examples
+
+REDUCTIONS: tuple[Reduction, ...] = ("token", "sample", "square")
 
 
-def separate_losses(model: VLM) -> torch.Tensor:
-    """Sum over captions of each one's loss in a sequence of its own."""
-    total = torch.zeros(())
-    for group, features_PC in zip(GROUPS, batch().features_NPC, strict=True):
-        for branch in group.branches:
-            ids_T = torch.tensor([*group.prefix, *branch])
-            slots_S = (ids_T == CONTEXT).nonzero()[:, 0]
-            x_TD = model.embed(ids_T, slots_S, model.projector(features_PC[None])[0])
-            hidden_TD = model.llm(x_TD, torch.arange(len(ids_T)), Packed([len(ids_T)]))
-            logits_AV = model.llm.logits(hidden_TD[len(group.prefix) - 1 : -1])
-            total = total + cross_entropy(logits_AV, torch.tensor(branch), reduction="sum")
-    return total
+def value(loss: Loss) -> float:
+    return float(loss.total.detach())
 
 
-def test_loss_and_gradients_equal_separate_sequences(model: VLM) -> None:
-    packed = caption_tokens(model, batch())
-    alone = separate_losses(model)
-    torch.testing.assert_close(packed.total, alone, rtol=1e-5, atol=1e-4)
-    params = list(model.projector.parameters())
-    ours = torch.autograd.grad(packed.total, params)
-    theirs = torch.autograd.grad(alone, params)
-    for one, other in zip(ours, theirs, strict=True):
+def test_weights_count_the_trained_tokens_of_a_branch() -> None:
+    branches_A = torch.tensor([0, 0, 0, 0, 1, 3, 3])
+    assert token_weights(branches_A, 4, "token").tolist() == [1] * 7
+    assert token_weights(branches_A, 4, "sample").tolist() == [0.25] * 4 + [1] + [0.5] * 2
+    assert token_weights(branches_A, 4, "square").tolist() == pytest.approx([0.5] * 4 + [1] + [0.5**0.5] * 2)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_loss_is_the_weighted_cross_entropy(model: VLM, reduction: Reduction) -> None:
+    packed = batch()
+    loss = make_objective(NextToken(reduction=reduction))(model, packed)
+    logits_AV = model.llm.logits(trained_states(model, packed))
+    log_probs_A = logits_AV.detach().log_softmax(-1).gather(1, packed.targets_A[:, None])[:, 0]
+    weights_A = token_weights(packed.branches_A, packed.num_branches, reduction)
+    assert value(loss) == pytest.approx(-float((log_probs_A * weights_A).sum()), rel=1e-5)
+    assert loss.weight == pytest.approx(float(weights_A.sum()))
+    assert loss.metrics["token_loss"] == pytest.approx(-float(log_probs_A.sum()), rel=1e-5)
+    assert loss.metrics["trained"] == sum(example.num_trained for example in examples())
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_sums_and_gradients_do_not_depend_on_the_division(model: VLM, reduction: Reduction) -> None:
+    whole = next_token(model, batch(), reduction=reduction)
+    parts = [next_token(model, batch(one), reduction=reduction) for one in examples()]
+    assert sum(map(value, parts)) == pytest.approx(value(whole), rel=1e-5)
+    assert sum(part.weight for part in parts) == pytest.approx(whole.weight)
+    params = list(model.parameters())
+    whole.total.backward()
+    together = [p.grad for p in params]
+    model.zero_grad()
+    for part in parts:
+        part.total.backward()
+    for one, other in zip(together, [p.grad for p in params], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_counts_are_sums(model: VLM) -> None:
-    loss = caption_tokens(model, batch())
-    assert loss.count == sum(len(branch) for group in GROUPS for branch in group.branches)
-    assert loss.metrics == {"captions": 5}
-
-
 def test_bfloat16_is_near(model: VLM) -> None:
-    exact = float(caption_tokens(model, batch()).total.detach())
-    model.llm.bfloat16()
-    assert abs(float(caption_tokens(model, batch()).total.detach()) - exact) < 0.02 * exact
+    exact = value(next_token(model, batch()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert value(next_token(model, batch())) == pytest.approx(exact, rel=0.02)
+    assert value(next_token(model.bfloat16(), batch())) == pytest.approx(exact, rel=0.02)

@@ -1,18 +1,79 @@
-"""Two groups of captions, packed."""
+"""A tiny chat model and three examples for it."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from internvl.data.captions import CaptionBatch, Group, pack_groups
+from internvl.config import ChatConfig, ProjectorConfig, RopeConfig, TextConfig, TilingConfig, VisionConfig
+from internvl.data.batch import Batch, pack
+from internvl.data.example import Branch, Example
+from internvl.models.vlm import VLM
 
 CONTEXT = 7
-GROUPS = (
-    Group(prefix=(1, *[CONTEXT] * 4, 9, 3), branches=((11, 12, 2), (13, 2), (14, 15, 16, 17, 2))),
-    Group(prefix=(1, *[CONTEXT] * 4, 5), branches=((21, 22, 23, 2), (2,))),
-)
+TILE_SIZE = 56
 
 
-def batch(step: int = 0) -> CaptionBatch:
-    features = torch.randn(len(GROUPS), 16, 24, generator=torch.Generator().manual_seed(step))
-    return pack_groups(GROUPS, CONTEXT, features)
+def chat_model() -> VLM:
+    """Two layers of everything; 4 vision tokens a tile of 56 px. Weights as the seed of torch has them."""
+    text = TextConfig(
+        vocab_size=50,
+        width=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        mlp_width=48,
+        rope=RopeConfig(theta=1e4),
+        max_positions=64,
+    )
+    vision = VisionConfig(image_size=TILE_SIZE, width=24, num_layers=2, num_heads=3, mlp_width=40)
+    return VLM(
+        ChatConfig(
+            vision=vision,
+            projector=ProjectorConfig(),
+            text=text,
+            tiling=TilingConfig(tile_size=TILE_SIZE, dynamic=False),
+            template="internvl2_5",
+        )
+    )
+
+
+def branch(*ids: int, reference: float | None = None) -> Branch:
+    """A branch trained on all its tokens."""
+    return Branch(ids, (True,) * len(ids), reference)
+
+
+def picture(seed: int) -> Tensor:
+    return torch.randn(1, 3, TILE_SIZE, TILE_SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def examples() -> tuple[Example, ...]:
+    """Three captions of one picture, two of another, a conversation of two rounds without a picture."""
+    context = (CONTEXT,) * 4
+    return (
+        Example(
+            key="three",
+            prefix=(1, *context, 9, 3),
+            branches=(branch(11, 12, 2), branch(13, 2), branch(14, 15, 16, 17, 2)),
+            slots=(1, 2, 3, 4),
+            tiles_N3HW=picture(1),
+        ),
+        Example(
+            key="two",
+            prefix=(1, *context, 5),
+            branches=(branch(21, 22, 23, 2), branch(2)),
+            slots=(1, 2, 3, 4),
+            tiles_N3HW=picture(2),
+        ),
+        Example(
+            key="text",
+            prefix=(1, 8, 3),
+            branches=(Branch((31, 2, 9, 32, 33, 2), (True, True, False, True, True, True)),),
+        ),
+    )
+
+
+def batch(*chosen: Example) -> Batch:
+    """The examples given, or all, packed."""
+    return pack(chosen or examples(), TILE_SIZE)
