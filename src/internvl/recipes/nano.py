@@ -1,53 +1,81 @@
-"""How the projector of the default model was trained.
+"""How the default model was trained: projector, tower, then adapters on the whole mixture.
 
-    python -m internvl.recipes.nano CHECKPOINT DATA OUT
+    python -m internvl.recipes.nano_tower DATA runs/tower           the tower, by distillation
+    python -m internvl.recipes.nano_data DATA runs/data             the mixture as records
+    internvl train nano-1 --model runs/tower/model --data runs/data/captions.json --out runs/nano-1
+    internvl train nano-1.5 --model runs/nano-1/model --data runs/data/captions.json --out runs/nano-1.5
+    internvl train nano-2 --model runs/nano-1.5/model --data runs/data/all.json --out runs/nano-2
 
-CHECKPOINT is the directory of `internvl pull nano` (its projector is not used, only its tower and language
-model); DATA a folder with train.jsonl, val.jsonl and pictures (`internvl.data.records` says the form), for
-the shipped weights Flickr8k's standard split at 224 px, 6,000 and 1,000 pictures with five captions each.
-Cost and result of the shipped run: docs/model-cards/nano.md.
+The stages follow InternVL 2.5 (arXiv 2412.05271). Cost and result of the shipped run:
+docs/model-cards/nano.md.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from internvl.adapt.lora import LoRA
+from internvl.data.spec import Batching, DataSpec
+from internvl.recipes import parts
+from internvl.recipes.finetune import LANGUAGE
+from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Rule, Saving, Schedule
 
-from internvl.data.caption_set import Questions
-from internvl.training.captioning import CaptionRecipe, run_captioning
-from internvl.training.recipe import AdamW, Recipe
+TUNED_BLOCKS = r"vit\.layers\.(5|6|7|8|9|10|11)\..*"
+"""Of twelve. Earlier ones keep what DINOv2 taught them, and need not be shipped."""
 
-CAPTION = "Provide a one-sentence caption for the provided image."
-OTHERS = (
-    "Describe this photo.",
-    "Describe this image in one sentence.",
-    "What is in this picture?",
-    "What do you see in this image?",
-    "Please describe the image shortly.",
-)
+BETAS = (0.9, 0.98)
+MIXTURE = DataSpec(batching=Batching(examples=8, max_tokens=1024, max_tiles=1), max_length=1024)
+EXECUTION = Execution(autocast="bfloat16")
 
 
-def nano() -> CaptionRecipe:
-    """Projector only: 1,600 steps of 4 pictures with 5 captions each, a little over one epoch."""
-    return CaptionRecipe(
-        run=Recipe(
-            name="nano",
-            params=((r"projector\..*", AdamW(lr=2e-3, betas=(0.9, 0.98))), (".*", None)),
-            steps=1600,
-            batch_size=4,
-            warmup=100,
-            eval_every=250,
-            save_every=100,
-        ),
-        questions=Questions(main=CAPTION, others=OTHERS),
+def align() -> Recipe:
+    """Stage 1: a new projector on captions; tower and language model frozen, the tower's features kept on
+    disk."""
+    return Recipe(
+        name="nano-1",
+        model=ModelSpec(select_layer=-1, fresh_projector=True, frozen_dtype="bfloat16"),
+        params=parts.projector(AdamW(lr=2e-3, betas=BETAS)),
+        data=MIXTURE,
+        steps=600,
+        schedule=Schedule(warmup=60, final=0.1),
+        evaluation=Evaluation(every=200),
+        saving=Saving(every=100),
+        execution=Execution(autocast="bfloat16", cache_features=True),
     )
 
 
-def main(checkpoint: Path, data: Path, out: Path) -> None:
-    """Runs the recipe; called again, it continues."""
-    run_captioning(nano(), checkpoint, data, out)
+def tune_tower() -> Recipe:
+    """Stage 1.5: the tower's upper blocks learn with the projector."""
+    rules: tuple[Rule, ...] = (
+        (TUNED_BLOCKS, AdamW(lr=5e-5, betas=BETAS, weight_decay=0.02)),
+        (r"projector\..*", AdamW(lr=5e-4, betas=BETAS)),
+        parts.FROZEN,
+    )
+    return Recipe(
+        name="nano-1.5",
+        model=ModelSpec(frozen_dtype="bfloat16"),
+        params=rules,
+        data=MIXTURE,
+        steps=600,
+        schedule=Schedule(warmup=60, final=0.1),
+        evaluation=Evaluation(every=200),
+        saving=Saving(every=100),
+        execution=EXECUTION,
+    )
 
 
-if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main, config=(tyro.conf.Positional,))
+def instruct() -> Recipe:
+    """Stage 2: adapters on the language model, and the projector, on captions, questions and words."""
+    return Recipe(
+        name="nano-2",
+        model=ModelSpec(frozen_dtype="bfloat16", adapters=((LANGUAGE, LoRA(rank=16)),)),
+        params=(
+            (parts.ADAPTERS, AdamW(lr=5e-4, betas=BETAS)),
+            (r"projector\..*", AdamW(lr=5e-4, betas=BETAS)),
+            parts.FROZEN,
+        ),
+        data=MIXTURE,
+        steps=3000,
+        schedule=Schedule(warmup=100),
+        evaluation=Evaluation(every=500),
+        saving=Saving(every=100),
+        execution=Execution(autocast="bfloat16", cache_features=True),
+    )
