@@ -1,81 +1,144 @@
-"""Features of a frozen tower, computed once and kept on disk in float16.
+"""What a frozen tower makes of tiles, computed once and kept on disk.
 
-One array per set of pictures, (pictures, patches, width), class token left out. Only models whose
-pictures are one tile each.
+A tile's file is named by its pixels after the transform, in a folder named by the tower's weights and
+settings: a picture cut or normalised otherwise, or another tower, never meets an old file. Knows no data and
+no loop. Shape letters: N tiles, P patches, C vision width.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
-from internvl.errors import InputError, TrainingError
-from internvl.models.vlm import VLM
+from internvl.data.batch import Batch
+from internvl.errors import TrainingError
+from internvl.models.vlm import VLM, tiles_at_once
 
-
-class Features:
-    """A memory-mapped array of patch features."""
-
-    def __init__(self, path: Path) -> None:
-        self.array = np.load(path, mmap_mode="r", allow_pickle=False)
-
-    def take(self, indices: Sequence[int]) -> Tensor:
-        """(N, P, C) in float32."""
-        return torch.from_numpy(np.asarray(self.array[list(indices)], dtype=np.float32))
+NAME = "features"
 
 
-def features_key(model: VLM, pictures: Iterable[Path], dtype: torch.dtype) -> str:
-    """Changes with all that features depend on: the tower's weights and settings, the pictures, the dtype.
+class FeatureCache:
+    """Patch features of the tower of `model` in `folder`, which several runs and processes may share.
 
-    Pictures count by path, size and time of change; their pixels are not read.
+    `dtype` is kept on disk; below float32 the tower also computes in it (autocast). Drop path is off.
+    `augmented` names the data sets whose pictures differ from one look to the next. Raises TrainingError for
+    any of those, and for a tower that is trained: make it after the recipe's rules have frozen the model.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(f"{model.config.vision} {model.config.tiling} {model.config.select_layer} {dtype}".encode())
-    for name, weight in model.vit.state_dict().items():
-        digest.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
-    for picture in pictures:
-        status = picture.stat()
-        digest.update(f"{picture} {status.st_size} {status.st_mtime_ns}".encode())
+
+    def __init__(
+        self, model: VLM, folder: Path, dtype: torch.dtype = torch.float32, *, augmented: Sequence[str] = ()
+    ) -> None:
+        trained = [name for name, p in model.vit.named_parameters() if p.requires_grad]
+        if trained:
+            raise TrainingError(
+                f"features of a tower that is trained cannot be kept: {len(trained)} of its parameters are, "
+                f"first vit.{trained[0]}. Freeze it, or set execution.cache_features=false"
+            )
+        if augmented:
+            raise TrainingError(
+                f"features of augmented pictures cannot be kept ({', '.join(augmented)}): set data_augment "
+                "to false in the meta file, or execution.cache_features=false"
+            )
+        self.model, self.dtype = model, dtype
+        self.folder = folder / tower_key(model, dtype)
+
+    def features(self, batch: Batch) -> Batch:
+        """`batch` with `features_NPC` in place of its tiles; what is not on disk yet is computed and kept.
+
+        Raises TrainingError for values that the dtype cannot hold, OSError where the disk is full.
+        """
+        keys = [tile_key(tile_3HW) for tile_3HW in batch.tiles_N3HW]
+        read = {key: self._read(key) for key in dict.fromkeys(keys)}
+        missing = [key for key, features_PC in read.items() if features_PC is None]
+        made = self._compute(batch.tiles_N3HW[[keys.index(key) for key in missing]])
+        for key, features_PC in zip(missing, made, strict=True):
+            self._write(key, features_PC)
+        found = {key: features_PC for key, features_PC in read.items() if features_PC is not None}
+        found.update(zip(missing, made, strict=True))
+        rows = [found[key] for key in keys]
+        features_NPC = torch.stack(rows) if rows else self._nothing()
+        return replace(batch, features_NPC=features_NPC, tiles_N3HW=batch.tiles_N3HW[:0])
+
+    @torch.no_grad()
+    def _compute(self, tiles_N3HW: Tensor) -> list[Tensor]:
+        vit, select = self.model.vit, self.model.config.select_layer
+        if not len(tiles_N3HW):
+            return []
+        if any(isinstance(module, FSDPModule) for module in vit.modules()):
+            raise TrainingError(
+                "features are kept by whole towers: use execution.parallel=ddp with the cache"
+            )
+        device, was_training = vit.embed.position.device, vit.training
+        at_once = tiles_at_once(self.model.config, device)
+        vit.eval()
+        try:
+            with torch.autocast(device.type, self.dtype, enabled=self.dtype.itemsize < 4):
+                parts = [vit(part.to(device), select)[:, 1:] for part in tiles_N3HW.split(at_once)]
+        finally:
+            vit.train(was_training)
+        features_NPC = torch.cat(parts).to("cpu", self.dtype)
+        if not features_NPC.isfinite().all():
+            raise TrainingError(
+                f"features of the tower exceed {self.dtype}: keep them in bfloat16 or float32"
+            )
+        return list(features_NPC)
+
+    def _nothing(self) -> Tensor:
+        config = self.model.config
+        patches = (config.tiling.tile_size // config.vision.patch_size) ** 2
+        return torch.empty(0, patches, config.vision.width, dtype=self.dtype)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def _read(self, key: str) -> Tensor | None:
+        """None for a file that is not there, or was cut short when the machine went down."""
+        try:
+            return load_file(self._path(key))[NAME]
+        except (FileNotFoundError, SafetensorError, KeyError):
+            return None
+
+    def _write(self, key: str, features_PC: Tensor) -> None:
+        """Under a name of its own first: whoever is last to rename puts the same bytes there."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(suffix=".partial", dir=path.parent)
+        os.close(handle)
+        try:
+            save_file({NAME: features_PC.contiguous()}, partial)
+            Path(partial).replace(path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+
+
+def tile_key(tile_3HW: Tensor) -> str:
+    """Of the pixels a tower sees: equal tiles have equal keys, whatever picture they are cut from."""
+    digest = hashlib.blake2b(f"{tuple(tile_3HW.shape)} {tile_3HW.dtype}".encode(), digest_size=16)
+    digest.update(_bytes(tile_3HW))
     return digest.hexdigest()
 
 
-@torch.inference_mode()
-def cache_features(
-    model: VLM,
-    tiles: Callable[[int], Tensor],
-    count: int,
-    path: Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    batch: int = 16,
-) -> Features:
-    """Runs the tower over `tiles(0)` ... `tiles(count - 1)`, each (1, 3, H, W), unless `path` is there.
+def tower_key(model: VLM, dtype: torch.dtype) -> str:
+    """Changes with the tower's weights and configuration, the layer that is read, and the dtype."""
+    vision = replace(model.config.vision, drop_path=0.0)
+    digest = hashlib.blake2b(f"{vision} {model.config.select_layer} {dtype}".encode(), digest_size=16)
+    for name, weight in model.vit.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(_bytes(weight))
+    return digest.hexdigest()
 
-    `dtype` below float32 computes under autocast. The name of `path` must tell its contents apart (see
-    `features_key`). Raises InputError for more than one tile a picture, TrainingError for features that
-    float16 cannot hold.
-    """
-    if path.is_file():
-        return Features(path)
-    patches = (model.config.tiling.tile_size // model.config.vision.patch_size) ** 2
-    shape = (count, patches, model.config.vision.width)
-    partial = path.with_suffix(".partial.npy")
-    out = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
-    for first in range(0, count, batch):
-        some = [tiles(index) for index in range(first, min(first + batch, count))]
-        if any(len(one) != 1 for one in some):
-            raise InputError("a picture became several tiles: cached features need fixed tiling")
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            features_NPC = model.vit(torch.cat(some), model.config.select_layer)[:, 1:]
-        features_NPC = features_NPC.to(torch.float16)
-        if not features_NPC.isfinite().all():
-            raise TrainingError(f"features of pictures {first} to {first + len(some) - 1} exceed float16")
-        out[first : first + len(some)] = features_NPC.numpy()
-    out.flush()
-    partial.replace(path)
-    return Features(path)
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
