@@ -14,7 +14,7 @@ from internvl.errors import InputError, TrainingError
 
 def bad(number: int = 1, reason: str = "cut off") -> BadSample:
     return BadSample(
-        key=f"a:{number}", path=f"a.jsonl, line {number}", position=7, reason=reason, error="ImageError"
+        key=f"a:{number}", path=f"a.jsonl, line {number}", position=number, reason=reason, error="ImageError"
     )
 
 
@@ -56,14 +56,14 @@ def test_stop_ends_at_the_first(tmp_path: Path) -> None:
 
 def test_the_limit_counts_after_the_first_hundred(tmp_path: Path) -> None:
     log = BadSamplesLog(tmp_path / "bad.jsonl", BadSamples(limit=0.1))
-    log.add([bad()] * 50, num_seen=99)
+    log.add([bad(number) for number in range(50)], num_seen=99)
     with pytest.raises(TrainingError, match=r"51 of 109 records cannot be used, more than 10%"):
         log.add([bad()], num_seen=10)
 
 
 def test_as_many_as_the_limit_are_endured() -> None:
     log = BadSamplesLog(None, BadSamples(limit=0.1))
-    log.add([bad()] * 20, num_seen=200)
+    log.add([*map(bad, range(20)), bad(3)], num_seen=200)
     with pytest.raises(TrainingError, match="22 of 200"):
         log.add([bad()], stands_for=2)
 

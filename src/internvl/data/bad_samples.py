@@ -44,13 +44,13 @@ class BadSamplesLog:
     def add(
         self, rows: Sequence[BadSample], *, num_seen: int = 0, stands_for: int = 1, is_written: bool = True
     ) -> None:
-        """Writes `rows`, found among `num_seen` more records.
+        """Writes `rows`, found at `num_seen` more positions; several at one position count as one.
 
         What only this process has read `stands_for` as many on the others; what all have read is to be
         written by one. Raises TrainingError under policy "stop", or above the limit.
         """
         self.num_seen += num_seen
-        self.num_bad += len(rows) * stands_for
+        self.num_bad += len({row.position for row in rows}) * stands_for
         if rows and is_written and self.path is not None:
             # A name that is no Unicode is written as the escape that JSON has for it.
             with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:

@@ -1,0 +1,71 @@
+"""The order in which places are taken: as they come, or records of like length together.
+
+Grouping sorts inside windows that begin at fixed positions, so the record at any index is still a function of
+the index. Knows places and threads; no steps.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, Future
+from random import Random
+
+from internvl.data.packing import cost
+from internvl.data.places import Place, Places
+from internvl.errors import InputError
+
+STEPS_IN_WINDOW = 32
+AHEAD = 4
+"""Places measured ahead for each worker."""
+
+
+class Order:
+    """Places by index, measured ahead by `readers`. An epoch has `epoch` places; none leaves its epoch.
+
+    Not safe under threads: one planner asks.
+    """
+
+    def __init__(self, places: Places, readers: Executor, epoch: int) -> None:
+        self.places, self.readers, self.epoch = places, readers, epoch
+        self.batching = places.spec.batching
+        self.window = 0
+        if places.spec.group_by_length:
+            if self.batching.examples is None:
+                raise InputError("group_by_length is for batching by examples; packs are evenly long already")
+            self.window = self.batching.examples * STEPS_IN_WINDOW
+        self._ahead: dict[int, Future[Place]] = {}
+        self._sorted: list[Place] = []
+        self._start = 0
+
+    def place(self, index: int) -> Place:
+        if not self.window:
+            return self._measured(index, index + AHEAD * self.places.spec.workers)
+        if not self._start <= index < self._start + len(self._sorted):
+            self._sort(index)
+        return self._sorted[index - self._start]
+
+    def _measured(self, position: int, end: int) -> Place:
+        """Whatever lies before `position` is forgotten; what follows, up to `end`, is begun."""
+        for passed in [key for key in self._ahead if key < position]:
+            del self._ahead[passed]
+        for future in range(position, max(end, position + 1)):
+            if future not in self._ahead:
+                self._ahead[future] = self.readers.submit(self.places.find, future)
+        return self._ahead[position].result()
+
+    def _sort(self, index: int) -> None:
+        """The window that holds `index`: longest first, cut into steps, the steps shuffled."""
+        epoch, offset = divmod(index, self.epoch)
+        start = epoch * self.epoch + offset // self.window * self.window
+        end = min(start + self.window, (epoch + 1) * self.epoch)
+        places = [self._measured(position, end) for position in range(start, end)]
+        works = [0.0 if place.size is None else cost(place.size, self.batching) for place in places]
+        order = sorted(range(len(places)), key=lambda number: (-works[number], number))
+        size = self.batching.examples or 1
+        # Steps begin at multiples of their size; the ends of a window may share one with its neighbours.
+        head = -start % size
+        tail = head + (len(order) - head) // size * size
+        steps = [order[first : first + size] for first in range(head, tail, size)]
+        Random(f"{self.places.seed} {start}").shuffle(steps)
+        shuffled = [*order[:head], *(number for step in steps for number in step), *order[tail:]]
+        self._sorted = [places[number] for number in shuffled]
+        self._start = start

@@ -1,0 +1,149 @@
+"""The record at each position of a run: measured, made into an example, and replaced where it is broken.
+
+What stands at a position depends on the seed and the position alone. Knows the mixture and how examples are
+made; no steps, no processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from typing import Any, Protocol
+
+from internvl.data.bad_samples import BROKEN, BadSample
+from internvl.data.example import Example
+from internvl.data.meta import DataSet
+from internvl.data.mixture import Mixture, Pick
+from internvl.data.packing import Sized, check_fits
+from internvl.data.spec import DataSpec
+from internvl.errors import InputError
+
+ATTEMPTS = 50
+"""Records of the same data set, then records that follow, that are tried in place of a broken one."""
+
+
+class Maker(Protocol):
+    """Makes examples of rows (`data.examples.Examples`). Both raise one of `BROKEN` for a bad record."""
+
+    def measure(self, row: Mapping[str, Any], dataset: DataSet) -> Sized:
+        """Tokens and tiles, without decoding pictures."""
+
+    def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Example: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a pack can still take."""
+
+    tokens: int
+    tiles: int
+
+    def holds(self, size: Sized) -> bool:
+        return size.tokens <= self.tokens and size.tiles <= self.tiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The record of a position: its own (`attempt` 0) or a replacement. `size` is None where the place stays
+    empty; `bad` are the records that were found broken on the way."""
+
+    position: int
+    attempt: int
+    pick: Pick
+    size: Sized | None
+    bad: tuple[BadSample, ...] = ()
+
+
+class Places:
+    """Safe under threads: nothing changes."""
+
+    def __init__(self, mixture: Mixture, examples: Maker, spec: DataSpec, seed: int) -> None:
+        self.mixture, self.examples, self.spec, self.seed = mixture, examples, spec, seed
+
+    def find(self, position: int) -> Place:
+        """The place of a position, measured.
+
+        Under policy "skip" the record is made too and thrown away, since all processes must agree on what is
+        left out before any of them computes.
+        """
+        place = self._measured(position, 0, self.mixture.pick(position))
+        if place.size is None and self.spec.bad_samples.policy == "replace":
+            found, bad = self._replacement(place, None)
+            place = Place(
+                position=position,
+                attempt=found.attempt if found else 0,
+                pick=found.pick if found else place.pick,
+                size=found.size if found else None,
+                bad=(*place.bad, *bad),
+            )
+        return place
+
+    def make(self, place: Place) -> Example:
+        """Raises one of `BROKEN`."""
+        dataset = self.mixture.datasets[place.pick.dataset]
+        text = f"{self.seed} {place.position} {place.attempt}".encode()
+        seed = int.from_bytes(blake2b(text, digest_size=7).digest())
+        return self.examples.example(dataset.source.row(place.pick.row), dataset, seed=seed)
+
+    def replace(self, place: Place, room: Room) -> tuple[Place | None, Example | None, list[BadSample]]:
+        """The next candidate for a place that fits `room` and can be made, and the broken ones before it."""
+        bad: list[BadSample] = []
+        current: Place | None = place
+        while current is not None:
+            current, more = self._replacement(current, room)
+            bad += more
+            if current is not None:
+                try:
+                    return current, self.make(current), bad
+                except BROKEN as error:
+                    bad.append(self.bad(current, error))
+        return None, None, bad
+
+    def bad(self, place: Place, error: Exception) -> BadSample:
+        dataset, row = self.mixture.datasets[place.pick.dataset], place.pick.row
+        return BadSample(
+            key=f"{dataset.name}:{row}",
+            path=dataset.source.where(row),
+            position=place.position,
+            reason=str(error),
+            error=type(error).__name__,
+        )
+
+    def _replacement(self, place: Place, room: Room | None) -> tuple[Place | None, list[BadSample]]:
+        """The first usable candidate after the one of `place`."""
+        bad: list[BadSample] = []
+        for attempt, pick in islice(self._candidates(place.position), place.attempt, None):
+            found = self._measured(place.position, attempt, pick)
+            bad += found.bad
+            if found.size is not None and (room is None or room.holds(found.size)):
+                return found, bad
+        return None, bad
+
+    def _candidates(self, position: int) -> Iterator[tuple[int, Pick]]:
+        """Other records of the same data set, as many as there are, then those that follow in the run."""
+        attempt = 0
+        for number in range(1, ATTEMPTS + 1):
+            try:
+                pick = self.mixture.replacement(position, number)
+            except InputError:
+                break
+            attempt += 1
+            yield attempt, pick
+        for number in range(1, ATTEMPTS + 1):
+            yield attempt + number, self.mixture.pick(position + number)
+
+    def _measured(self, position: int, attempt: int, pick: Pick) -> Place:
+        place = Place(position=position, attempt=attempt, pick=pick, size=None)
+        dataset = self.mixture.datasets[pick.dataset]
+        try:
+            size = self.examples.measure(dataset.source.row(pick.row), dataset)
+            check_fits(size, self.spec.batching)
+            if self.spec.bad_samples.policy == "skip":
+                self.make(place)
+        except BROKEN as error:
+            return Place(
+                position=position, attempt=attempt, pick=pick, size=None, bad=(self.bad(place, error),)
+            )
+        return Place(position=position, attempt=attempt, pick=pick, size=size)
