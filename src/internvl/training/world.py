@@ -1,0 +1,152 @@
+"""The processes of a run: how many there are, what they tell one another, how a model is spread over them.
+
+One process needs no process group and no wrapping. Several are started by `torchrun`, whose environment is
+read here and nowhere else. Knows no loss, no data and no files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from internvl.errors import DeviceError, TrainingError
+from internvl.models import decoder, vit
+
+Mode = Literal["ddp", "fsdp"]
+
+SHARDED_UNITS = (vit.Block, decoder.Block)
+"""Modules gathered one at a time under FSDP; what is outside of them forms the root unit."""
+PATIENCE = timedelta(hours=1)
+"""Of a process that waits for the others: measuring or writing on one of them takes time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """This process's place among `size` processes, and the device it works on."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over processes, on every process; `values` is left alone."""
+        if self.size == 1:
+            return values
+        total = values.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds on some process; the same answer on every process."""
+        return bool(self.sum(torch.tensor(int(flag), device=self.device)) > 0)
+
+    def barrier(self) -> None:
+        """Returns when every process has come here."""
+        self.sum(torch.zeros((), device=self.device))
+
+    def close(self) -> None:
+        """Leaves the process group; the last call of a run."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def open_world(device: str) -> World:
+    """The world that `torchrun` describes, or one process where it does not; gloo on a CPU, nccl on GPUs.
+
+    "cuda" becomes the GPU of the process's local rank. Raises DeviceError for a device that is not there,
+    TrainingError for an environment that is not torchrun's.
+    """
+    rank, size, local = (_variable(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    chosen = torch.device(f"cuda:{local or 0}" if device == "cuda" else device)
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise DeviceError(f"no device {chosen}: this machine has {count} CUDA devices; use --device cpu")
+        torch.cuda.set_device(chosen)
+    if size is None or size == 1:
+        return World(device=chosen)
+    if rank is None or not 0 <= rank < size or chosen.type not in ("cpu", "cuda"):
+        raise TrainingError(
+            f"{size} processes on {device} with rank {rank}: start them with "
+            f"`torchrun --nproc-per-node {size}`, on cpu or cuda"
+        )
+    backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE, device_id=None if chosen.type == "cpu" else chosen)
+    return World(rank=rank, size=size, device=chosen)
+
+
+def _variable(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise TrainingError(f"{name}={text!r} is no number: it belongs to torchrun, unset it or use torchrun")
+    return int(text)
+
+
+def distribute(module: nn.Module, mode: Mode, world: World) -> nn.Module:
+    """`module` ready for training on all processes; one process gets it back as it is.
+
+    "ddp" wraps it, so that each process holds the whole model. "fsdp" shards parameters, gradients and
+    moments in place (FSDP2); make the optimiser afterwards. Both give each process the mean over processes
+    of the gradients, and both start from the weights of process 0 or from equal ones. Only what runs inside
+    the `forward` of `module` sees whole weights; elsewhere see `gathered` and `whole`.
+    """
+    if world.size == 1:
+        return module
+    if mode == "ddp":
+        devices = [world.device] if world.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices)
+    for unit in module.modules():
+        if isinstance(unit, SHARDED_UNITS):
+            fully_shard(unit, reshard_after_forward=True)
+    # The root too: outside of `forward`, optimiser and checkpoints must see shards only.
+    fully_shard(module, reshard_after_forward=True)
+    return module
+
+
+@contextmanager
+def whole(module: nn.Module) -> Iterator[None]:
+    """Meanwhile the parameters of what `distribute` sharded are whole, to be read or run, not changed.
+
+    All processes enter and leave it together. With any other module nothing happens.
+    """
+    units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.reshard()
+
+
+def gathered(module: nn.Module, world: World) -> dict[str, Tensor]:
+    """The state of `module` with whole tensors on the CPU, as an export needs it; empty but on process 0.
+
+    All processes call it together.
+    """
+    state = {}
+    for name, value in module.state_dict().items():
+        tensor = value.full_tensor() if isinstance(value, DTensor) else value
+        if world.is_main:
+            state[name] = tensor.detach().cpu()
+    return state
