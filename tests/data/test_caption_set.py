@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from internvl.data.records import read_captions, tidy
+from internvl.data.caption_set import read_captions
+from internvl.data.records import tidy
 from internvl.errors import InputError
 
 ROW = {"image": "images/a.jpg", "en": ["a dog runs .", "Two dogs"], "zh": ["狗"]}

@@ -1,0 +1,218 @@
+"""Rows to training examples, through the processor that serves chat, so the two cannot drift apart.
+
+Nothing is cut off and nothing is left out silently: what does not fit is an InputError, a bad sample. Knows
+no model beyond its configuration, and nothing of steps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
+from typing import Any
+
+import torch
+
+from internvl.config import IMG_END, IMG_START, TilingConfig
+from internvl.data.example import Branch, Example
+from internvl.data.media import ONE_TILE
+from internvl.data.meta import DataSet
+from internvl.data.pictures import PictureReader, cut_tiles, share_tiles
+from internvl.data.records import Record, RecordReader
+from internvl.data.video_frames import choose_frames
+from internvl.errors import InputError
+from internvl.processing.clip import VideoLimits
+from internvl.processing.conversation import Conversation, Message, Part, Picture
+from internvl.processing.processor import Processor, Tokens
+
+RAW = "plain"
+"""The template without any words of its own, for text that is learnt whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Tokens of the prefix and all branches, tiles, and tokens that are trained on."""
+
+    tokens: int
+    tiles: int
+    trained: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """All of an example but its pixels."""
+
+    prefix: tuple[int, ...]
+    branches: tuple[Branch, ...]
+    slots: tuple[int, ...]
+    pictures: tuple[Picture, ...]
+    tilings: list[TilingConfig]
+    tile_counts: list[int]
+
+
+class Examples:
+    """Makes examples of rows. Safe under threads: nothing changes.
+
+    `share_pictures`: all answers to a picture become branches of one example; else one of them is drawn.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        *,
+        max_length: int,
+        share_pictures: bool = True,
+        language: str | None = None,
+        questions: tuple[str, ...] = (),
+        videos: VideoLimits | None = None,
+    ) -> None:
+        """`max_length`: tokens of the longest sequence, a prefix with one branch. `language` and `questions`
+        as in `RecordReader`."""
+        self.processor, self.max_length, self.share_pictures = processor, max_length, share_pictures
+        self.language, self.questions = language, questions
+        self.reader = PictureReader(
+            images=processor.limits, videos=videos or VideoLimits(), policy=processor.policy
+        )
+        raw = replace(processor.config, template=RAW, system_message=None)
+        self._raw = Processor(raw, processor.tokenizer, max_pictures=processor.max_pictures)
+        self._tags = {processor.tokenizer.token_id(tag) for tag in (IMG_START, IMG_END)}
+
+    def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int = 0) -> Size:
+        """The size of `example` with the same seed; of pictures and videos only headers are read.
+
+        The seed matters where something is drawn: a question, frames of a video, one of several answers.
+        Raises InputError for a bad sample.
+        """
+        plan = self._plan(row, dataset, seed)
+        return Size(
+            tokens=len(plan.prefix) + sum(len(branch.ids) for branch in plan.branches),
+            tiles=sum(plan.tile_counts),
+            trained=sum(sum(branch.trained) for branch in plan.branches),
+        )
+
+    def example(
+        self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str | None = None
+    ) -> Example:
+        """The example of a row, a function of the row and the seed. Raises InputError for a bad sample."""
+        plan = self._plan(row, dataset, seed)
+        draw = random.Random(f"pixels {seed}") if dataset.augment else None
+        tiles, keys = [], []
+        images = self.reader.load(plan.pictures)
+        for picture, tiling, count in zip(plan.pictures, plan.tilings, plan.tile_counts, strict=True):
+            is_frame = picture.choice == ONE_TILE
+            tiles_N3HW, image_key = cut_tiles(images.pop(0), tiling, is_frame=is_frame, draw=draw)
+            if len(tiles_N3HW) != count:
+                raise InputError(f"a picture became {len(tiles_N3HW)} tiles, its header promised {count}")
+            tiles.append(tiles_N3HW)
+            keys.append(image_key)
+        return Example(
+            key=key or f"{dataset.name}:{str(row.get('id', '?'))[:80]}",
+            prefix=plan.prefix,
+            branches=plan.branches,
+            slots=plan.slots,
+            tiles_N3HW=torch.cat(tiles) if tiles else None,
+            image_keys=tuple(keys),
+        )
+
+    def _plan(self, row: Mapping[str, Any], dataset: DataSet, seed: int) -> _Plan:
+        draw = random.Random(f"text {seed}")
+        record = RecordReader(
+            root=dataset.root,
+            read_video=partial(choose_frames, draw=draw, limits=self.reader.videos),
+            draw=draw,
+            language=self.language,
+            questions=self.questions,
+        ).read(row)
+        if record.kind == "answers" and not self.share_pictures:
+            record = replace(record, conversations=(draw.choice(record.conversations),), references=(None,))
+        pictures = record.conversations[0].pictures
+        tilings = share_tiles(pictures, self.processor.config.tiling, dataset.max_tiles)
+        tile_counts: list[int] = []
+        for picture, tiling in zip(pictures, tilings, strict=True):
+            tile_counts.append(self.reader.num_tiles(picture, tiling))
+            self._check_length(sum(tile_counts) * self.processor.config.tokens_per_tile, tile_counts)
+        sequences = [self._sequence(one, tile_counts, record) for one in record.conversations]
+        common = _common(sequences)
+        return _Plan(
+            prefix=sequences[0].ids[:common],
+            branches=tuple(
+                Branch(one.ids[common:], one.trained[common:], reference)
+                for one, reference in zip(sequences, record.references, strict=True)
+            ),
+            slots=sequences[0].slots,
+            pictures=pictures,
+            tilings=tilings,
+            tile_counts=tile_counts,
+        )
+
+    def _sequence(self, conversation: Conversation, tile_counts: Sequence[int], record: Record) -> _Sequence:
+        """One conversation as ids and marks; the first token has nothing that predicts it."""
+        is_raw = record.kind == "raw"
+        processor = self._raw if is_raw else self.processor
+        if processor.template.strips_training_text:
+            messages = tuple(map(_strip, conversation.messages))
+            conversation = replace(conversation, messages=messages)
+        for index, message in enumerate(conversation.messages):
+            if not message.text:
+                raise InputError(f"turn {index} ({message.role.value}) is empty")
+        tokens = processor.tokenize(conversation, tile_counts, open_answer=False)
+        self._check_length(len(tokens.ids), tile_counts)
+        marks = self._text_marks(tokens) if is_raw else tokens.are_answers
+        if not any(marks[1:]):
+            raise InputError("no token is trained on: there is no answer")
+        if tokens.slots and tokens.slots[-1] == len(tokens.ids) - 1:
+            raise InputError("a picture stands at the very end, where nothing can read it")
+        return _Sequence(tuple(tokens.ids), (False, *marks[1:]), tuple(tokens.slots))
+
+    def _text_marks(self, tokens: Tokens) -> list[bool]:
+        """All but pictures and their tags."""
+        slots = set(tokens.slots)
+        return [index not in slots and id not in self._tags for index, id in enumerate(tokens.ids)]
+
+    def _check_length(self, num_tokens: int, tile_counts: Sequence[int]) -> None:
+        if num_tokens > self.max_length:
+            raise InputError(
+                f"{num_tokens} tokens ({sum(tile_counts)} tiles of {len(tile_counts)} pictures, "
+                f"{self.processor.config.tokens_per_tile} tokens each), the limit is {self.max_length} "
+                "(max_length): shorten the text, raise the limit, or allow fewer tiles (max_dynamic_patch)"
+            )
+
+
+def _common(sequences: Sequence[_Sequence]) -> int:
+    """Tokens that all sequences begin with, before the first that is trained on; all pictures are among them.
+
+    A single sequence may hold pictures after its first answer.
+    """
+    before = min(one.trained.index(True) for one in sequences)
+    rows = zip(*(one.ids[:before] for one in sequences), strict=True)
+    common = sum(1 for _ in takewhile(lambda row: len(set(row)) == 1, rows))
+    last = max((one.slots[-1] for one in sequences if one.slots), default=-1)
+    if len(sequences) > 1 and (common <= last or not common):
+        raise InputError(
+            "the questions differ before the picture, so they cannot share it: put <image> first, or set "
+            "share_pictures to false"
+        )
+    return common
+
+
+def _strip(message: Message) -> Message:
+    """Without white space at both ends."""
+    parts: list[Part] = list(message.parts)
+    while parts and isinstance(parts[0], str) and not parts[0].strip():
+        parts.pop(0)
+    while parts and isinstance(parts[-1], str) and not parts[-1].strip():
+        parts.pop()
+    if parts and isinstance(parts[0], str):
+        parts[0] = parts[0].lstrip()
+    if parts and isinstance(parts[-1], str):
+        parts[-1] = parts[-1].rstrip()
+    return Message(message.role, tuple(parts))
