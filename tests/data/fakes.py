@@ -35,7 +35,7 @@ class Rows:
         tokens, tiles, fault = self.rows[index]
         if fault == "row":
             raise InputError(f"{self.where(index)}: no JSON")
-        return {"key": f"{self.name}:{index}", "tokens": tokens, "tiles": tiles, "fault": fault}
+        return {"tokens": tokens, "tiles": tiles, "fault": fault}
 
     def where(self, index: int) -> str:
         return f"{self.name}, line {index + 1}"
@@ -44,18 +44,18 @@ class Rows:
 class FakeExamples:
     """Examples of as many tokens and tiles as a row says; the last token carries the seed."""
 
-    def measure(self, row: Mapping[str, Any], dataset: DataSet) -> Size:
+    def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Size:
         if row["fault"] == "measure":
             raise InputError("two marks, one picture")
         return Size(row["tokens"], row["tiles"])
 
-    def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Example:
+    def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str) -> Example:
         if row["fault"] == "decode":
             raise ImageError("cut off")
         if row["fault"] == "program":
             raise ZeroDivisionError
         return Example(
-            key=row["key"],
+            key=key,
             prefix=tuple(range(row["tokens"] - 1)),
             branches=(Branch((seed % 1000,), (True,)),),
             tiles_N3HW=torch.zeros(row["tiles"], 3, 2, 2) if row["tiles"] else None,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from internvl.data.meta import DataSet
 from internvl.data.spec import BadSamples
 from internvl.errors import InputError, TokenizerError, TrainingError
 
@@ -23,13 +24,29 @@ FIRST = 100
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadSample:
     """`key` is data set and row, `path` where the row lies, `position` the record's place in the order of the
-    run; `reason` says what is wrong, `error` is its kind."""
+    run (outside of one, its row); `reason` says what is wrong, `error` is its kind."""
 
     key: str
     path: str
     position: int
     reason: str
     error: str
+
+    @classmethod
+    def of(cls, dataset: DataSet, row: int, position: int, error: Exception) -> BadSample:
+        """The row of `dataset` that raised `error`."""
+        return cls(
+            key=key_of(dataset, row),
+            path=dataset.source.where(row),
+            position=position,
+            reason=str(error),
+            error=type(error).__name__,
+        )
+
+
+def key_of(dataset: DataSet, row: int) -> str:
+    """The name of a record in reports and logs."""
+    return f"{dataset.name}:{row}"
 
 
 class BadSamplesLog:

@@ -198,7 +198,7 @@ class Feed:
                 bad.append(self._places.bad(place, error))
             sizes[number] = None
             if self.spec.bad_samples.policy == "replace":
-                found, example, more = self._places.replace(place, self._room(sizes))
+                found, example, more = self._places.substitute(place, self._room(sizes))
                 bad += more
                 if found is not None and example is not None:
                     sizes[number] = found.size

@@ -7,12 +7,12 @@ made; no steps, no processes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, Protocol
 
-from internvl.data.bad_samples import BROKEN, BadSample
+from internvl.data.bad_samples import BROKEN, BadSample, key_of
 from internvl.data.example import Example
 from internvl.data.meta import DataSet
 from internvl.data.mixture import Mixture, Pick
@@ -24,13 +24,20 @@ ATTEMPTS = 50
 """Records of the same data set, then records that follow, that are tried in place of a broken one."""
 
 
+class Measured(Sized, Protocol):
+    """`trained`: the tokens that are learnt."""
+
+    @property
+    def trained(self) -> int: ...
+
+
 class Maker(Protocol):
     """Makes examples of rows (`data.examples.Examples`). Both raise one of `BROKEN` for a bad record."""
 
-    def measure(self, row: Mapping[str, Any], dataset: DataSet) -> Sized:
-        """Tokens and tiles, without decoding pictures."""
+    def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Measured:
+        """The size of `example` with the same seed, without decoding pictures."""
 
-    def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Example: ...
+    def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str) -> Example: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,23 +78,21 @@ class Places:
         place = self._measured(position, 0, self.mixture.pick(position))
         if place.size is None and self.spec.bad_samples.policy == "replace":
             found, bad = self._replacement(place, None)
-            place = Place(
-                position=position,
-                attempt=found.attempt if found else 0,
-                pick=found.pick if found else place.pick,
-                size=found.size if found else None,
-                bad=(*place.bad, *bad),
-            )
+            place = replace(found or place, bad=(*place.bad, *bad))
         return place
 
     def make(self, place: Place) -> Example:
         """Raises one of `BROKEN`."""
+        number = place.pick.row
         dataset = self.mixture.datasets[place.pick.dataset]
-        text = f"{self.seed} {place.position} {place.attempt}".encode()
-        seed = int.from_bytes(blake2b(text, digest_size=7).digest())
-        return self.examples.example(dataset.source.row(place.pick.row), dataset, seed=seed)
+        row, key = dataset.source.row(number), key_of(dataset, number)
+        return self.examples.example(row, dataset, seed=self._seed(place), key=key)
 
-    def replace(self, place: Place, room: Room) -> tuple[Place | None, Example | None, list[BadSample]]:
+    def _seed(self, place: Place) -> int:
+        text = f"{self.seed} {place.position} {place.attempt}".encode()
+        return int.from_bytes(blake2b(text, digest_size=7).digest())
+
+    def substitute(self, place: Place, room: Room) -> tuple[Place | None, Example | None, list[BadSample]]:
         """The next candidate for a place that fits `room` and can be made, and the broken ones before it."""
         bad: list[BadSample] = []
         current: Place | None = place
@@ -102,14 +107,8 @@ class Places:
         return None, None, bad
 
     def bad(self, place: Place, error: Exception) -> BadSample:
-        dataset, row = self.mixture.datasets[place.pick.dataset], place.pick.row
-        return BadSample(
-            key=f"{dataset.name}:{row}",
-            path=dataset.source.where(row),
-            position=place.position,
-            reason=str(error),
-            error=type(error).__name__,
-        )
+        dataset = self.mixture.datasets[place.pick.dataset]
+        return BadSample.of(dataset, place.pick.row, place.position, error)
 
     def _replacement(self, place: Place, room: Room | None) -> tuple[Place | None, list[BadSample]]:
         """The first usable candidate after the one of `place`."""
@@ -138,12 +137,10 @@ class Places:
         place = Place(position=position, attempt=attempt, pick=pick, size=None)
         dataset = self.mixture.datasets[pick.dataset]
         try:
-            size = self.examples.measure(dataset.source.row(pick.row), dataset)
+            size = self.examples.measure(dataset.source.row(pick.row), dataset, seed=self._seed(place))
             check_fits(size, self.spec.batching)
             if self.spec.bad_samples.policy == "skip":
                 self.make(place)
         except BROKEN as error:
-            return Place(
-                position=position, attempt=attempt, pick=pick, size=None, bad=(self.bad(place, error),)
-            )
-        return Place(position=position, attempt=attempt, pick=pick, size=size)
+            return replace(place, bad=(self.bad(place, error),))
+        return replace(place, size=size)
