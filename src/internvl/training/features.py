@@ -33,7 +33,8 @@ class FeatureCache:
 
     `dtype` is kept on disk; below float32 the tower also computes in it (autocast). Drop path is off.
     `augmented` names the data sets whose pictures differ from one look to the next. Raises TrainingError for
-    any of those, and for a tower that is trained: make it after the recipe's rules have frozen the model.
+    any of those, for a tower that is trained (make it after the recipe's rules have frozen the model) and for
+    a sharded one.
     """
 
     def __init__(
@@ -49,6 +50,10 @@ class FeatureCache:
             raise TrainingError(
                 f"features of augmented pictures cannot be kept ({', '.join(augmented)}): set data_augment "
                 "to false in the meta file, or execution.cache_features=false"
+            )
+        if any(isinstance(module, FSDPModule) for module in model.modules()):
+            raise TrainingError(
+                "features are made by whole towers: use execution.parallel=ddp with the cache"
             )
         self.model, self.dtype = model, dtype
         self.folder = folder / tower_key(model, dtype)
@@ -75,10 +80,6 @@ class FeatureCache:
         vit, select = self.model.vit, self.model.config.select_layer
         if not len(tiles_N3HW):
             return []
-        if any(isinstance(module, FSDPModule) for module in vit.modules()):
-            raise TrainingError(
-                "features are kept by whole towers: use execution.parallel=ddp with the cache"
-            )
         device, was_training = vit.embed.position.device, vit.training
         at_once = tiles_at_once(self.model.config, device)
         vit.eval()
