@@ -27,11 +27,11 @@ class Adapted(nn.Linear):
         return super().forward(x) + x @ self.down.T @ self.up.T
 
 
-def frozen() -> nn.Module:
+def frozen() -> nn.Linear:
     return nn.Linear(D, V, bias=False).requires_grad_(False)
 
 
-def trained() -> nn.Module:
+def trained() -> nn.Linear:
     return nn.Linear(D, V, bias=True)
 
 
@@ -40,13 +40,13 @@ def draw(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     return hidden_AD, torch.randint(V, (A,)), torch.rand(A)
 
 
-def full(hidden_AD: Tensor, head: nn.Module, targets_A: Tensor, weights_A: Tensor) -> Tensor:
+def full(hidden_AD: Tensor, head: nn.Linear, targets_A: Tensor, weights_A: Tensor) -> Tensor:
     return (full_cross_entropy(head(hidden_AD).float(), targets_A, reduction="none") * weights_A).sum()
 
 
 @pytest.mark.parametrize("make", [frozen, trained, Adapted])
 @pytest.mark.parametrize("at_once", [1, 5, A, None])
-def test_loss_and_gradients_equal_the_full_ones(make: Callable[[], nn.Module], at_once: int | None) -> None:
+def test_loss_and_gradients_equal_the_full_ones(make: Callable[[], nn.Linear], at_once: int | None) -> None:
     head = make()
     hidden_AD, targets_A, weights_A = draw()
     inputs = [hidden_AD, *(p for p in head.parameters() if p.requires_grad)]
@@ -77,7 +77,7 @@ def test_gradients_are_those_of_differences() -> None:
 
 
 @pytest.mark.parametrize("make", [frozen, trained, Adapted])
-def test_bfloat16_weights_sum_their_gradients_in_float32(make: Callable[[], nn.Module]) -> None:
+def test_bfloat16_weights_sum_their_gradients_in_float32(make: Callable[[], nn.Linear]) -> None:
     head = make().bfloat16()
     hidden_AD, targets_A, weights_A = draw(torch.bfloat16)
     inputs = [hidden_AD, *(p for p in head.parameters() if p.requires_grad)]
@@ -93,7 +93,7 @@ def test_bfloat16_weights_sum_their_gradients_in_float32(make: Callable[[], nn.M
 
 
 @pytest.mark.parametrize("make", [frozen, trained, Adapted])
-def test_autocast_gives_what_the_full_loss_gives_under_it(make: Callable[[], nn.Module]) -> None:
+def test_autocast_gives_what_the_full_loss_gives_under_it(make: Callable[[], nn.Linear]) -> None:
     head = make()
     hidden_AD, targets_A, weights_A = draw()
     inputs = [hidden_AD, *(p for p in head.parameters() if p.requires_grad)]

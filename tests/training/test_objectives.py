@@ -34,8 +34,6 @@ def test_the_loss_is_the_weighted_cross_entropy(model: VLM, reduction: Reduction
     weights_A = token_weights(packed.branches_A, packed.num_branches, reduction)
     assert value(loss) == pytest.approx(-float((log_probs_A * weights_A).sum()), rel=1e-5)
     assert loss.weight == pytest.approx(float(weights_A.sum()))
-    assert loss.metrics["token_loss"] == pytest.approx(-float(log_probs_A.sum()), rel=1e-5)
-    assert loss.metrics["trained"] == sum(example.num_trained for example in examples())
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

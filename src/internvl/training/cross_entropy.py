@@ -2,8 +2,8 @@
 
 A vocabulary of 150 000 makes the logits the largest tensor of a training step. Here they exist for a few
 positions at a time: the forward pass also computes the gradients, while the logits are there, and the
-backward pass only scales them. The head may be any module: frozen, trained, or with an adapter.
-Shape letters: A trained tokens, R of them at once, D text width, V vocabulary.
+backward pass only scales them. The head may be frozen, trained, in int8 or with an adapter: it is called, not
+read. Shape letters: A trained tokens, R of them at once, D text width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CrossEntropy(NamedTuple):
 
 
 def cross_entropy(
-    hidden_AD: Tensor, head: nn.Module, targets_A: Tensor, weights_A: Tensor, *, at_once: int | None = None
+    hidden_AD: Tensor, head: nn.Linear, targets_A: Tensor, weights_A: Tensor, *, at_once: int | None = None
 ) -> CrossEntropy:
     """`sum(weights * -log softmax(head(hidden))[targets])`, in float32.
 
@@ -49,7 +49,7 @@ class _Chunked(torch.autograd.Function):
         hidden_AD: Tensor,
         targets_A: Tensor,
         weights_A: Tensor,
-        head: nn.Module,
+        head: nn.Linear,
         at_once: int | None,
         trains: bool,
         *params: Tensor,
@@ -57,7 +57,7 @@ class _Chunked(torch.autograd.Function):
         losses: list[Tensor] = []
         grads: list[Tensor] = []
         sums: list[Tensor] = []
-        size = at_once or _positions_at_once(head)
+        size = at_once or max(1, LOGITS_AT_ONCE // head.out_features)
         chunks = zip(hidden_AD.split(size), targets_A.split(size), weights_A.split(size), strict=True)
         for hidden_RD, targets_R, weights_R in chunks:
             if trains:
@@ -80,7 +80,7 @@ def _chunk(
     hidden_RD: Tensor,
     targets_R: Tensor,
     weights_R: Tensor,
-    head: nn.Module,
+    head: nn.Linear,
     params: tuple[Tensor, ...],
     grads: list[Tensor],
     sums: list[Tensor],
@@ -109,8 +109,3 @@ def _softmax(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
     target_R = x_RV.gather(1, targets_R[:, None])[:, 0]
     sum_R = x_RV.exp_().sum(-1)
     return sum_R.log() - target_R, x_RV.div_(sum_R[:, None])
-
-
-def _positions_at_once(head: nn.Module) -> int:
-    rows = max((len(parameter) for parameter in head.parameters()), default=1)
-    return max(1, LOGITS_AT_ONCE // rows)

@@ -17,16 +17,18 @@ from internvl.models.vlm import VLM
 from internvl.training.shared_prefix import SharedPrefix
 
 
-def trained_states(model: VLM, batch: Batch) -> Tensor:
+def trained_states(model: VLM, batch: Batch, vision_SD: Tensor | None = None) -> Tensor:
     """Final hidden states (A, D) at the positions that predict the trained tokens.
 
     Pictures come from `batch.features_NPC`, patch features of the frozen tower, else the tower runs over
-    `batch.tiles_N3HW`. Either all processes hold features (perhaps of no picture) or none does.
+    `batch.tiles_N3HW`; or from `vision_SD`, where they were encoded before. Either all processes hold
+    features (perhaps of no picture) or none does.
 
     Raises:
         PromptError: tiles that do not fill the slots.
     """
-    vision_SD = vision_tokens(model, batch)
+    if vision_SD is None:
+        vision_SD = vision_tokens(model, batch)
     x_TD = model.embed(batch.ids_T, batch.slots_S, vision_SD)
     if not len(vision_SD):
         x_TD = x_TD + vision_SD.sum()  # zero; keeps tower and projector in the backward pass

@@ -2,7 +2,7 @@
 
 An objective returns sums, never means, so that accumulation over micro-batches and processes is exact: the
 loop divides the gradients of a step by its whole weight. It knows no optimiser, no schedule, no files.
-Shape letters: A trained tokens, B branches.
+Shape letters: A trained tokens, B branches, U pairs, S slots, D text width.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from internvl.data.batch import Batch
 from internvl.errors import TrainingError
 from internvl.models.vlm import VLM
 from internvl.training.cross_entropy import cross_entropy
-from internvl.training.forward import trained_states
-from internvl.training.recipe import NextToken, ObjectiveSpec
+from internvl.training.forward import trained_states, vision_tokens
+from internvl.training.preference import PairLosses, RunningMean, mixed, pair_losses, rewards
+from internvl.training.recipe import NextToken, ObjectiveSpec, Preference
+from internvl.training.reference import log_probs, stored, without_adapters
 
 Reduction = Literal["token", "sample", "square"]
 
@@ -46,26 +48,108 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-def make_objective(spec: ObjectiveSpec, *, total: Callable[[Tensor], Tensor] = identity) -> Objective:
-    """The objective of a recipe. `total` sums a tensor over processes."""
+def make_objective(
+    spec: ObjectiveSpec,
+    *,
+    total: Callable[[Tensor], Tensor] = identity,
+    reference: Callable[[Batch], Tensor] | None = None,
+) -> Objective:
+    """The objective of a recipe. `total` sums a tensor over processes.
+
+    `reference` gives the summed log-probabilities of a batch's answers under the frozen copy (`Reference`)
+    that a recipe may ask for. Raises TrainingError where it is asked for and not given.
+    """
     if isinstance(spec, NextToken):
         return partial(next_token, reduction=spec.reduction)
-    raise TrainingError(f"no objective for {spec}")
+    return MixedPreference(spec, total, reference)
 
 
 def next_token(model: VLM, batch: Batch, *, reduction: Reduction = "token") -> Loss:
-    """Cross entropy of the trained tokens, each weighed by its branch (`token_weights`).
-
-    Metrics: `trained`, their number, and `token_loss`, the sum of their losses without weights.
-    """
+    """Cross entropy of the trained tokens, each weighed by its branch (`token_weights`)."""
     weights_A = token_weights(batch.branches_A, batch.num_branches, reduction)
     hidden_AD = trained_states(model, batch)
-    loss = cross_entropy(hidden_AD, model.llm.head, batch.targets_A, weights_A)
-    metrics = {"trained": float(len(weights_A)), "token_loss": float(loss.tokens_A.sum())}
-    return Loss(total=loss.total, weight=float(weights_A.sum()), metrics=metrics)
+    total = cross_entropy(hidden_AD, model.llm.head, batch.targets_A, weights_A).total
+    return Loss(total=total, weight=float(weights_A.sum()))
 
 
 def token_weights(branches_A: Tensor, num_branches: int, reduction: Reduction) -> Tensor:
     """1, 1/n or 1/sqrt(n) for each trained token, n = trained tokens of its branch (InternVL 2.5, 3.3)."""
     counts_B = torch.bincount(branches_A, minlength=num_branches)
     return counts_B[branches_A].float() ** POWERS[reduction]
+
+
+class MixedPreference:
+    """MPO over pairs (chosen, rejected) that share a prefix, so each picture is encoded once.
+
+    The weight of a loss is its number of pairs; metrics are sums over pairs. Keeps the mean of all rewards.
+    """
+
+    def __init__(
+        self,
+        spec: Preference,
+        total: Callable[[Tensor], Tensor] = identity,
+        reference: Callable[[Batch], Tensor] | None = None,
+    ) -> None:
+        if spec.reference == "copy" and reference is None:
+            raise TrainingError("objective.reference is copy, but no copy of the model was made at the start")
+        self.spec, self.reference, self.mean = spec, reference, RunningMean(total)
+
+    def state(self) -> dict[str, float]:
+        return {"reward_sum": self.mean.sum, "reward_count": self.mean.count}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        self.mean.sum, self.mean.count = state["reward_sum"], state["reward_count"]
+
+    def __call__(self, model: VLM, batch: Batch) -> Loss:
+        """Raises TrainingError for an example that is no pair, and for a reference that is not there."""
+        counts_B = _pair_counts(batch)
+        vision_SD = vision_tokens(model, batch)
+        reference_B = self._reference(model, batch, vision_SD)
+        hidden_AD = trained_states(model, batch, vision_SD)
+        policy_B = log_probs(model, hidden_AD, batch).requires_grad_()
+        if torch.is_grad_enabled():  # held-out pairs are measured against the mean, not part of it
+            self.mean.add(rewards(policy_B.detach(), reference_B, self.spec.beta))
+        with torch.enable_grad():
+            losses = pair_losses(policy_B, reference_B, counts_B, self.spec.beta, self.mean.value)
+            value = mixed(losses, self.spec)
+            (slopes_B,) = torch.autograd.grad(value, [policy_B], retain_graph=True)
+        # The loss as a function of the tokens' losses, to first order: its gradient is that of the loss.
+        weights_A = -slopes_B[batch.branches_A]
+        tangent = cross_entropy(hidden_AD, model.llm.head, batch.targets_A, weights_A).total
+        total = value.detach() + tangent - tangent.detach()
+        return Loss(total=total, weight=float(len(losses.bco_U)), metrics=self._metrics(losses))
+
+    def _reference(self, model: VLM, batch: Batch, vision_SD: Tensor) -> Tensor:
+        if self.reference is not None:
+            return self.reference(batch)
+        if self.spec.reference == "adapters_off":
+            return without_adapters(model, batch, vision_SD)
+        return stored(batch)
+
+    def _metrics(self, losses: PairLosses) -> dict[str, float]:
+        chosen_U, rejected_U = losses.chosen_reward_U, losses.rejected_reward_U
+        sums = {
+            "sigmoid": losses.sigmoid_U,
+            "bco": losses.bco_U,
+            "chosen_loss": losses.chosen_U,
+            "chosen_reward": chosen_U,
+            "rejected_reward": rejected_U,
+            "reward_accuracy": (chosen_U > rejected_U).float(),
+            "delta": torch.full_like(chosen_U, self.mean.value),
+        }
+        return {name: float(values.detach().sum()) for name, values in sums.items()}
+
+
+def _pair_counts(batch: Batch) -> Tensor:
+    """Trained tokens of every answer (B,); raises TrainingError for an example that is no pair."""
+    for key, (_, branches) in zip(batch.keys, batch.groups, strict=True):
+        if len(branches) != 2:
+            raise TrainingError(
+                f"{key} has {len(branches)} answers: a preference is a chosen and a rejected one, no more"
+            )
+    counts_B = torch.bincount(batch.branches_A, minlength=batch.num_branches)
+    if (counts_B == 0).any():
+        raise TrainingError(
+            f"{batch.keys[int((counts_B == 0).int().argmax()) // 2]}: an answer without tokens"
+        )
+    return counts_B
