@@ -101,22 +101,20 @@ def _open_entry(name: str, entry: object, meta: Path) -> DataSet:
     if unknown := [key for key in entry if key not in FIELDS]:
         raise InputError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
     annotation = _resolve(_text(entry, "annotation", where), meta, where)
-    if not annotation.exists():
-        raise InputError(
-            f"{where}: no annotation {annotation}; relative paths start from the folder of the meta file"
-        )
     try:
-        return DataSet(
-            name=name,
-            source=open_source(annotation),
-            root=_resolve(_text(entry, "root", where, ""), meta, where),
-            repeat=_number(entry, "repeat_time", where, 1.0),
-            augment=_flag(entry, "data_augment", where),
-            max_tiles=_whole(entry, "max_dynamic_patch", where),
-            weight=None if entry.get("weight") is None else _number(entry, "weight", where, 1.0),
-        )
+        source = open_source(annotation)
     except InputError as reason:
-        raise InputError(f"{meta}: {reason}") from reason
+        hint = "" if annotation.exists() else "; relative paths start from the folder of the meta file"
+        raise InputError(f"{where}: {reason}{hint}") from reason
+    return DataSet(
+        name=name,
+        source=source,
+        root=_resolve(_text(entry, "root", where, ""), meta, where),
+        repeat=_number(entry, "repeat_time", where, 1.0),
+        augment=_flag(entry, "data_augment", where),
+        max_tiles=_whole(entry, "max_dynamic_patch", where),
+        weight=None if entry.get("weight") is None else _number(entry, "weight", where, 1.0),
+    )
 
 
 def _resolve(path: str, meta: Path, where: str) -> Path:

@@ -10,7 +10,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,30 +27,27 @@ MAX_RECORD_BYTES = 64 << 20
 class Offsets:
     """Record i of N is the bytes from `starts[i]` to `starts[i + 1]`; `starts` is (N + 1,) uint64.
 
-    `blanks` holds, for every blank line, the index of the record after it; it turns indices into line
-    numbers where each record is a line.
+    `others` holds, for every line in which no record begins, the index of the record after it; it turns
+    indices into line numbers.
     """
 
     path: Path
     starts: NDArray[np.uint64]
-    blanks: array[int]
+    others: array[int] = field(default_factory=lambda: array("Q"))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def line(self, index: int) -> int:
-        """The line number, from 1, of a record in a file of one record a line."""
-        return index + 1 + bisect_right(self.blanks, index)
-
-    def span(self, index: int) -> tuple[int, int]:
-        """First byte, and byte after the last one. Raises IndexError outside of 0..N-1."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} records, there is no record {index}")
-        return int(self.starts[index]), int(self.starts[index + 1])
+        """The number, from 1, of the line in which a record begins."""
+        return index + 1 + bisect_right(self.others, index)
 
     def read(self, index: int) -> bytes:
-        """The bytes of a record. Raises InputError over 64 MiB, or if the file shrank since it was opened."""
-        start, stop = self.span(index)
+        """The bytes of a record. Raises InputError over 64 MiB, or if the file shrank since it was opened;
+        IndexError outside of 0..N-1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} records, there is no record {index}")
+        start, stop = int(self.starts[index]), int(self.starts[index + 1])
         if stop - start > MAX_RECORD_BYTES:
             raise InputError(f"a record of {stop - start} bytes, the limit is {MAX_RECORD_BYTES}")
         with open_file(self.path) as file:
@@ -75,20 +72,20 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 
 def index_lines(path: Path) -> Offsets:
     """The lines of a file that are not blank. A line over the limit is a record too: reading it raises."""
-    starts, blanks = array("Q"), array("Q")
+    starts, others = array("Q"), array("Q")
     position, is_inside = 0, False
     with open_file(path) as file:
         while piece := file.readline(MAX_RECORD_BYTES):
-            is_whole = piece.endswith(b"\n")
+            is_whole = piece.endswith(b"\n") or len(piece) < MAX_RECORD_BYTES  # else the line goes on
             if not is_inside:
                 if is_whole and piece.isspace():
-                    blanks.append(len(starts))
+                    others.append(len(starts))
                 else:
                     starts.append(position)
             is_inside = not is_whole
             position += len(piece)
     starts.append(position)
-    return Offsets(path, as_offsets(starts), blanks)
+    return Offsets(path, as_offsets(starts), others)
 
 
 def as_offsets(values: array[int]) -> NDArray[np.uint64]:
