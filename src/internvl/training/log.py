@@ -70,13 +70,23 @@ def read_rows(folder: Path) -> list[Row]:
         return rows
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         row = _parsed(line, f"{path}, line {number}")
-        step = row.get("step")
-        if isinstance(step, int):
-            while rows and rows[-1].get("step", 0) > step:
-                rows.pop()
-            rows = [old for old in rows if old.get("step") != step or old.keys() != row.keys()]
+        _take_back(rows, row)
         rows.append(row)
     return rows
+
+
+def _take_back(rows: list[Row], new: Row) -> None:
+    """Removes what `new` repeats; rows are in the order of their steps, so only the end is looked at."""
+    step = new.get("step")
+    if not isinstance(step, int):
+        return
+    while rows and rows[-1].get("step", 0) > step:
+        rows.pop()
+    place = len(rows) - 1
+    while place >= 0 and rows[place].get("step") == step:
+        if rows[place].keys() == new.keys():
+            del rows[place]
+        place -= 1
 
 
 def _parsed(line: str, where: str) -> Row:
