@@ -45,7 +45,9 @@ ALLOWED = {
         {"checkpoints", "processing", "generation", "engine", "models", "zoo", "config", "errors"}
     ),
     "compat": frozenset({"api", "zoo", "checkpoints", "processing", "generation", "config", "errors"}),
-    "recipes": frozenset({"training", "data", "zoo", "config", "errors"}),
+    "recipes": frozenset(
+        {"training", "data", "adapt", "checkpoints", "processing", "models", "zoo", "config", "errors"}
+    ),
     "serving": frozenset({"api", "engine", "processing", "config", "errors"}),
     "integrations": frozenset({"api", "config", "errors"}),
     "cli": ANYTHING,

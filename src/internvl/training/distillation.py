@@ -9,7 +9,7 @@ letters: N pictures, P patches, G cells a side, F teacher features, K classes, C
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,11 @@ class DistillationBatch:
 
     tiles_N3HW: Tensor
     teacher_NGGF: Tensor
+    keys: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> DistillationBatch:
+        tiles_N3HW, teacher_NGGF = self.tiles_N3HW.to(device), self.teacher_NGGF.to(device)
+        return replace(self, tiles_N3HW=tiles_N3HW, teacher_NGGF=teacher_NGGF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -180,7 +180,9 @@ class Evaluator:
         sampling = Sampling(max_new_tokens=self.settings.max_new_tokens, stop_ids=self.processor.stop_ids)
         for question in questions:
             ids_T = torch.tensor([*example.prefix, *question.head], device=self.world.device)
-            yield Prompt(self.model.embed(ids_T, batch.slots_S, vision_SD), sampling)
+            shown_S = batch.slots_S < len(ids_T)  # later turns may bring pictures of their own
+            x_TD = self.model.embed(ids_T, batch.slots_S[shown_S], vision_SD[shown_S])
+            yield Prompt(x_TD, sampling)
 
 
 def _questions(example: Example, processor: Processor) -> tuple[_Question, ...]:

@@ -192,7 +192,7 @@ def _refuse(job: Job, data: StepData, sums: Counter[str], norm: float) -> None:
     if execution.non_finite == "stop" or job.skipped > execution.non_finite_limit:
         shown = ", ".join(keys[:KEYS_SHOWN])
         raise TrainingError(
-            f"step {job.done + 1}: loss {sums['loss']}, gradient norm {norm}, {job.skipped} such steps so far. "
+            f"step {job.done + 1}: loss {sums['loss']}, gradient norm {norm}, {job.skipped} such steps. "
             f"Its records are in the log, first {shown}. Lower the learning rate, or look at them; the last "
             "checkpoint is unharmed"
         )
@@ -262,9 +262,10 @@ class _Tally:
         """Means by weight, rates by second, and the share of time spent waiting for data; starts again."""
         seconds = max(1e-9, time.perf_counter() - self.since)
         sums, weight = self.sums, self.sums["weight"] or math.nan
+        loss, trained = sums.pop("loss", 0.0) / weight, sums.get("trained", weight)
         rates = {f"{name}_per_second": sums.pop(name, 0) / seconds for name in ("tokens", "tiles")}
-        means = {name: value / weight for name, value in sums.items() if name != "weight"}
-        row = {**start, **means, "weight": sums["weight"], **rates, "seconds": seconds}
+        means = {name: value / trained for name, value in sums.items() if name not in ("weight", "trained")}
+        row = {**start, "loss": loss, **means, **rates, "trained": trained, "seconds": seconds}
         row["data_wait"] = self.wait / seconds
         self.restart()
         return row

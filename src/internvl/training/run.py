@@ -1,0 +1,275 @@
+"""A recipe carried out: model, data, optimiser and loop joined, and what a run leaves in its folder.
+
+    recipe.json          the resolved recipe
+    log.jsonl            a row every few steps, the measurements, and how the run ended
+    bad_samples.jsonl    records that could not be used, with the reason
+    checkpoints/         the last states, to continue from
+    model/ or adapter/   the result: a checkpoint of its own, or adapters in PEFT's format
+    report.md, loss.png  what happened
+
+Called again with `resume`, a run goes on where its last complete checkpoint left it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from internvl.checkpoints.adapters import save_adapters
+from internvl.checkpoints.write import save_model
+from internvl.config import IMG_CONTEXT
+from internvl.data.bad_samples import BadSamplesLog
+from internvl.data.examples import Examples
+from internvl.data.feed import Feed, Step
+from internvl.data.meta import open_data
+from internvl.data.mixture import Mixture
+from internvl.data.spec import DataSpec
+from internvl.errors import TrainingError
+from internvl.training import recipe_file
+from internvl.training.build import Built, build, widen_trained
+from internvl.training.ema import EMA
+from internvl.training.evaluate import Best, Evaluator
+from internvl.training.features import FeatureCache
+from internvl.training.log import Log
+from internvl.training.loop import Job, Objected, train
+from internvl.training.objectives import make_objective
+from internvl.training.optim import freeze, make_optimizer
+from internvl.training.progress import Progress
+from internvl.training.recipe import Recipe
+from internvl.training.recompute import recompute
+from internvl.training.report import write_report
+from internvl.training.saves import Saves
+from internvl.training.world import World, distribute, open_world, whole
+
+RECIPE = "recipe.json"
+RESUMABLE: frozenset[str] = frozenset({"log_every", "saving", "evaluation", "execution"})
+"""Fields that may change when a run goes on: they do not decide what is learnt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended ("finished", "interrupted", "no better"), and what it made, unless interrupted."""
+
+    reason: str
+    step: int
+    result: Path | None
+
+
+def run(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu") -> Outcome:
+    """Trains what the recipe says and writes the result to `out`.
+
+    Raises TrainingError for a folder that holds another run, a recipe that cannot start, or a run that must
+    stop; InputError and CheckpointError for data and weights that cannot be read.
+    """
+    world = open_world(device)
+    try:
+        _claim(recipe, out, world, resume=resume)
+        return _Run(recipe, out, world).finish()
+    finally:
+        world.close()
+
+
+def _claim(recipe: Recipe, out: Path, world: World, *, resume: bool) -> None:
+    """Makes the folder this recipe's. Raises TrainingError where it is another's."""
+    path = out / RECIPE
+    if path.is_file():
+        if not resume:
+            raise TrainingError(
+                f"{out} holds a run already: continue it with --resume, or choose another folder"
+            )
+        _check_same(recipe_file.dump(recipe_file.read(path)), recipe_file.dump(recipe), path)
+    world.barrier()
+    if world.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        recipe_file.write(path, recipe)
+    world.barrier()
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    differing = [name for name in before if name not in RESUMABLE and before[name] != now[name]]
+    if differing:
+        name = differing[0]
+        raise TrainingError(
+            f"{path} was started with {name} = {before[name]!r}, now it is {now[name]!r}: a run goes on as "
+            f"it began (only {', '.join(sorted(RESUMABLE))} may change); else choose another folder"
+        )
+
+
+class _Run:
+    """The parts of one run on one process."""
+
+    def __init__(self, recipe: Recipe, out: Path, world: World) -> None:
+        self.recipe, self.out, self.world = recipe, out, world
+        self.built = built = build(recipe.model, recipe.seed)
+        self.model = built.model.to(world.device)
+        freeze(self.model, recipe.params)
+        widen_trained(self.model, recipe.model.dtype)
+        recompute(self.model, recipe.execution.recompute)
+        self.mixture = _mixture(recipe.data, recipe.seed)
+        self.steps = count_steps(recipe, len(self.mixture))
+        self.objective = make_objective(recipe.objective, total=world.sum)
+        self.module = distribute(Objected(self.model, self.objective), recipe.execution.parallel, world)
+        self.optimizer = make_optimizer(self.model, recipe.params)
+        self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
+        self.saves = Saves(out / "checkpoints", world, keep=recipe.saving.keep)
+        self.best = Best(recipe.evaluation.metric, recipe.evaluation.patience)
+        self.cache = FeatureCache(self.model, out / "features") if recipe.execution.cache_features else None
+
+    def finish(self) -> Outcome:
+        facts = self._resume()
+        feed = self._feed(int(facts.get("position", 0)))
+        log = Log(self.out) if self.world.is_main else Log(self.out / f"rank-{self.world.rank}")
+        try:
+            with Progress(self.steps, int(facts.get("step", 0))) as progress:
+                job = self._job(facts, feed, log, progress)
+                reason = train(job)
+        finally:
+            feed.close()
+            log.close()
+        result = self._export() if reason != "interrupted" else None
+        if self.world.is_main:
+            write_report(self.out, self.recipe, {"reason": reason, "step": job.done})
+        return Outcome(reason=reason, step=job.done, result=result)
+
+    def _resume(self) -> dict[str, Any]:
+        """What the last complete checkpoint says, its tensors put in place; nothing for a new run."""
+        path = self.saves.latest()
+        if path is None:
+            return {}
+        facts = self.saves.load(path, self.model, self.optimizer, self.ema)
+        self.best.restore(facts["best"])
+        if hasattr(self.objective, "restore"):
+            self.objective.restore(facts["objective"])
+        return facts
+
+    def _facts(self) -> dict[str, Any]:
+        return {"objective": self.objective.state() if hasattr(self.objective, "state") else {}}
+
+    def _feed(self, position: int) -> Feed:
+        data, batching = self.recipe.data, self.recipe.execution
+        return Feed(
+            self.mixture,
+            make_examples(self.built, data),
+            data,
+            seed=self.recipe.seed,
+            tile_size=self.model.config.tiling.tile_size,
+            bad=BadSamplesLog(self.out / "bad_samples.jsonl", data.bad_samples),
+            world=self.world.size,
+            rank=self.world.rank,
+            accumulate=batching.accumulate,
+            position=position,
+        )
+
+    def _job(self, facts: dict[str, Any], feed: Feed, log: Log, progress: Progress) -> Job:
+        return Job(
+            recipe=self.recipe,
+            steps=self.steps,
+            model=self.model,
+            module=self.module,
+            optimizer=self.optimizer,
+            take=self._with_features(feed),
+            world=self.world,
+            saves=self.saves,
+            log=log,
+            progress=progress,
+            best=self.best,
+            facts=self._facts,
+            evaluate=self._evaluator(),
+            ema=self.ema,
+            done=int(facts.get("step", 0)),
+            position=int(facts.get("position", 0)),
+            skipped=int(facts.get("skipped", 0)),
+        )
+
+    def _evaluator(self) -> Callable[[], dict[str, float]] | None:
+        settings = self.recipe.evaluation
+        if settings.data is None or settings.data.meta is None:
+            return None
+        evaluator = Evaluator(
+            self.model,
+            self.built.processor,
+            open_data(settings.data.meta),
+            make_examples(self.built, settings.data),
+            settings,
+            self.objective,
+            world=self.world,
+            prepare=None if self.cache is None else self.cache.features,
+            autocast=self.recipe.execution.autocast,
+        )
+        BadSamplesLog(self.out / "bad_samples.jsonl", settings.data.bad_samples).add(
+            evaluator.bad, is_written=self.world.is_main
+        )
+        return evaluator.evaluate
+
+    def _with_features(self, feed: Feed) -> Callable[[], Step]:
+        """Steps as they come, or with the frozen tower's features in place of tiles."""
+        cache = self.cache
+        if cache is None:
+            return feed.take
+
+        def take() -> Step:
+            step = feed.take()
+            return replace(step, batches=tuple(cache.features(batch) for batch in step.batches))
+
+        return take
+
+    def _export(self) -> Path:
+        """Adapters, with whatever else was trained beside them, or the whole model; averaged weights if the
+        recipe asks for them."""
+        write, name = (
+            (self._write_adapters, "adapter") if self.built.adapted else (self._write_model, "model")
+        )
+        with self.ema.swapped() if self.ema is not None else nullcontext(), whole(self.module):
+            if self.world.is_main:
+                write(self.out / name)
+        self.world.barrier()
+        return self.out / name
+
+    def _write_adapters(self, path: Path) -> None:
+        named = self.model.named_parameters()
+        beside = [name for name, parameter in named if parameter.requires_grad and ".lora_" not in name]
+        base = self.recipe.model.checkpoint
+        save_adapters(self.model, path, trained=beside, base=base, overwrite=True)
+
+    def _write_model(self, path: Path) -> None:
+        tokenizer = self.built.processor.tokenizer
+        save_model(
+            self.model,
+            self.model.config,
+            path,
+            extra_files_from=self.built.source,
+            tokenizer_files=tokenizer.files,
+            image_token_id=tokenizer.token_id(IMG_CONTEXT),
+            overwrite=True,
+        )
+
+
+def make_examples(built: Built, data: DataSpec) -> Examples:
+    """What makes examples of rows for this model."""
+    return Examples(
+        built.processor,
+        max_length=data.max_length,
+        share_pictures=data.share_pictures,
+        language=data.language,
+    )
+
+
+def _mixture(data: DataSpec, seed: int) -> Mixture:
+    if data.meta is None:
+        raise TrainingError("the recipe names no data: give a meta JSON, a file or a folder (--data PATH)")
+    return Mixture(open_data(data.meta), data.sampling, seed)
+
+
+def count_steps(recipe: Recipe, records: int) -> int:
+    """The length of a run. Raises TrainingError for epochs of packs: how many those are shows only as it
+    goes."""
+    if recipe.steps is not None:
+        return recipe.steps
+    examples = recipe.data.batching.examples
+    if examples is None or recipe.epochs is None:
+        raise TrainingError(f"recipe {recipe.name}: packed data needs `steps`, since packs differ in records")
+    return max(1, math.ceil(recipe.epochs * records / examples))
