@@ -1,0 +1,197 @@
+"""Adapters to and from PEFT's files: adapter_config.json and adapter_model.safetensors.
+
+Names are those of the official or the transformers layout, through the same rules as whole checkpoints,
+so that other programs can use what was trained here and the other way round. Where a layout keeps as one
+matrix what has several factors here, the factors are stacked and the rank adds up; nothing is approximated.
+Knows no training (see `adapt.lora` for the modules).
+Shape letters: O rows and I columns of a weight, R rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from internvl.adapt.lora import LoRALinear, adapters
+from internvl.adapt.targets import linear_modules
+from internvl.checkpoints.adapter_config import read_adapter_config, write_adapter_config
+from internvl.checkpoints.adapter_factors import Factors, plan_adapter, stored_factors
+from internvl.checkpoints.adapter_names import Naming, find_naming, namings
+from internvl.checkpoints.lazy import Held, Lazy, fetch
+from internvl.checkpoints.read import read_json
+from internvl.checkpoints.rules import convert, original_names
+from internvl.checkpoints.shards import fresh_directory, write_json, write_safetensors
+from internvl.checkpoints.weight_files import read_file
+from internvl.errors import CheckpointError, ConfigError, WeightsError
+from internvl.models.layers import Linear
+from internvl.models.vit import VisionTower
+from internvl.models.vlm import VLM
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+PREFIX = "base_model.model."
+NUM_LISTED = 5
+
+_WRAPPER = re.compile(r"(^|\.)base_model\.model\.")
+_FACTOR = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.(?!weight$)[^.]+)?(?:\.weight)?")
+
+
+def save_adapters(
+    model: VLM | VisionTower,
+    directory: str | Path,
+    layout: str = "official",
+    *,
+    trained: Sequence[str] = (),
+    family: str | None = None,
+    base: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the adapters of a model as a directory that PEFT loads onto the base model of that layout.
+
+    Args:
+        model: it carries adapters.
+        directory: must be empty or absent unless `overwrite`; appears whole or not at all.
+        layout: "official" or "hf": whose names the base model has.
+        trained: parameters, by our names, that were trained beside the adapters, such as those of the
+            projector. Their modules are stored whole (`modules_to_save`).
+        family: how the language model is packed; by default what the configuration implies.
+        base: the base model's name or path, for the record.
+
+    Raises:
+        ConfigError: PEFT's format cannot express it.
+        CheckpointError: the directory is in use or cannot be written.
+        UnknownNameError: no such layout or family.
+    """
+    naming = find_naming(model, layout, family)
+    found = adapters(model)
+    stored: dict[str, Factors] = {}
+    for name, module in found.items():
+        stored.update(stored_factors(naming, name, module))
+    whole = _whole_modules(model, naming, trained)
+    if not stored:
+        raise ConfigError("the model has no adapters: save it as a checkpoint")
+    settings = {(module.lora.magnitude, module.lora.rank_stabilized) for module in found.values()}
+    if len({magnitude for magnitude, _ in settings}) > 1:
+        raise ConfigError("PEFT has DoRA for all modules or for none: merge the adapters instead")
+    config = write_adapter_config(
+        {name: factors.up_OR.shape[1] for name, factors in stored.items()},
+        {name: factors.scale for name, factors in stored.items()},
+        dropout=max(module.lora.dropout for module in found.values()),
+        rank_stabilized=all(is_stabilized for _, is_stabilized in settings),
+        magnitude=any(magnitude for magnitude, _ in settings),
+        whole=sorted({name.rpartition(".")[0] for name in whole}),
+        base=base,
+    )
+    tensors = {PREFIX + name: value for name, value in whole.items()}
+    for name, factors in stored.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.down_RI
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = factors.up_OR
+        if factors.magnitude_O is not None:
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = factors.magnitude_O
+    with fresh_directory(Path(directory), overwrite=overwrite) as folder:
+        held = [(name, Held(value, name)) for name, value in sorted(tensors.items())]
+        write_safetensors(held, folder / WEIGHT_FILES[0])
+        write_json(config, folder / CONFIG_FILE)
+
+
+def _whole_modules(model: nn.Module, naming: Naming, trained: Sequence[str]) -> dict[str, Tensor]:
+    """All parameters of the modules that own the trained ones, by their names."""
+    whole: dict[str, Tensor] = {}
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in trained):
+        module = model.get_submodule(owner)
+        if isinstance(module, LoRALinear) or next(module.children(), None) is not None:
+            raise ConfigError(
+                f"{owner} was trained in part, but PEFT's files hold whole modules: save a merged checkpoint"
+            )
+        for leaf, value in module.named_parameters():
+            rows = naming.split(f"{owner}.{leaf}", value.detach())
+            whole |= {name: fetch(piece) for name, piece in rows.items()}
+    return whole
+
+
+@dataclass(slots=True)
+class _Found:
+    """The tensors of a file: factors by module and kind, and whole tensors, all by its names."""
+
+    factors: dict[str, dict[str, Lazy]] = field(default_factory=dict)
+    whole: dict[str, Lazy] = field(default_factory=dict)
+
+
+def load_adapters(model: VLM | VisionTower, directory: str | Path) -> list[str]:
+    """Put adapters that PEFT, or `save_adapters`, wrote onto a model; returns the names of its modules.
+
+    The base model's layout is recognised by the names. Modules stored whole replace those of the
+    model. Matrices that are fused here get one rank and scale: smaller factors are padded with zeros.
+
+    Raises:
+        CheckpointError: files that cannot be read, a method or option other than LoRA (ConfigError), or
+            tensors that do not fit the model (WeightsError). The model is then as it was.
+    """
+    directory = Path(directory)
+    config = read_adapter_config(read_json(directory / CONFIG_FILE), str(directory / CONFIG_FILE))
+    found = _read(directory)
+    naming = _recognize(model, found, directory)
+    plans = [
+        plan
+        for name in linear_modules(model)
+        if isinstance(module := model.get_submodule(name), Linear)
+        and (plan := plan_adapter(naming, name, module, found.factors, config)) is not None
+    ]
+    whole = _whole_tensors(model, naming, found)
+    for plan in plans:
+        plan.apply(model)
+    with torch.no_grad():
+        for name, value in whole.items():
+            model.get_parameter(name).copy_(value)
+    return [plan.name for plan in plans]
+
+
+def _read(directory: Path) -> _Found:
+    path = next((directory / name for name in WEIGHT_FILES if (directory / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{directory} holds no adapter weights: none of {', '.join(WEIGHT_FILES)}")
+    found = _Found()
+    for key, tensor in read_file(path).items():
+        name = _WRAPPER.sub(r"\1", key, count=1)
+        factor = _FACTOR.fullmatch(name)
+        if factor:
+            found.factors.setdefault(factor[1], {})[factor[2]] = tensor
+        else:
+            found.whole[name] = tensor
+    return found
+
+
+def _recognize(model: VLM | VisionTower, found: _Found, directory: Path) -> Naming:
+    """The naming that knows every name of the file."""
+    ours = [f"{name}.weight" for name in linear_modules(model)]
+    fewest: list[str] | None = None
+    for naming in namings(model):
+        theirs = {key for name in ours for key in original_names(name, naming.rules)}
+        unknown = [name for name in found.factors if f"{name}.weight" not in theirs]
+        unknown += convert(found.whole, naming.rules, naming.heads).unexpected
+        if not unknown:
+            return naming
+        if fewest is None or len(unknown) < len(fewest):
+            fewest = unknown
+    listed = ", ".join((fewest or [])[:NUM_LISTED])
+    raise WeightsError(
+        f"the adapters in {directory} are of another model: it has no linear module for {len(fewest or [])} "
+        f"of the {len(found.factors) + len(found.whole)} names, first {listed}"
+    )
+
+
+def _whole_tensors(model: nn.Module, naming: Naming, found: _Found) -> dict[str, Tensor]:
+    whole: dict[str, Tensor] = naming.join(found.whole)
+    known = dict(model.named_parameters())
+    for name, value in whole.items():
+        if name not in known or known[name].shape != value.shape:
+            has = tuple(known[name].shape) if name in known else "nothing"
+            raise WeightsError(f"the file replaces {name} by {tuple(value.shape)}; the model has {has}")
+        if not value.isfinite().all():
+            raise WeightsError(f"{name} holds NaN or infinite values: its training diverged")
+    return whole
