@@ -20,35 +20,9 @@ from internvl.models.vlm import VLM
 from internvl.training.objectives import MixedPreference, make_objective
 from internvl.training.recipe import Preference
 from internvl.training.reference import Reference, quiet_log_probs
-from tests.training.tiny import CONTEXT, batch, branch, chat_model, picture
+from tests.training.tiny import batch, chat_model, preference_pairs
 
 SPEC = Preference(beta=0.3, sigmoid_weight=0.8, bco_weight=0.2, chosen_weight=0.7, reference="stored")
-
-
-def pairs(references: Tensor | None = None) -> tuple[Example, ...]:
-    """Two pairs about pictures and one in text; `references` (6,) are stored log-probabilities."""
-    slots, context = (1, 2, 3, 4), (CONTEXT,) * 4
-    answers = [
-        (branch(11, 12, 2), branch(13, 2)),
-        (branch(21, 2), branch(22, 23, 24, 2)),
-        (Branch((31, 32, 2, 9), (True, True, True, False)), branch(33, 2)),
-    ]
-    if references is not None:
-        flat = iter(references.tolist())
-        answers = [
-            (replace(one, reference=next(flat)), replace(two, reference=next(flat))) for one, two in answers
-        ]
-    prefixes = ((1, *context, 9), (1, *context, 5, 6), (1, 8))
-    return tuple(
-        Example(
-            key=f"pair {index}",
-            prefix=prefix,
-            branches=pair,
-            slots=slots if index < 2 else (),
-            tiles_N3HW=picture(index) if index < 2 else None,
-        )
-        for index, (prefix, pair) in enumerate(zip(prefixes, answers, strict=True))
-    )
 
 
 def plain_log_prob(model: VLM, example: Example, one: Branch) -> Tensor:
@@ -114,7 +88,7 @@ def test_loss_and_gradients_over_three_batches_with_a_copy() -> None:
     start = chat_model()
     model = moved(start)
     objective = make_objective(replace(SPEC, reference="copy"), reference=Reference(start))
-    plain, all_pairs = PlainMPO(SPEC), pairs()
+    plain, all_pairs = PlainMPO(SPEC), preference_pairs()
     for chosen in (all_pairs, all_pairs[:1], all_pairs[1:]):
         loss = objective(model, batch(*chosen))
         expected = plain(model, start, chosen)
@@ -126,11 +100,11 @@ def test_loss_and_gradients_over_three_batches_with_a_copy() -> None:
 def test_stored_log_probabilities_are_the_same_reference() -> None:
     start = chat_model()
     model = moved(start)
-    stored_B = quiet_log_probs(start, batch(*pairs()))
-    loss = MixedPreference(SPEC)(model, batch(*pairs(stored_B)))
-    expected = PlainMPO(SPEC)(model, start, pairs())
-    torch.testing.assert_close(loss.total / 3, expected, rtol=1e-5, atol=1e-5)
-    assert loss.metrics["reward_accuracy"] in range(4)
+    stored_B = quiet_log_probs(start, batch(*preference_pairs()))
+    loss = MixedPreference(SPEC)(model, replace(batch(*preference_pairs()), reference_B=stored_B))
+    expected = PlainMPO(SPEC)(model, start, preference_pairs())
+    torch.testing.assert_close(loss.total / 4, expected, rtol=1e-5, atol=1e-5)
+    assert loss.metrics["reward_accuracy"] in range(5)
     assert loss.metrics["chosen_reward"] + loss.metrics["rejected_reward"] == pytest.approx(
         2 * loss.metrics["delta"], rel=1e-4
     )
@@ -144,7 +118,7 @@ def test_switching_adapters_off_is_the_same_reference(pattern: str) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad_("lora_" in name).requires_grad:
             nn.init.normal_(parameter, std=0.3)
-    loss = MixedPreference(replace(SPEC, reference="adapters_off"))(model, batch(*pairs()))
-    expected = PlainMPO(SPEC)(model, start, pairs())
-    torch.testing.assert_close(loss.total / 3, expected, rtol=1e-5, atol=1e-5)
-    check_gradients(model, loss.total / 3, expected)
+    loss = MixedPreference(replace(SPEC, reference="adapters_off"))(model, batch(*preference_pairs()))
+    expected = PlainMPO(SPEC)(model, start, preference_pairs())
+    torch.testing.assert_close(loss.total / 4, expected, rtol=1e-5, atol=1e-5)
+    check_gradients(model, loss.total / 4, expected)

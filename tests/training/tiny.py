@@ -1,4 +1,4 @@
-"""A tiny chat model and three examples for it."""
+"""A tiny chat model, three examples for it, and pairs of answers."""
 
 from __future__ import annotations
 
@@ -71,6 +71,28 @@ def examples() -> tuple[Example, ...]:
             prefix=(1, 8, 3),
             branches=(Branch((31, 2, 9, 32, 33, 2), (True, True, False, True, True, True)),),
         ),
+    )
+
+
+def preference_pairs() -> tuple[Example, ...]:
+    """Chosen and rejected answers: about two pictures, and to two questions in text."""
+    slots, context = (1, 2, 3, 4), (CONTEXT,) * 4
+    prefixes = ((1, *context, 9), (1, *context, 5, 6), (1, 8), (1, 8, 9))
+    answers = (
+        (branch(11, 12, 2), branch(13, 2)),
+        (branch(21, 2), branch(22, 23, 24, 2)),
+        (Branch((31, 32, 2, 9), (True, True, True, False)), branch(33, 2)),
+        (branch(34, 35, 2), branch(36, 2)),
+    )
+    return tuple(
+        Example(
+            key=f"pair {index}",
+            prefix=prefix,
+            branches=pair,
+            slots=slots if index < 2 else (),
+            tiles_N3HW=picture(index) if index < 2 else None,
+        )
+        for index, (prefix, pair) in enumerate(zip(prefixes, answers, strict=True))
     )
 
 
