@@ -165,7 +165,7 @@ MASKS = {
 
 def tokenizer_of(template: str, folder: Path) -> Path:
     """A tiny one of the kind that the template's models have."""
-    tokens = tiny_tokenizers.IMAGE_TOKENS
+    tokens: tuple[str, ...] = tiny_tokenizers.IMAGE_TOKENS
     if template in ("internvl2_5", "Hermes-2"):
         return tiny_tokenizers.qwen2(folder)
     if template == "phi3-chat":

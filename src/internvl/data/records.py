@@ -21,7 +21,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +75,12 @@ class RecordReader:
 
     def read(self, row: Mapping[str, Any]) -> Record:
         """Raises InputError that says what is wrong with the row."""
-        if row.get("messages") is not None and row.get("conversations") is None:
+        has_turns = row.get("conversations") is not None or row.get("messages") is not None
+        if has_turns and row.get("chosen") is not None:
+            raise InputError(
+                "a preference has a question, chosen and rejected, not messages or conversations"
+            )
+        if has_turns and row.get("conversations") is None:
             return self._messages(row)
         media = find_media(row, self.root, self.read_video)
         if row.get("conversations") is not None:
@@ -92,27 +97,27 @@ class RecordReader:
         if all(isinstance(one.get("content"), str) for one in messages):
             media = find_media(row, self.root, self.read_video)
             return _conversation(_turns(messages, "role", "content"), media)
-        read_video = lambda source, **options: self.read_video(resolve(source, self.root), **options)  # noqa: E731
-        conversation = from_messages(_with_images(messages, row), read_video=read_video)
+        conversation = from_messages(_with_images(messages, row), read_video=self._read_video)
         resolved = [
-            replace(message, parts=tuple(self._resolved(part) for part in message.parts))
+            replace(message, parts=tuple(map(self._resolved, message.parts)))
             for message in conversation.messages
         ]
         return _record("conversation", [replace(conversation, messages=tuple(resolved))])
 
+    def _read_video(self, source: Any, **options: Any) -> Sequence[Any]:
+        return self.read_video(resolve(source, self.root), **options)
+
     def _resolved(self, part: Part) -> Part:
-        return part if isinstance(part, str) else replace(part, source=resolve(part.source, self.root))
+        """Frames, and whatever else is no name of a file, stay as they are."""
+        if isinstance(part, str) or not isinstance(part.source, str | Mapping):
+            return part
+        return replace(part, source=resolve(part.source, self.root))
 
     def _answers(self, row: Mapping[str, Any], media: Media) -> Record:
         pairs = self._pairs(row, has_pictures=bool(media.pictures or media.frames))
         if pairs is None:
-            text = _text(row, "text")
-            if text is None:
-                raise InputError(
-                    f"no known form in the keys {', '.join(map(repr, list(row)[:12]))}: a row has "
-                    "conversations, messages, chosen and rejected, pairs, question and answer(s), caption(s) "
-                    "or text"
-                )
+            if (text := _text(row, "text")) is None:
+                raise InputError(self._no_form(row))
             return _record("raw", [Conversation(place([(Role.USER, text)], media))])
         if not 1 <= len(pairs) <= MAX_ANSWERS:
             raise InputError(f"{len(pairs)} answers in one row, allowed are 1 to {MAX_ANSWERS}")
@@ -123,7 +128,7 @@ class RecordReader:
         """Questions with their answers; None for a row without any."""
         if row.get("pairs") is not None:
             return [_pair(pair, index) for index, pair in enumerate(_list(row["pairs"], "pairs"))]
-        question = next((text for key in QUESTION_KEYS if (text := _text(row, key)) is not None), None)
+        question = _text(row, *QUESTION_KEYS)
         answers = _texts(row, "answers", "answer")
         if answers and question is None:
             raise InputError("an answer without a question; name it 'caption' if it describes the picture")
@@ -143,6 +148,15 @@ class RecordReader:
         if self.language is not None:
             keys = [key for key in keys if key == self.language]
         return {key: texts for key in keys if (texts := _texts(row, key))}
+
+    def _no_form(self, row: Mapping[str, Any]) -> str:
+        if _text(row, *QUESTION_KEYS) is not None:
+            return "a question without an answer"
+        captions = "caption(s)" if self.language is None else f"captions in {self.language!r}"
+        return (
+            f"nothing to learn in the keys {', '.join(map(repr, list(row)[:12]))}: a row has conversations, "
+            f"messages, chosen and rejected, pairs, question and answer(s), {captions} or text"
+        )
 
 
 def _record(kind: Kind, conversations: Sequence[Conversation]) -> Record:
@@ -179,7 +193,7 @@ def _single(pair: tuple[str, str], media: Media, system: str | None) -> Conversa
 
 
 def _preference(row: Mapping[str, Any], media: Media) -> Record:
-    question = next((text for key in QUESTION_KEYS if (text := _text(row, key)) is not None), None)
+    question = _text(row, *QUESTION_KEYS)
     chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
     if question is None or chosen is None or rejected is None:
         raise InputError("a preference needs question, chosen and rejected")
@@ -236,8 +250,9 @@ def _texts(row: Mapping[str, Any], *keys: str) -> list[str]:
     return [_string(value, keys[0]) for value in listed(row, *keys)]
 
 
-def _text(row: Mapping[str, Any], key: str) -> str | None:
-    return None if row.get(key) is None else _string(row[key], key)
+def _text(row: Mapping[str, Any], *keys: str) -> str | None:
+    """The first text of these keys; an empty cell of a table is none."""
+    return next(iter(_texts(row, *keys)), None)
 
 
 def _string(value: Any, name: str) -> str:
@@ -253,9 +268,13 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
     value = row.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = nan
+    if not isfinite(number):
         raise InputError(f"{key} must be a number, not {shorten(value)}")
-    return float(value)
+    return number
 
 
 def tidy(caption: str) -> str:
