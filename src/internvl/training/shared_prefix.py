@@ -1,61 +1,90 @@
 """Attention for groups: branches that continue one common prefix without seeing each other.
 
-An `Attend` (see `models.attention`), made anew for every batch. Groups are padded to one length for a
-single product; padding lives in this file only. Written out, because the backward pass of the fused
-kernel with a mask was up to 30 times slower on the CPU this was measured on (bfloat16, 175 tokens).
-Shape letters: T packed tokens, B groups, S padded positions of a group, H heads, K key-value heads,
-D head width.
+An `Attend` (see `models.attention`), made anew for every batch: it cuts the packed tokens into blocks for
+`ops.attention`, which pads nothing. A group without branches is a plain causal sequence. Knows no batches
+and no model. Shape letters: T packed tokens, Q tokens of a block, H heads, K key-value heads, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from internvl.ops.attention import Block, block_attention
+
+BLOCK = 192
+"""Queries of a block: larger ones compute more scores only to hide them, smaller ones cost more calls."""
+
+Groups = Sequence[tuple[int, Sequence[int]]]
 
 
 class SharedPrefix:
     """`groups`: (prefix length, branch lengths) in packed order; a branch may have no packed tokens."""
 
-    def __init__(self, groups: Sequence[tuple[int, Sequence[int]]]) -> None:
-        sizes = [common + sum(branches) for common, branches in groups]
-        width, starts = max(sizes), torch.tensor([0, *sizes[:-1]]).cumsum(0)
-        offsets_S = torch.arange(width)
-        self.valid_BS = offsets_S < torch.tensor(sizes)[:, None]
-        self.gather_BS = (starts[:, None] + offsets_S).where(self.valid_BS, starts[:, None])
-        sees_B1SS = torch.stack([_mask(common, branches, width) for common, branches in groups])[:, None]
-        self.bias_B1SS = torch.zeros(sees_B1SS.shape).masked_fill(~sees_B1SS, -torch.inf)
-        self.lengths_T = torch.cat([_lengths(common, branches) for common, branches in groups])
+    def __init__(self, groups: Groups, device: torch.device | None = None) -> None:
+        prefixes: list[int] = []
+        lengths: list[int] = []
+        counts: list[int] = []
+        for common, branches in groups:
+            prefixes += [len(counts)] * (1 + len(branches))
+            lengths += [common + max(branches, default=0), *(common + branch for branch in branches)]
+            counts += [common, *branches]
+        part_T = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        prefix_T = torch.tensor(prefixes)[part_T]
+        self.lengths_T = torch.tensor(lengths)[part_T].to(device)
+        self.blocks = [
+            Block(run.first, run.last, run.before, _hidden(part_T, prefix_T, run).to(device))
+            for run in _joined(_runs(groups))
+        ]
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        repeats = q_THD.shape[1] // k_TKD.shape[1]
-        if repeats > 1:
-            k_TKD, v_TKD = k_TKD.repeat_interleave(repeats, dim=1), v_TKD.repeat_interleave(repeats, dim=1)
-        scaled_THD = q_THD * q_THD.shape[-1] ** -0.5
-        q, k, v = (x[self.gather_BS].transpose(1, 2) for x in (scaled_THD, k_TKD, v_TKD))  # (B, H, S, D)
-        weights_BHSS = (q @ k.transpose(-1, -2) + self.bias_B1SS.to(q.dtype)).softmax(-1)
-        out_BHSD = weights_BHSS @ v
-        return out_BHSD.transpose(1, 2)[self.valid_BS]
+        return block_attention(q_THD, k_TKD, v_TKD, self.blocks)
 
 
-def _branch_of(common: int, branches: Sequence[int]) -> Tensor:
-    """0 for prefix tokens, then 1, 2, ... for the tokens of each branch."""
-    counts = torch.tensor([common, *branches])
-    return torch.arange(len(counts)).repeat_interleave(counts)
+class _Run(NamedTuple):
+    """Tokens `first` to `last` (excluded) that all see the ranges `before` them."""
+
+    first: int
+    last: int
+    before: tuple[tuple[int, int], ...]
 
 
-def _mask(common: int, branches: Sequence[int], width: int) -> Tensor:
-    """(S, S) of who sees whom; padding sees itself, so that no row is empty."""
-    branch_T = _branch_of(common, branches)
-    size = len(branch_T)
-    mask_SS = torch.eye(width, dtype=torch.bool)
-    sees = (branch_T[None] == 0) | (branch_T[None] == branch_T[:, None])
-    mask_SS[:size, :size] = sees & torch.ones(size, size, dtype=torch.bool).tril()
-    return mask_SS
+def _runs(groups: Groups) -> Iterator[_Run]:
+    """At most `BLOCK` tokens each: a whole group, or pieces of its prefix and of its branches."""
+    start = 0
+    for common, branches in groups:
+        *inner, end = accumulate(branches, initial=start + common)
+        if end - start <= BLOCK:
+            yield _Run(start, end, ())
+        else:
+            yield from _cut(start, start + common, ())
+            for first, last in pairwise((*inner, end)):
+                yield from _cut(first, last, ((start, start + common),))
+        start = end
 
 
-def _lengths(common: int, branches: Sequence[int]) -> Tensor:
-    """Full length of each token's own sequence; a prefix token belongs to the longest one."""
-    totals = torch.tensor([common + max(branches, default=0), *(common + branch for branch in branches)])
-    return totals[_branch_of(common, branches)]
+def _cut(first: int, last: int, before: tuple[tuple[int, int], ...]) -> Iterator[_Run]:
+    for start in range(first, last, BLOCK):
+        yield _Run(start, min(start + BLOCK, last), (*before, (first, start)) if start > first else before)
+
+
+def _joined(runs: Iterable[_Run]) -> list[_Run]:
+    """Neighbours that see the same become one while they fit; what they see of each other is masked."""
+    blocks: list[_Run] = []
+    for run in runs:
+        if blocks and blocks[-1].before == run.before and run.last - blocks[-1].first <= BLOCK:
+            blocks[-1] = blocks[-1]._replace(last=run.last)
+        else:
+            blocks.append(run)
+    return blocks
+
+
+def _hidden(part_T: Tensor, prefix_T: Tensor, run: _Run) -> Tensor:
+    """(Q, Q) of which tokens must not see which: a token sees earlier ones of its part and its prefix."""
+    part_Q, prefix_Q = part_T[run.first : run.last], prefix_T[run.first : run.last]
+    sees_QQ = (part_Q[:, None] == part_Q) | (prefix_Q[:, None] == part_Q)
+    return ~sees_QQ.tril()
