@@ -54,11 +54,11 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` holds on some process; the same answer on every process."""
-        return bool(self.sum(torch.tensor(int(flag), device=self.device)) > 0)
+        return bool(self.sum(torch.tensor(int(flag))) > 0)
 
     def barrier(self) -> None:
         """Returns when every process has come here."""
-        self.sum(torch.zeros((), device=self.device))
+        self.sum(torch.zeros(()))
 
     def close(self) -> None:
         """Leaves the process group; the last call of a run."""
@@ -117,7 +117,9 @@ def distribute(module: nn.Module, mode: Mode, world: World) -> nn.Module:
         if isinstance(unit, SHARDED_UNITS):
             fully_shard(unit, reshard_after_forward=True)
     # The root too: outside of `forward`, optimiser and checkpoints must see shards only.
-    fully_shard(module, reshard_after_forward=True)
+    root: FSDPModule = fully_shard(module, reshard_after_forward=True)
+    # Else the first block that is run alone, while measuring, would take itself for the root.
+    root._get_fsdp_state()._lazy_init()
     return module
 
 
