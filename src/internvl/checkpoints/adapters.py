@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -122,8 +123,15 @@ class _Found:
     whole: dict[str, Lazy] = field(default_factory=dict)
 
 
-def load_adapters(model: VLM | VisionTower, directory: str | Path) -> list[str]:
-    """Put adapters that PEFT, or `save_adapters`, wrote onto a model; returns the names of its modules.
+class Loaded(NamedTuple):
+    """Modules of ours that got adapters, and parameters that were replaced."""
+
+    modules: tuple[str, ...]
+    replaced: tuple[str, ...]
+
+
+def load_adapters(model: VLM | VisionTower, directory: str | Path) -> Loaded:
+    """Put adapters that PEFT, or `save_adapters`, wrote onto a model.
 
     The base model's layout is recognised by the names. Modules stored whole replace those of the
     model. Matrices that are fused here get one rank and scale: smaller factors are padded with zeros.
@@ -148,7 +156,7 @@ def load_adapters(model: VLM | VisionTower, directory: str | Path) -> list[str]:
     with torch.no_grad():
         for name, value in whole.items():
             model.get_parameter(name).copy_(value)
-    return [plan.name for plan in plans]
+    return Loaded(tuple(plan.name for plan in plans), tuple(whole))
 
 
 def _read(directory: Path) -> _Found:

@@ -28,6 +28,9 @@ OF_A_CHECKPOINT = re.compile(
 )
 """Names of files that may go when a checkpoint is overwritten."""
 
+DESCRIPTIONS = ("config.json", "adapter_config.json")
+"""One of them is in every directory that is written here."""
+
 Shard = Sequence[tuple[str, Lazy]]
 Progress = Callable[[str, int, int], None]
 """Told after each tensor: its name, bytes written so far, bytes in total."""
@@ -188,7 +191,7 @@ def _check_replaceable(directory: Path, *, overwrite: bool) -> None:
             f"{directory} is not overwritten: {', '.join(others[:5])}{more} would be lost, which no "
             "checkpoint has; move what you want to keep, or choose another directory"
         )
-    if not (directory / "config.json").is_file():
+    if not any((directory / name).is_file() for name in DESCRIPTIONS):
         raise CheckpointError(
             f"{directory} is not overwritten: it has no config.json, so it is not a checkpoint; "
             "remove it yourself, or choose another directory"

@@ -6,7 +6,7 @@ with. The directory appears whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,10 @@ VISION_LAYOUTS: Mapping[str, Layout] = {"official": VISION, "hf": HF_VISION}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where and how to write. `source` is the directory the model came from, if there is one."""
+    """Where and how to write. `source` is the directory the model came from, if there is one.
+
+    `verify` is called with the finished directory before it takes its name; what it raises undoes all.
+    """
 
     directory: Path
     layout: str = "official"
@@ -40,6 +43,7 @@ class Target:
     normalization: Normalization | None = None
     overwrite: bool = False
     progress: Progress | None = None
+    verify: Callable[[Path], None] | None = None
 
 
 def save_model(
@@ -125,6 +129,8 @@ def write_checkpoint(tensors: Mapping[str, Lazy], config: ChatConfig | VisionCon
         # Only now: a configuration that the layout cannot express says more than a name without a rule.
         renamed = strictly(convert(tensors, layouts[target.layout].rules(packing), heads, back=True))
         write_weights(renamed, directory, target.max_shard_bytes, target.progress)
+        if target.verify is not None:
+            target.verify(directory)
 
 
 def _source(directory: str | Path | None, *, is_needed: bool) -> Path | None:

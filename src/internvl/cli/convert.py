@@ -63,7 +63,7 @@ def run(words: Sequence[str]) -> int:
             max_shard_bytes=options.shard_gb * 1e9,
             template=options.template,
             vision_path=options.vision,
-            image_token_id=_image_token_id(source),
+            image_token_id=find_image_token(source),
             overwrite=options.overwrite,
             progress=advance,
         )
@@ -71,7 +71,7 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _image_token_id(source: Path) -> int | None:
+def find_image_token(source: Path) -> int | None:
     """What the tokenizer beside the weights says; None without one, as beside a vision tower."""
     try:
         return load_tokenizer(source if source.is_dir() else source.parent).token_id(IMG_CONTEXT)

@@ -1,0 +1,142 @@
+"""Merging adapters into checkpoints: measured, exact where untouched, nothing half done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from internvl.adapt.lora import LoRA, adapters, add_adapters
+from internvl.checkpoints import merge
+from internvl.checkpoints.adapters import load_adapters, save_adapters
+from internvl.checkpoints.load import build, load_model
+from internvl.checkpoints.merge import answer, distance, merge_checkpoint
+from internvl.checkpoints.write import save_model
+from internvl.config import ChatConfig, VisionConfig
+from internvl.errors import ConfigError, WeightsError
+from internvl.models.vit import VisionTower
+from internvl.models.vlm import VLM
+from tests.checkpoints.tiny import SMALL_VIT, chat_config
+
+LORA = LoRA(rank=2)
+
+
+def saved(
+    config: ChatConfig | VisionConfig, path: Path, dtype: torch.dtype = torch.float32, **kw: Any
+) -> Path:
+    model = build(config).to_empty(device="cpu")
+    torch.manual_seed(0)
+    for name, value in model.named_parameters():
+        value.data.normal_(mean=float("norm" in name and name.endswith("weight")), std=0.2)
+    save_model(model.to(dtype), config, path, **kw)
+    return path
+
+
+def adapted(base: Path, path: Path, rule: str, lora: LoRA = LORA, **kw: Any) -> VLM | VisionTower:
+    model = load_model(base)
+    add_adapters(model, [(rule, lora)])
+    for module in adapters(model).values():
+        module.lora_up.data.normal_(std=0.2)
+    save_adapters(model, path, **kw)
+    return model
+
+
+@pytest.mark.parametrize("lora", [LORA, LoRA(rank=2, magnitude=True)])
+@pytest.mark.parametrize("layout", ["official", "hf"])
+def test_merged_answers_like_adapted(layout: str, lora: LoRA, tmp_path: Path) -> None:
+    base = saved(chat_config("internlm2"), tmp_path / "base", family="internlm2")
+    rule = r"llm\.layers\..*|vit\.layers\.0\..*"
+    model = adapted(base, tmp_path / "adapter", rule, lora, family="internlm2")
+    report = merge_checkpoint(base, tmp_path / "adapter", tmp_path / "out", layout, image_token_id=39)
+    assert len(report.modules) == 12
+    assert report.effect > 0.05
+    assert report.error < 1e-5
+    merged = load_model(tmp_path / "out")
+    assert isinstance(merged, VLM)
+    torch.testing.assert_close(answer(merged), answer(model), atol=1e-4, rtol=1e-3)
+
+
+def test_what_no_adapter_touches_is_kept_to_the_bit(tmp_path: Path) -> None:
+    base = saved(chat_config("qwen2"), tmp_path / "base", torch.bfloat16)
+    adapted(base, tmp_path / "adapter", r"llm\..*mlp\.down")
+    report = merge_checkpoint(base, tmp_path / "adapter", tmp_path / "out")
+    assert report.error < 0.1
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "out"))
+    assert {value.dtype for value in after.values()} == {torch.bfloat16}
+    differing = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert differing == {f"language_model.model.layers.{layer}.mlp.down_proj.weight" for layer in range(2)}
+
+
+def test_modules_stored_whole_are_replaced(tmp_path: Path) -> None:
+    base = saved(chat_config("qwen2"), tmp_path / "base")
+    model = load_model(base)
+    add_adapters(model, [(r"llm\..*out", LORA)])
+    trained = model.get_parameter("projector.fc1.bias")
+    trained.data.add_(1.0)
+    save_adapters(model, tmp_path / "adapter", trained=["projector.fc1.bias"])
+    report = merge_checkpoint(base, tmp_path / "adapter", tmp_path / "out")
+    assert report.effect > 0
+    assert torch.equal(load_model(tmp_path / "out").get_parameter("projector.fc1.bias"), trained)
+
+
+def test_a_tower(tmp_path: Path) -> None:
+    base = saved(SMALL_VIT, tmp_path / "base")
+    model = adapted(base, tmp_path / "adapter", r"layers\..*", layout="hf")
+    merge_checkpoint(base, tmp_path / "adapter", tmp_path / "out")
+    merged = load_model(tmp_path / "out")
+    assert distance(answer(model), answer(merged)) < 1e-5
+
+
+def test_a_merge_that_changes_the_answer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = saved(chat_config("qwen2"), tmp_path / "base")
+    adapted(base, tmp_path / "adapter", r"llm\..*out")
+
+    def spoil(model: VLM) -> None:
+        model.llm.layers[0].attn.out.weight.data.mul_(2)
+
+    monkeypatch.setattr(merge, "merge_adapters", spoil)
+    with pytest.raises(WeightsError, match=r"merged model's answer is .* nothing was written"):
+        merge_checkpoint(base, tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_do_not_read_back_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = saved(chat_config("qwen2"), tmp_path / "base")
+    adapted(base, tmp_path / "adapter", r"llm\..*out")
+    monkeypatch.setattr(merge, "_same", lambda one, other: False)
+    with pytest.raises(WeightsError, match="did not come back"):
+        merge_checkpoint(base, tmp_path / "adapter", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_adapters_of_another_model(tmp_path: Path) -> None:
+    base = saved(SMALL_VIT, tmp_path / "base")
+    adapted(saved(chat_config("qwen2"), tmp_path / "other"), tmp_path / "adapter", r"llm\..*")
+    with pytest.raises(
+        WeightsError, match="of another model: it has no linear module for 14 of the 14 names"
+    ):
+        merge_checkpoint(base, tmp_path / "adapter", tmp_path / "out")
+
+
+def test_partly_trained_modules_have_no_place_in_the_format(tmp_path: Path) -> None:
+    model = load_model(saved(chat_config("qwen2"), tmp_path / "base"))
+    add_adapters(model, [(r"llm\..*out", LORA)])
+    for name in ("vit.layers.0.ls1", "vit.embed.class_token"):
+        with pytest.raises(ConfigError, match="was trained in part"):
+            save_adapters(model, tmp_path / "adapter", trained=[name])
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_failed_load_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    base = saved(chat_config("qwen2"), tmp_path / "base")
+    model = adapted(base, tmp_path / "adapter", r"llm\..*")
+    module = next(reversed(adapters(model).values()))
+    module.lora_up.data[0] = torch.nan
+    save_adapters(model, tmp_path / "adapter", overwrite=True)
+    fresh = load_model(base)
+    with pytest.raises(WeightsError, match="NaN or infinite"):
+        load_adapters(fresh, tmp_path / "adapter")
+    assert not adapters(fresh)
