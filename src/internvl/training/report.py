@@ -81,7 +81,8 @@ def _picture(folder: Path, rows: Sequence[Row]) -> str:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
     axes.plot(*zip(*_points(rows, "loss"), strict=True), linewidth=1, label="training")
-    for name in _names(rows, "val_loss"):
+    held_out = _names(rows, "val_loss")
+    for name in held_out[:1] if len(held_out) == 2 else held_out:  # of one data set the mean is the same
         axes.plot(*zip(*_points(rows, name), strict=True), marker="o", markersize=3, label=name)
     axes.grid(alpha=0.3)
     axes.legend()
