@@ -138,3 +138,16 @@ def test_wrong_positions_and_no_data_are_refused(tmp_path: Path) -> None:
         mixture.replacement(0, 0)
     with pytest.raises(InputError, match="no data sets"):
         Mixture(())
+
+
+def test_picks_are_the_same_on_every_machine(tmp_path: Path) -> None:
+    """A resumed run relies on these very numbers."""
+    mixture = Mixture(two(tmp_path), "sqrt", seed=7)
+    assert [tuple(mixture.pick(position)[:2]) for position in (0, 1, 499, 500, 12_345)] == [
+        (0, 11),
+        (0, 77),
+        (0, 248),
+        (1, 53),
+        (0, 231),
+    ]
+    assert [mixture.replacement(1, attempt).row for attempt in (1, 2, 3)] == [196, 359, 234]

@@ -97,3 +97,14 @@ def test_an_index_outside_is_refused(tmp_path: Path) -> None:
     for index in (-1, 2):
         with pytest.raises(IndexError, match="2 rows"):
             source.row(index)
+
+
+def test_a_footer_that_claims_other_rows_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ParquetRows([write_parquet(tmp_path / "a.parquet", numbers(0, 8))])
+    monkeypatch.setattr(source, "_num_rows", lambda number, group: 5)
+    with pytest.raises(InputError, match=r"row group 0: the group has 4 rows, not 5"):
+        source.row(0)
+    monkeypatch.undo()
+    monkeypatch.setattr(source_parquet, "MAX_GROUP_ROWS", 3)
+    with pytest.raises(InputError, match=r"row group 0 claims 4 rows"):
+        ParquetRows([tmp_path / "a.parquet"])

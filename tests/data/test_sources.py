@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,40 @@ def test_forks_read_what_one_reads(tmp_path: Path, write: Callable[[Path], Path]
         os._exit(0 if every_row(source)[::-1] == expected[::-1] else 1)
     assert every_row(source) == expected
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("write", KINDS)
+def test_damage_is_an_input_error(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    """Bytes changed, cut out or put in: a file is refused, a row is broken, or it reads as something else."""
+    path = write(tmp_path)
+    victim = path if path.is_file() else next(file for file in sorted(path.iterdir()) if file.stat().st_size)
+    whole, draw, found = victim.read_bytes(), random.Random(0), 0
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(draw.choice((1, 2, 8))):
+            start = draw.randrange(len(content) + 1)
+            content[start : start + draw.choice((0, 1, 100, 512))] = draw.choice(
+                (b"", b'"', b"\n", b"\0", b"\xff")
+            )
+        victim.write_bytes(content)
+        found += count_failures(path)
+    assert found  # damage is seen at all
+
+
+def count_failures(path: Path) -> int:
+    """Rows that are broken, or 1 for a file that is refused; any error but InputError passes through."""
+    try:
+        source = open_source(path)
+    except InputError:
+        return 1
+    failures = 0
+    for index in range(len(source)):
+        assert source.where(index)
+        try:
+            source.row(index)
+        except InputError:
+            failures += 1
+    return failures
 
 
 def test_shards_are_joined_in_order(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from internvl.errors import InputError
 
 MAX_GROUP_BYTES = 1 << 30
+MAX_GROUP_ROWS = 1 << 31
 
 
 class ParquetRows:
@@ -29,8 +30,7 @@ class ParquetRows:
             for number, footer in enumerate(self._footers)
             for group in range(footer.num_row_groups)
         )
-        sizes = [self._footers[number].row_group(group).num_rows for number, group in self._groups]
-        self._ends = tuple(accumulate(sizes))
+        self._ends = tuple(accumulate(self._num_rows(number, group) for number, group in self._groups))
         self._last: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
@@ -47,6 +47,14 @@ class ParquetRows:
         group, place = self._find(index)
         number, part = self._groups[group]
         return f"{self._paths[number]}, row {place + 1} of row group {part}"
+
+    def _num_rows(self, number: int, group: int) -> int:
+        count = int(self._footers[number].row_group(group).num_rows)
+        if not 0 <= count < MAX_GROUP_ROWS:
+            raise InputError(
+                f"{self._paths[number]}: row group {group} claims {count} rows, the file is broken"
+            )
+        return count
 
     def _find(self, index: int) -> tuple[int, int]:
         """Which of all row groups, and which row of it."""
@@ -74,6 +82,8 @@ class ParquetRows:
                 return file.read_row_group(part, use_threads=False)
 
         table = _guarded(read, self.where(index))
+        if table.num_rows != (expected := self._num_rows(number, part)):
+            raise InputError(f"{self.where(index)}: the group has {table.num_rows} rows, not {expected}")
         self._last = (group, table)
         return table
 
