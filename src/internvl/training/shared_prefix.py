@@ -1,8 +1,8 @@
 """Attention for groups: branches that continue one common prefix without seeing each other.
 
 An `Attend` (see `models.attention`), made anew for every batch: it cuts the packed tokens into blocks for
-`ops.attention`, which pads nothing. A group without branches is a plain causal sequence. Knows no batches
-and no model. Shape letters: T packed tokens, Q tokens of a block, H heads, K key-value heads, D head width.
+`ops.attention`, which pads nothing. A group with one branch or none is a plain causal sequence. Knows no
+batches and no model. Shape letters: T packed tokens, Q tokens of a block, H heads, K key-value heads, D head width.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class SharedPrefix:
     """`groups`: (prefix length, branch lengths) in packed order; a branch may have no packed tokens."""
 
     def __init__(self, groups: Groups, device: torch.device | None = None) -> None:
+        groups = [_plain(common, branches) for common, branches in groups]
         prefixes: list[int] = []
         lengths: list[int] = []
         counts: list[int] = []
@@ -43,6 +44,11 @@ class SharedPrefix:
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         return block_attention(q_THD, k_TKD, v_TKD, self.blocks)
+
+
+def _plain(common: int, branches: Sequence[int]) -> tuple[int, Sequence[int]]:
+    """A branch that is alone belongs to its prefix."""
+    return (common + branches[0], ()) if len(branches) == 1 else (common, branches)
 
 
 class _Run(NamedTuple):
