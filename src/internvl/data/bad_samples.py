@@ -17,6 +17,9 @@ from internvl.errors import InputError, TokenizerError, TrainingError
 BROKEN: tuple[type[Exception], ...] = (InputError, TokenizerError, OSError)
 """What a record may raise while it is read, and be reported for; anything else is a fault of the program."""
 
+REASON = 1000
+"""Characters of a message that are kept: some repeat what the row says."""
+
 FIRST = 100
 """Records before the share of bad ones says anything."""
 
@@ -34,12 +37,13 @@ class BadSample:
 
     @classmethod
     def of(cls, dataset: DataSet, row: int, position: int, error: Exception) -> BadSample:
-        """The row of `dataset` that raised `error`."""
+        """The row of `dataset` that raised `error`; a long message is shortened."""
+        reason = str(error)
         return cls(
             key=key_of(dataset, row),
             path=dataset.source.where(row),
             position=position,
-            reason=str(error),
+            reason=reason if len(reason) <= REASON else f"{reason[:REASON]}...",
             error=type(error).__name__,
         )
 

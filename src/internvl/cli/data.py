@@ -1,0 +1,162 @@
+"""`internvl data check`: what is wrong with training data, and how much of it there is, before a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from internvl.api.load import template_of
+from internvl.checkpoints.configs import describe
+from internvl.cli import output
+from internvl.cli.arguments import File, Flag, Whole, Word, parse
+from internvl.cli.loading import find
+from internvl.config import ChatConfig
+from internvl.data.bad_samples import BadSamplesLog
+from internvl.data.check import Report, SetReport, Spread, check
+from internvl.data.examples import Examples
+from internvl.data.meta import open_data
+from internvl.data.spec import BadSamples, Batching, DataSpec
+from internvl.errors import InputError
+from internvl.processing.processor import Processor
+from internvl.processing.tokenizer import load_tokenizer
+
+SHOWN = 20
+BAR = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Read, measure and decode every record of training data, and list what is broken.
+
+    Exit status 1 tells that something is. Nothing is trained; of the model only the configuration and the
+    tokenizer are read.
+    """
+
+    action: Annotated[Positional[Literal["check"]], arg(metavar="check", help_behavior_hint="")]
+    """What to do."""
+    meta: Annotated[Positional[str], arg(metavar="META", help_behavior_hint="")]
+    """A meta JSON, or one file or folder of records."""
+    model: str = "nano"
+    """The model to be trained: a directory, or a name of the zoo."""
+    template: Word = None
+    """The chat template, where the checkpoint names none."""
+    max_length: Annotated[int, arg(metavar="N")] = DataSpec().max_length
+    """Longer records are bad."""
+    examples: Whole = None
+    """Records of a step; 8 by default."""
+    packs: Whole = None
+    """Packs of a step, instead of --examples."""
+    max_tokens: Annotated[int, arg(metavar="N")] = Batching(examples=1).max_tokens
+    """Tokens of a pack, and so of a record."""
+    max_tiles: Annotated[int, arg(metavar="N")] = Batching(examples=1).max_tiles
+    """Tiles of a pack, and so of a record."""
+    sampling: Literal["length", "sqrt", "weight"] = "length"
+    """How an epoch is shared out over data sets."""
+    language: Word = None
+    """The captions to take, where there are several languages."""
+    quick: Flag = False
+    """Read pictures only as far as their headers; those cut off further on are not found."""
+    workers: Annotated[int, arg(metavar="N")] = 1
+    """Threads that read."""
+    out: File = None
+    """Write all broken records here, a JSON object a line; a file there is replaced."""
+    json: Flag = False
+    """Print one JSON document."""
+
+    def spec(self) -> DataSpec:
+        examples = 8 if self.examples is None and self.packs is None else self.examples
+        if self.workers < 1:
+            raise InputError(f"--workers counts from 1, got {self.workers}")
+        return DataSpec(
+            meta=self.meta,
+            sampling=self.sampling,
+            max_length=self.max_length,
+            language=self.language,
+            batching=Batching(
+                examples=examples, packs=self.packs, max_tokens=self.max_tokens, max_tiles=self.max_tiles
+            ),
+            workers=self.workers,
+        )
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command; returns its exit status."""
+    options = parse(Options, words, "data")
+    spec = options.spec()
+    datasets = open_data(options.meta)
+    examples = Examples(_processor(options), max_length=spec.max_length, language=spec.language)
+    with output.progress("checking") as advance:
+        report = check(datasets, examples, spec, decode=not options.quick, progress=advance)
+    if options.out is not None:
+        _write(report, Path(options.out))
+    if options.json:
+        output.write_json(asdict(report))
+    else:
+        _show(report, options)
+    return 0 if report.is_good else 1
+
+
+def _processor(options: Options) -> Processor:
+    path = find(options.model)
+    folder = path if path.is_dir() else path.parent
+    config = describe(folder, template=options.template or template_of(options.model)).config
+    if not isinstance(config, ChatConfig):
+        raise InputError(f"{options.model} does not chat, so it cannot learn to: name a chat model")
+    return Processor(config, load_tokenizer(folder))
+
+
+def _write(report: Report, path: Path) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(b"")
+    BadSamplesLog(partial, BadSamples(limit=1.0)).add(report.bad)
+    partial.replace(path)
+
+
+def _show(report: Report, options: Options) -> None:
+    names = ("data set", "rows", "an epoch", "bad", "tokens", "tiles", "trained")
+    output.write_table("median, 95 %, most of a record" if report.sets else "", names, map(_row, report.sets))
+    for name in ("tokens", "tiles"):
+        output.write_table("", (name, "records", ""), _bars(getattr(one, name) for one in report.sets))
+    if report.epoch is not None:
+        epoch = report.epoch
+        fill = [] if epoch.fill is None else [("packs are filled", f"{epoch.fill:.0%}")]
+        output.write_pairs(
+            "an epoch",
+            [
+                ("records", epoch.num_records),
+                ("tokens", epoch.num_tokens),
+                ("tiles", epoch.num_tiles),
+                ("steps", epoch.num_steps),
+                *fill,
+                ("reading", f"{epoch.seconds:.0f} s with {options.workers} threads"),
+            ],
+        )
+    for one in report.bad[:SHOWN]:
+        output.write(f"{one.key} ({one.path}): {one.error}: {one.reason}\n")
+    if len(report.bad) > SHOWN:
+        output.note(f"{len(report.bad) - SHOWN} more; --out FILE lists all of them")
+    total = sum(one.num_rows for one in report.sets)
+    output.note(f"{len(report.bad)} of {total} records cannot be used")
+
+
+def _row(one: SetReport) -> tuple[object, ...]:
+    spreads = (f"{spread.median} {spread.p95} {spread.most}" for spread in (one.tokens, one.tiles))
+    return (one.name, one.num_rows, one.per_epoch, one.num_bad, *spreads, f"{one.coverage:.1%}")
+
+
+def _bars(spreads: Iterable[Spread]) -> list[tuple[object, ...]]:
+    """The histogram of all data sets together."""
+    counts: Counter[int] = Counter()
+    for spread in spreads:
+        counts.update(dict(spread.histogram))
+    most = max(counts.values(), default=1)
+    return [
+        (f"{bound}" if bound < 2 else f"{bound // 2 + 1}-{bound}", count, "#" * -(-count * BAR // most))
+        for bound, count in sorted(counts.items())
+    ]

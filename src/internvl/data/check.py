@@ -1,0 +1,215 @@
+"""Data looked at before a run: every record in use read, measured and decoded; what is broken is listed.
+
+Counts tokens, tiles and trained tokens, and how many steps an epoch makes. Knows no model but what makes the
+examples, and trains nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+from internvl.data.bad_samples import BROKEN, BadSample, key_of
+from internvl.data.meta import DataSet
+from internvl.data.mixture import Mixture
+from internvl.data.packing import check_fits, fill_packs
+from internvl.data.places import Maker
+from internvl.data.spec import DataSpec
+
+ROWS_AT_ONCE = 64
+PLANNED = 20_000
+"""Records of an epoch that are packed to see how full packs become."""
+
+BOUNDS: tuple[int, ...] = (0, *(2**power for power in range(31)))
+
+Progress = Callable[[str, float, float | None], None]
+"""A data set's name, its rows looked at, its rows in use."""
+
+
+class Counts(NamedTuple):
+    """Of one record that can be used."""
+
+    tokens: int
+    tiles: int
+    trained: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How a number is spread over records. `histogram`: (bound, records up to it and above the one before),
+    bounds doubling."""
+
+    least: int
+    median: int
+    p95: int
+    most: int
+    total: int
+    histogram: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetReport:
+    """One data set. `kinds` counts the broken records by kind of error; the spreads are of the others."""
+
+    name: str
+    num_rows: int
+    per_epoch: int
+    num_bad: int
+    kinds: Mapping[str, int]
+    tokens: Spread
+    tiles: Spread
+    trained: Spread
+
+    @property
+    def coverage(self) -> float:
+        """The share of tokens that are trained on."""
+        return self.trained.total / max(1, self.tokens.total)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """What an epoch comes to without its broken records. `fill` is the share of the packs' tokens in use,
+    None where steps are not packed; `tokens` and `tiles` are the most of one record. `seconds` is the time to
+    read it with the threads that read here."""
+
+    num_records: int
+    num_tokens: int
+    num_tiles: int
+    num_steps: int
+    fill: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """`epoch` is None where no record can be used."""
+
+    sets: tuple[SetReport, ...]
+    bad: tuple[BadSample, ...]
+    epoch: Epoch | None
+
+    @property
+    def is_good(self) -> bool:
+        return not self.bad
+
+
+def check(
+    datasets: Sequence[DataSet],
+    examples: Maker,
+    spec: DataSpec,
+    *,
+    decode: bool = True,
+    progress: Progress = lambda name, done, total: None,
+) -> Report:
+    """Reads every row in use, with `spec.workers` threads; without `decode` pictures only as far as their
+    headers."""
+    start = time.perf_counter()
+    bad: list[BadSample] = []
+    tables: list[_Table] = []
+    with ThreadPoolExecutor(spec.workers, "check") as readers:
+        for dataset in datasets:
+            table = _Table(dataset.size)
+            rows = iter(range(dataset.size))
+            while chunk := list(islice(rows, ROWS_AT_ONCE)):
+                found = readers.map(lambda row, of=dataset: _look(of, row, examples, spec, decode), chunk)
+                for row, one in zip(chunk, found, strict=True):
+                    if isinstance(one, BadSample):
+                        bad.append(one)
+                    else:
+                        table.put(row, one)
+                progress(dataset.name, chunk[-1] + 1, dataset.size)
+            tables.append(table)
+    seconds = time.perf_counter() - start
+    sets = tuple(
+        _summarise(dataset, table, [one for one in bad if one.key.rpartition(":")[0] == dataset.name])
+        for dataset, table in zip(datasets, tables, strict=True)
+    )
+    rate = seconds / max(1, sum(dataset.size for dataset in datasets))
+    return Report(sets=sets, bad=tuple(bad), epoch=_epoch(datasets, tables, spec, rate))
+
+
+def _look(dataset: DataSet, number: int, examples: Maker, spec: DataSpec, decode: bool) -> Counts | BadSample:
+    try:
+        row = dataset.source.row(number)
+        size = examples.measure(row, dataset, seed=0)
+        check_fits(size, spec.batching)
+        if decode:
+            examples.example(row, dataset, seed=0, key=key_of(dataset, number))
+    except BROKEN as error:
+        return BadSample.of(dataset, number, number, error)
+    return Counts(size.tokens, size.tiles, size.trained)
+
+
+class _Table:
+    """Counts by row, 12 bytes each; -1 for a broken row."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.columns = tuple(array("i", [-1]) * num_rows for _ in Counts._fields)
+
+    def put(self, row: int, counts: Counts) -> None:
+        for column, count in zip(self.columns, counts, strict=True):
+            column[row] = count
+
+    def get(self, row: int) -> Counts | None:
+        counts = Counts(*(column[row] for column in self.columns))
+        return None if counts.tokens < 0 else counts
+
+    def spread(self, name: str) -> Spread:
+        values = sorted(value for value in self.columns[Counts._fields.index(name)] if value >= 0)
+        if not values:
+            return Spread(least=0, median=0, p95=0, most=0, total=0, histogram=())
+        counts = Counter(BOUNDS[bisect_left(BOUNDS, value)] for value in values)
+        return Spread(
+            least=values[0],
+            median=values[len(values) // 2],
+            p95=values[len(values) * 95 // 100],
+            most=values[-1],
+            total=sum(values),
+            histogram=tuple(sorted(counts.items())),
+        )
+
+
+def _summarise(dataset: DataSet, table: _Table, bad: Sequence[BadSample]) -> SetReport:
+    return SetReport(
+        name=dataset.name,
+        num_rows=dataset.size,
+        per_epoch=dataset.per_epoch,
+        num_bad=len(bad),
+        kinds=dict(Counter(one.error for one in bad)),
+        tokens=table.spread("tokens"),
+        tiles=table.spread("tiles"),
+        trained=table.spread("trained"),
+    )
+
+
+def _epoch(
+    datasets: Sequence[DataSet], tables: Sequence[_Table], spec: DataSpec, rate: float
+) -> Epoch | None:
+    """From the first records of an epoch, scaled to all of it."""
+    mixture = Mixture(datasets, spec.sampling)
+    planned = min(len(mixture), PLANNED)
+    picks = (mixture.pick(position) for position in range(planned))
+    sizes = [size for pick in picks if (size := tables[pick.dataset].get(pick.row)) is not None]
+    if not sizes:
+        return None
+    num_steps, rest = 0, list(sizes)
+    while rest:
+        rest = rest[sum(map(len, fill_packs(rest, spec.batching))) :]
+        num_steps += 1
+    share, num_tokens = len(mixture) / planned, sum(size.tokens for size in sizes)
+    packs = spec.batching.packs
+    return Epoch(
+        num_records=round(len(sizes) * share),
+        num_tokens=round(num_tokens * share),
+        num_tiles=round(sum(size.tiles for size in sizes) * share),
+        num_steps=round(num_steps * share),
+        fill=None if packs is None else num_tokens / (num_steps * packs * spec.batching.max_tokens),
+        seconds=rate * len(mixture),
+    )
