@@ -12,8 +12,8 @@ from internvl.data.example import Example
 from internvl.errors import PromptError
 from internvl.models.attention import Packed
 from internvl.models.vlm import VLM
+from internvl.training import forward
 from internvl.training.forward import attention, trained_states, vision_tokens
-from internvl.training.shared_prefix import SharedPrefix
 from tests.training.tiny import batch, branch, examples
 
 
@@ -47,14 +47,17 @@ def test_a_picture_after_the_first_answer(model: VLM) -> None:
     torch.testing.assert_close(trained_states(model, batch(late)), alone(model, late), rtol=1e-5, atol=1e-5)
 
 
-def test_whole_sequences_do_not_pay_for_branches() -> None:
+def test_accelerators_run_plain_sequences_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device stands for an accelerator; nothing is run on it."""
     three, two, text = examples()
-    assert isinstance(attention(batch(text, text)), Packed)
-    assert isinstance(attention(batch(text, two)), SharedPrefix)
+    made: list[list[int]] = []
+    monkeypatch.setattr(forward, "Packed", lambda lengths, device: made.append(lengths))
+    monkeypatch.setattr(forward, "SharedPrefix", lambda groups, device: made.append([]))
+    meta = torch.device("meta")
     single = replace(three, branches=three.branches[:1])
-    assert (
-        attention(batch(single)).lengths_T.tolist() == SharedPrefix(batch(single).groups).lengths_T.tolist()
-    )
+    for chosen in (batch(single, text).to(meta), batch(text, two).to(meta), batch(text, text)):
+        attention(chosen)
+    assert made == [[9, 8], [], []]
 
 
 def test_cached_features_are_the_towers(model: VLM) -> None:

@@ -48,11 +48,12 @@ def vision_tokens(model: VLM, batch: Batch) -> Tensor:
 
 
 def attention(batch: Batch) -> Attend:
-    """Who sees whom: plain causal sequences, or branches behind common prefixes."""
-    if all(len(branches) == 1 for _, branches in batch.groups):
-        lengths = [common + branches[0] for common, branches in batch.groups]
-        return Packed(lengths, batch.ids_T.device)
-    return SharedPrefix(batch.groups)
+    """Who sees whom: branches see their prefix and themselves. Accelerators have a fused kernel for plain
+    sequences."""
+    device = batch.ids_T.device
+    if device.type != "cpu" and all(len(branches) == 1 for _, branches in batch.groups):
+        return Packed([common + branches[0] for common, branches in batch.groups], device)
+    return SharedPrefix(batch.groups, device)
 
 
 def _is_sharded(model: VLM) -> bool:
