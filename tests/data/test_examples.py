@@ -20,7 +20,9 @@ from internvl.data.examples import Examples, Size
 from internvl.data.meta import DataSet
 from internvl.data.questions import CAPTION_QUESTIONS
 from internvl.errors import ImageError, InputError, VideoError
+from internvl.processing.conversation import Conversation, Message, Picture, Role
 from internvl.processing.processor import Processor
+from internvl.processing.tiling import TileChoice
 from internvl.processing.tokenizer import load_tokenizer
 from tests.data.rows import numbered
 from tests.processing import tiny_tokenizers
@@ -328,3 +330,43 @@ def test_the_limit_itself_is_allowed(processor: Processor, data: DataSet) -> Non
     assert Examples(processor, max_length=length).measure(row, data).tokens == length
     with pytest.raises(InputError, match=f"^{length} tokens .3 tiles of 1 pictures.* {length - 1} "):
         Examples(processor, max_length=length - 1).measure(row, data)
+
+
+@pytest.mark.parametrize("template", ["internvl2_5", "internvl_zh", "plain"])
+def test_ids_are_those_of_the_processor(processor: Processor, data: DataSet, template: str) -> None:
+    """Pictures are read as one tile and widened; the processor of chat reads all their vision tokens."""
+    config = replace(
+        processor.config,
+        template=template,
+        vision=VisionConfig(image_size=56),
+        tiling=TilingConfig(tile_size=56, max_tiles=4),
+    )
+    chat = Processor(config, processor.tokenizer)
+    row = {
+        "image": ["a.png", "b.png", "a.png"],
+        "conversations": [
+            {"from": "human", "value": "<image>one<image>"},
+            GPT,
+            {"from": "human", "value": "Now <image>?"},
+            GPT,
+        ],
+    }
+    example = check_measure(Examples(chat, max_length=2048), row, data, 0)
+    pictures = [Picture(data.root / name, TileChoice(max_tiles=1)) for name in row["image"]]
+    messages = (
+        Message(Role.USER, (pictures[0], "one", pictures[1])),
+        Message(Role.ASSISTANT, ("A panda.",)),
+        Message(Role.USER, ("Now ", pictures[2], "?")),
+        Message(Role.ASSISTANT, ("A panda.",)),
+    )
+    inputs = chat(Conversation(messages), open_answer=False)
+    assert inputs.tile_counts == (1, 1, 1)
+    wide = Examples(chat, max_length=2048).example(row, replace(data, max_tiles=12), seed=0)
+    counts = (3, 1, 3)
+    tokens = chat.tokenize(Conversation(messages), counts, open_answer=False)
+    for found, expected in ((example, inputs), (wide, tokens)):
+        ids = (*found.prefix, *found.branches[0].ids)
+        marks = (*[False] * len(found.prefix), *found.branches[0].trained)
+        assert list(ids) == expected.ids
+        assert list(marks) == expected.are_answers
+        assert list(found.slots) == expected.slots

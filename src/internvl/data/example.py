@@ -30,7 +30,8 @@ class Branch:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Example:
-    """`key` names the record in reports. `slots` are positions in the prefix that vision tokens fill."""
+    """`key` names the record in reports. `slots` are positions that vision tokens fill: in the prefix, or in
+    the prefix and its branch where there is only one."""
 
     key: str
     prefix: tuple[int, ...]

@@ -164,14 +164,16 @@ class Examples:
         for index, message in enumerate(conversation.messages):
             if not message.text:
                 raise InputError(f"turn {index} ({message.role.value}) is empty")
-        tokens = processor.tokenize(conversation, tile_counts, open_answer=False)
-        self._check_length(len(tokens.ids), tile_counts)
+        # Reading thousands of equal vision tokens takes longer than all the text around them.
+        tokens = processor.tokenize(conversation, [1] * len(tile_counts), open_answer=False)
         marks = self._text_marks(tokens) if is_raw else tokens.are_answers
         if not any(marks[1:]):
             raise InputError("no token is trained on: there is no answer")
         if tokens.slots and tokens.slots[-1] == len(tokens.ids) - 1:
             raise InputError("a picture stands at the very end, where nothing can read it")
-        return _Sequence(tuple(tokens.ids), (False, *marks[1:]), tuple(tokens.slots))
+        found = _expand(tokens, (False, *marks[1:]), tile_counts)
+        self._check_length(len(found.ids), tile_counts)
+        return found
 
     def _text_marks(self, tokens: Tokens) -> list[bool]:
         """All but pictures and their tags."""
@@ -185,6 +187,22 @@ class Examples:
                 f"{self.processor.config.tokens_per_tile} tokens each), the limit is {self.max_length} "
                 "(max_length): shorten the text, raise the limit, or allow fewer tiles (max_dynamic_patch)"
             )
+
+
+def _expand(tokens: Tokens, trained: Sequence[bool], tile_counts: Sequence[int]) -> _Sequence:
+    """Pictures read as one tile each, with the slots of all their tiles; slots are never trained on."""
+    ids: list[int] = []
+    marks: list[bool] = []
+    slots: list[int] = []
+    start = 0
+    width = len(tokens.slots) // max(1, len(tile_counts))
+    for number, count in enumerate(tile_counts):
+        first = tokens.slots[number * width]
+        ids += tokens.ids[start:first] + tokens.ids[first : first + width] * count
+        marks += [*trained[start:first], *[False] * (width * count)]
+        slots += range(len(ids) - width * count, len(ids))
+        start = first + width
+    return _Sequence((*ids, *tokens.ids[start:]), (*marks, *trained[start:]), tuple(slots))
 
 
 def _common(sequences: Sequence[_Sequence]) -> int:
