@@ -2,7 +2,8 @@
 
 An `Attend` (see `models.attention`), made anew for every batch: it cuts the packed tokens into blocks for
 `ops.attention`, which pads nothing. A group with one branch or none is a plain causal sequence. Knows no
-batches and no model. Shape letters: T packed tokens, Q tokens of a block, H heads, K key-value heads, D head width.
+batches and no model. Shape letters: T packed tokens, Q tokens of a block, H heads, K key-value heads, D head
+width.
 """
 
 from __future__ import annotations
