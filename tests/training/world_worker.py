@@ -18,7 +18,7 @@ from internvl.training.forward import trained_states
 from internvl.training.loop import Objected
 from internvl.training.objectives import next_token
 from internvl.training.saves import Saves
-from internvl.training.world import Mode, World, distribute, gathered, open_world, whole
+from internvl.training.world import Mode, World, distribute, open_world, whole
 from tests.training.tiny import batch, chat_model, examples
 
 
@@ -55,8 +55,12 @@ class Run:
         return {name: full(p.grad) * self.world.size for name, p in named if p.grad is not None}
 
     def states(self) -> Tensor:
-        with torch.no_grad(), whole(self.module):
+        with torch.no_grad(), whole(self.model):
             return trained_states(self.model, batch())
+
+    def state(self) -> dict[str, Tensor]:
+        with whole(self.model):
+            return {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint must bring back, whole."""
@@ -74,9 +78,7 @@ def gradients(world: World, out: str, mode: Mode) -> None:
     run.backward()
     kept = {f"gradient/{name}": value for name, value in run.gradients().items()}
     kept |= {"before": before, "after": run.states()}
-    state = gathered(run.model, world)
-    assert bool(state) == world.is_main
-    kept |= {f"state/{name}": value for name, value in state.items()}
+    kept |= {f"state/{name}": value for name, value in run.state().items()}
     kept["sum"] = world.sum(torch.tensor([world.rank + 1.0, 10.0]))
     kept["any"] = torch.tensor([world.any(world.rank == 1), world.any(False)])
     if world.is_main:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -106,7 +106,7 @@ def distribute(module: nn.Module, mode: Mode, world: World) -> nn.Module:
     "ddp" wraps it, so that each process holds the whole model. "fsdp" shards parameters, gradients and
     moments in place (FSDP2); make the optimiser afterwards. Both give each process the mean over processes
     of the gradients, and both start from the weights of process 0 or from equal ones. Only what runs inside
-    the `forward` of `module` sees whole weights; elsewhere see `gathered` and `whole`.
+    the `forward` of `module` sees whole weights; elsewhere see `whole`.
     """
     if world.size == 1:
         return module
@@ -117,38 +117,39 @@ def distribute(module: nn.Module, mode: Mode, world: World) -> nn.Module:
         if isinstance(unit, SHARDED_UNITS):
             fully_shard(unit, reshard_after_forward=True)
     # The root too: outside of `forward`, optimiser and checkpoints must see shards only.
-    root: FSDPModule = fully_shard(module, reshard_after_forward=True)
-    # Else the first block that is run alone, while measuring, would take itself for the root.
-    root._get_fsdp_state()._lazy_init()
+    fully_shard(module, reshard_after_forward=True)
     return module
 
 
 @contextmanager
 def whole(module: nn.Module) -> Iterator[None]:
-    """Meanwhile the parameters of what `distribute` sharded are whole, to be read or run, not changed.
+    """Meanwhile `module`, or a part of what `distribute` sharded, is an ordinary module with whole weights.
 
-    All processes enter and leave it together. With any other module nothing happens.
+    To be run or written, not changed: at the end the shards are back as they were. All processes enter
+    together; within, each may do something else. A module that is not sharded stays as it is.
     """
-    units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)
-        unit.unshard()
+    if not any(isinstance(p, DTensor) for p in module.parameters()):
+        yield
+        return
+    weights: dict[nn.Parameter, nn.Parameter] = {}
+    held: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+    for part in module.modules():
+        hooks: list[dict[Any, Any]] = [part._state_dict_pre_hooks]
+        if isinstance(part, FSDPModule):
+            hooks += [part._forward_pre_hooks, part._forward_hooks]
+        held += [(table, dict(table)) for table in (part._parameters, *hooks)]
+        for table in hooks:
+            table.clear()
+        for name, parameter in part._parameters.items():
+            if isinstance(parameter, DTensor):
+                if parameter not in weights:
+                    weights[parameter] = nn.Parameter(
+                        parameter.detach().full_tensor(), parameter.requires_grad
+                    )
+                part._parameters[name] = weights[parameter]
     try:
         yield
     finally:
-        for unit in units:
-            unit.set_reshard_after_forward(True, recurse=False)
-            unit.reshard()
-
-
-def gathered(module: nn.Module, world: World) -> dict[str, Tensor]:
-    """The state of `module` with whole tensors on the CPU, as an export needs it; empty but on process 0.
-
-    All processes call it together.
-    """
-    state = {}
-    for name, value in module.state_dict().items():
-        tensor = value.full_tensor() if isinstance(value, DTensor) else value
-        if world.is_main:
-            state[name] = tensor.detach().cpu()
-    return state
+        for table, before in held:
+            table.clear()
+            table.update(before)
