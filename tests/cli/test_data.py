@@ -12,6 +12,12 @@ from internvl.cli.main import DONE, FAILED, WRONG_USE
 from tests.cli.conftest import Run, save_noise
 
 
+@pytest.fixture(autouse=True)
+def _known_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLOP a second; measuring takes seconds."""
+    monkeypatch.setattr("internvl.cli.data.measure_rate", lambda recipe, device: 1e6)
+
+
 def record(image: str | None = "photo.png", answer: str = "A dog.") -> dict[str, Any]:
     mark = "" if image is None else "<image>\n"
     turns = [{"from": "human", "value": f"{mark}What?"}, {"from": "gpt", "value": answer}]
@@ -46,12 +52,25 @@ def test_good_data(run: Run, model: str, meta: Path) -> None:
     assert (photos["tiles"]["total"], words["tiles"]["total"]) == (15, 0)
     assert 0 < words["trained"]["total"] < words["tokens"]["total"] < photos["tokens"]["total"]
     assert (document["epoch"]["num_records"], document["epoch"]["num_steps"]) == (9, 2)
+    made = document["estimate"]
+    assert made["seconds"] == pytest.approx(2 * made["flops"] / 1e6)
+    assert made["memory"] > 16 * sum(path.stat().st_size for path in Path(model).glob("*.safetensors")) / 4
+    assert "sample" not in document
 
 
 def test_the_table(run: Run, model: str, meta: Path) -> None:
     finished = run("data", "check", str(meta), "--model", model, "--packs", "1", "--max-tokens", "400")
     assert finished.status == DONE
-    for expected in ("data set", "photos", "3 3 3", "3-4", "#####", "packs are filled", "steps"):
+    for expected in (
+        "data set",
+        "photos",
+        "3 3 3",
+        "3-4",
+        "#####",
+        "packs are filled",
+        "steps",
+        "on this processor",
+    ):
         assert expected in finished.out
     assert "0 of 9 records cannot be used" in finished.err
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from tyro.conf import Positional, arg
 
 from internvl.api.load import template_of
@@ -17,13 +18,16 @@ from internvl.cli.arguments import File, Flag, Whole, Word, parse
 from internvl.cli.loading import find
 from internvl.config import ChatConfig
 from internvl.data.bad_samples import BadSamplesLog
-from internvl.data.check import Report, SetReport, Spread, check
+from internvl.data.check import Epoch, Report, SetReport, Spread, check
 from internvl.data.examples import Examples
 from internvl.data.meta import open_data
 from internvl.data.spec import BadSamples, Batching, DataSpec
 from internvl.errors import InputError
+from internvl.models.vlm import VLM
 from internvl.processing.processor import Processor
 from internvl.processing.tokenizer import load_tokenizer
+from internvl.training.estimate import Estimate, duration, estimate, measure_rate
+from internvl.training.recipe import AdamW, Recipe
 
 SHOWN = 20
 BAR = 40
@@ -89,25 +93,43 @@ def run(words: Sequence[str]) -> int:
     options = parse(Options, words, "data")
     spec = options.spec()
     datasets = open_data(options.meta)
-    examples = Examples(_processor(options), max_length=spec.max_length, language=spec.language)
+    config, processor = _open_model(options)
+    examples = Examples(processor, max_length=spec.max_length, language=spec.language)
     with output.progress("checking") as advance:
         report = check(datasets, examples, spec, decode=not options.quick, progress=advance)
     if options.out is not None:
         _write(report, Path(options.out))
+    made = None if report.epoch is None else _estimate(config, spec, report, report.epoch.num_steps)
     if options.json:
-        output.write_json(asdict(report))
+        output.write_json(_as_json(report, made))
     else:
-        _show(report, options)
+        _show(report, made, options)
     return 0 if report.is_good else 1
 
 
-def _processor(options: Options) -> Processor:
+def _open_model(options: Options) -> tuple[ChatConfig, Processor]:
     path = find(options.model)
     folder = path if path.is_dir() else path.parent
     config = describe(folder, template=options.template or template_of(options.model)).config
     if not isinstance(config, ChatConfig):
         raise InputError(f"{options.model} does not chat, so it cannot learn to: name a chat model")
-    return Processor(config, load_tokenizer(folder))
+    return config, Processor(config, load_tokenizer(folder))
+
+
+def _estimate(config: ChatConfig, spec: DataSpec, report: Report, steps: int) -> Estimate:
+    """Of one epoch on this machine that trains every weight, the most a recipe can ask for."""
+    recipe = Recipe(name="check", params=((".*", AdamW(lr=1.0)),), data=spec, steps=steps)
+    with torch.device("meta"):
+        model = VLM(config)
+    return estimate(model, recipe, report.sample, rate=measure_rate(recipe, torch.device("cpu")))
+
+
+def _as_json(report: Report, made: Estimate | None) -> dict[str, object]:
+    document = asdict(report)
+    del document["sample"]
+    if made is not None:
+        document["estimate"] = {"memory": made.memory, "flops": made.flops, "seconds": made.seconds}
+    return document
 
 
 def _write(report: Report, path: Path) -> None:
@@ -118,31 +140,32 @@ def _write(report: Report, path: Path) -> None:
     partial.replace(path)
 
 
-def _show(report: Report, options: Options) -> None:
+def _show(report: Report, made: Estimate | None, options: Options) -> None:
     names = ("data set", "rows", "an epoch", "bad", "tokens", "tiles", "trained")
     output.write_table("median, 95 %, most of a record" if report.sets else "", names, map(_row, report.sets))
     for name in ("tokens", "tiles"):
         output.write_table("", (name, "records", ""), _bars(getattr(one, name) for one in report.sets))
-    if report.epoch is not None:
-        epoch = report.epoch
-        fill = [] if epoch.fill is None else [("packs are filled", f"{epoch.fill:.0%}")]
-        output.write_pairs(
-            "an epoch",
-            [
-                ("records", epoch.num_records),
-                ("tokens", epoch.num_tokens),
-                ("tiles", epoch.num_tiles),
-                ("steps", epoch.num_steps),
-                *fill,
-                ("reading", f"{epoch.seconds:.0f} s with {options.workers} threads"),
-            ],
-        )
+    if report.epoch is not None and made is not None:
+        output.write_pairs("an epoch", _totals(report.epoch, made, options))
     for one in report.bad[:SHOWN]:
         output.write(f"{one.key} ({one.path}): {one.error}: {one.reason}\n")
     if len(report.bad) > SHOWN:
         output.note(f"{len(report.bad) - SHOWN} more; --out FILE lists all of them")
     total = sum(one.num_rows for one in report.sets)
     output.note(f"{len(report.bad)} of {total} records cannot be used")
+
+
+def _totals(epoch: Epoch, made: Estimate, options: Options) -> Iterable[tuple[str, object]]:
+    yield from (("records", epoch.num_records), ("tokens", epoch.num_tokens), ("tiles", epoch.num_tiles))
+    yield "steps", epoch.num_steps
+    if epoch.fill is not None:
+        yield "packs are filled", f"{epoch.fill:.0%}"
+    yield "reading", f"{duration(epoch.seconds)} with {options.workers} threads"
+    yield (
+        "training all weights",
+        f"{duration(made.seconds or 0.0)} on this processor, {output.size(made.memory)}",
+    )
+    yield "", "in float32; internvl train RECIPE --dry-run tells it for a recipe"
 
 
 def _row(one: SetReport) -> tuple[object, ...]:

@@ -27,6 +27,9 @@ ROWS_AT_ONCE = 64
 PLANNED = 20_000
 """Records of an epoch that are packed to see how full packs become."""
 
+SAMPLE = 1000
+"""Sizes that are handed on."""
+
 BOUNDS: tuple[int, ...] = (0, *(2**power for power in range(31)))
 
 Progress = Callable[[str, float, float | None], None]
@@ -89,11 +92,12 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """`epoch` is None where no record can be used."""
+    """`epoch` is None where no record can be used. `sample` are the sizes of an epoch's first records."""
 
     sets: tuple[SetReport, ...]
     bad: tuple[BadSample, ...]
     epoch: Epoch | None
+    sample: tuple[Counts, ...] = ()
 
     @property
     def is_good(self) -> bool:
@@ -132,7 +136,10 @@ def check(
         for dataset, table in zip(datasets, tables, strict=True)
     )
     rate = seconds / max(1, sum(dataset.size for dataset in datasets))
-    return Report(sets=sets, bad=tuple(bad), epoch=_epoch(datasets, tables, spec, rate))
+    mixture = Mixture(datasets, spec.sampling)
+    sizes = _first_sizes(mixture, tables)
+    epoch = _epoch(mixture, sizes, spec, rate) if sizes else None
+    return Report(sets=sets, bad=tuple(bad), epoch=epoch, sample=tuple(sizes[:SAMPLE]))
 
 
 def _look(dataset: DataSet, number: int, examples: Maker, spec: DataSpec, decode: bool) -> Counts | BadSample:
@@ -189,21 +196,20 @@ def _summarise(dataset: DataSet, table: _Table, bad: Sequence[BadSample]) -> Set
     )
 
 
-def _epoch(
-    datasets: Sequence[DataSet], tables: Sequence[_Table], spec: DataSpec, rate: float
-) -> Epoch | None:
+def _first_sizes(mixture: Mixture, tables: Sequence[_Table]) -> list[Counts]:
+    """Of the usable ones among the first records of an epoch."""
+    picks = (mixture.pick(position) for position in range(min(len(mixture), PLANNED)))
+    return [size for pick in picks if (size := tables[pick.dataset].get(pick.row)) is not None]
+
+
+def _epoch(mixture: Mixture, sizes: Sequence[Counts], spec: DataSpec, rate: float) -> Epoch:
     """From the first records of an epoch, scaled to all of it."""
-    mixture = Mixture(datasets, spec.sampling)
-    planned = min(len(mixture), PLANNED)
-    picks = (mixture.pick(position) for position in range(planned))
-    sizes = [size for pick in picks if (size := tables[pick.dataset].get(pick.row)) is not None]
-    if not sizes:
-        return None
-    num_steps, rest = 0, list(sizes)
+    num_steps, rest = 0, sizes
     while rest:
         rest = rest[sum(map(len, fill_packs(rest, spec.batching))) :]
         num_steps += 1
-    share, num_tokens = len(mixture) / planned, sum(size.tokens for size in sizes)
+    share = len(mixture) / min(len(mixture), PLANNED)
+    num_tokens = sum(size.tokens for size in sizes)
     packs = spec.batching.packs
     return Epoch(
         num_records=round(len(sizes) * share),
