@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from internvl.config import ChatConfig, ProjectorConfig, TextConfig, TilingConfig, VisionConfig
@@ -370,3 +372,60 @@ def test_ids_are_those_of_the_processor(processor: Processor, data: DataSet, tem
         assert list(ids) == expected.ids
         assert list(marks) == expected.are_answers
         assert list(found.slots) == expected.slots
+
+
+JUNK = (
+    *(
+        0,
+        -1,
+        10**400,
+        1.5,
+        float("nan"),
+        True,
+        "",
+        "x",
+        "\0",
+        "\ud800",
+        "<image>",
+        "<video>",
+        b"",
+        b"x",
+        "a.png",
+    ),
+    *([], [None], [[]], ["a.png", 3], {}, {"bytes": 3}, {"path": "a.png"}, [{"from": "human"}], [0, 10**400]),
+    *([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], [["Q", "A"]], [["<image>", "A"]]),
+)
+KEYS = (
+    *("conversations", "messages", "image", "images", "video", "clip", "question", "answer", "answers", "en"),
+    *("captions", "pairs", "text", "chosen", "rejected", "ref_chosen_logps", "system", "id"),
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), st.sampled_from(JUNK), max_size=5))
+@settings(max_examples=300)
+def test_junk_is_measured_or_refused(hostile: tuple[Examples, DataSet], row: dict[str, Any]) -> None:
+    examples, data = hostile
+    start = {"video": "v.mp4"} if "clip" in row else {}
+    try:
+        size = examples.measure({**start, **row}, data, seed=1)
+    except InputError:
+        return
+    assert 0 < size.trained < size.tokens
+
+
+@pytest.fixture(scope="module")
+def hostile(processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> tuple[Examples, DataSet]:
+    root = tmp_path_factory.mktemp("hostile")
+    Image.new("RGB", (60, 30)).save(root / "a.png")
+    (root / "v.mp4").write_bytes(make_video())
+    return Examples(processor, max_length=512), numbered(root, "set", 1)
+
+
+@pytest.mark.parametrize("options", [{"fps": 10**400}, {"bound": [0, 10**400]}, {"num_segments": 10**400}])
+def test_numbers_beyond_floats_in_messages(
+    hostile: tuple[Examples, DataSet], options: dict[str, Any]
+) -> None:
+    content = [{"type": "video", "video": "v.mp4", **options}]
+    row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A."}]}
+    with pytest.raises(VideoError):
+        hostile[0].measure(row, hostile[1])

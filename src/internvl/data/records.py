@@ -270,7 +270,7 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = nan
     if not isfinite(number):
         raise InputError(f"{key} must be a number, not {shorten(value)}")

@@ -55,17 +55,31 @@ def choose_frames(
     else:
         with opened(source, limits) as clip:
             num_frames, rate = clip.info.num_frames, clip.info.fps
-    if num_segments is not None or fps is not None:
-        indices = choose(
-            num_frames, rate, num_segments=num_segments, rate=fps, bound=bound, max_frames=limits.max_frames
-        )
-    else:
-        first, last = window(num_frames, rate, bound)
-        picks = interval_indices(
-            last - first + 1, draw.randint(FEWEST, MOST), "random", seed=draw.getrandbits(32)
-        )
-        indices = [first + index for index in picks]
+    try:
+        indices = _indices(num_frames, rate, draw, limits, num_segments, fps, bound)
+    except OverflowError as reason:
+        raise VideoError(
+            f"clip, num_segments or fps of {describe(source)} is too large: {reason}"
+        ) from reason
     return [names[index] for index in indices] if names else [Frame(source, index) for index in indices]
+
+
+def _indices(
+    num_frames: int,
+    rate: float,
+    draw: random.Random,
+    limits: VideoLimits,
+    num_segments: int | None,
+    fps: float | None,
+    bound: Bound | None,
+) -> list[int]:
+    if num_segments is not None or fps is not None:
+        most = limits.max_frames
+        return choose(num_frames, rate, num_segments=num_segments, rate=fps, bound=bound, max_frames=most)
+    first, last = window(num_frames, rate, bound)
+    num_picks = draw.randint(FEWEST, MOST)
+    picks = interval_indices(last - first + 1, num_picks, "random", seed=draw.getrandbits(32))
+    return [first + index for index in picks]
 
 
 def read_frames(frames: Iterable[Frame], limits: VideoLimits) -> dict[Frame, Image.Image]:
