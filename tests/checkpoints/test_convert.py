@@ -9,12 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from internvl.adapt.resize import resize_position_table
 from internvl.checkpoints.configs import describe, describe_normalization
-from internvl.checkpoints.convert import convert
+from internvl.checkpoints.convert import Language, convert
+from internvl.checkpoints.edit import Resize
 from internvl.checkpoints.lazy import fetch
-from internvl.checkpoints.load import load_model
+from internvl.checkpoints.load import compose, load_model
 from internvl.checkpoints.read import read_tensors
-from internvl.errors import CheckpointError, ConfigError, WeightsError
+from internvl.errors import CheckpointError, ConfigError, InputError, WeightsError
+from internvl.models.vit import VisionTower
+from internvl.models.vlm import VLM
 from tests.checkpoints.tiny import (
     FAMILIES,
     LARGE_VIT,
@@ -160,3 +164,104 @@ def test_progress_counts_every_byte_once(tmp_path: Path, limit: float) -> None:
         done += written[name].nbytes
         assert (so_far, total) == (done, sum(value.nbytes for value in written.values()))
     assert done == told[-1][2]
+
+
+def chat(directory: Path, family: str = "qwen2", **changes: Any) -> Path:
+    write_official(directory, chat_config(family, **changes), family)
+    return directory
+
+
+@pytest.mark.parametrize("layout", ["official", "hf"])
+def test_the_tower_alone(tmp_path: Path, layout: str) -> None:
+    source = chat(tmp_path / "chat")
+    convert(source, tmp_path / "vit", layout, part="vit")
+    tower, whole = load_model(tmp_path / "vit"), load_model(source)
+    assert isinstance(tower, VisionTower)
+    assert isinstance(whole, VLM)
+    assert tower.config == whole.config.vision
+    assert equal(tower.state_dict(), whole.vit.state_dict())
+
+
+@pytest.mark.parametrize("layout", ["official", "hf"])
+@pytest.mark.parametrize("family", ["internlm2", "qwen2"])
+def test_parts_compose_to_the_whole(tmp_path: Path, family: str, layout: str) -> None:
+    source = chat(tmp_path / "chat", family)
+    for part in ("vit", "llm", "projector"):
+        convert(source, tmp_path / part, layout, part=part)
+    whole = load_model(source)
+    assert isinstance(whole, VLM)
+    joined = compose(
+        tmp_path / "vit",
+        tmp_path / "llm",
+        tmp_path / "projector",
+        template=whole.config.template,
+        tiling=whole.config.tiling,
+        projector=whole.config.projector,
+    )
+    assert joined.config.text == whole.config.text
+    assert equal(joined.state_dict(), whole.state_dict())
+
+
+def test_a_tower_has_no_parts(tmp_path: Path) -> None:
+    convert(chat(tmp_path / "chat"), tmp_path / "vit", "official", part="vit")
+    with pytest.raises(ConfigError, match="only a chat model has a llm to take out"):
+        convert(tmp_path / "vit", tmp_path / "out", "official", part="llm")
+
+
+def test_another_image_size(tmp_path: Path) -> None:
+    source = chat(tmp_path / "chat")
+    convert(source, tmp_path / "out", "official", sizes=Resize(image_size=112))
+    model, expected = load_model(tmp_path / "out"), load_model(source)
+    assert isinstance(model, VLM)
+    assert isinstance(expected, VLM)
+    resize_position_table(expected.vit, 112)
+    assert model.config.tiling.tile_size == model.config.vision.image_size == 112
+    assert model.config.tokens_per_tile == 16
+    assert equal(model.vit.state_dict(), expected.vit.state_dict())
+    with pytest.raises(InputError, match="positive multiple of the patch size 14"):
+        convert(source, tmp_path / "other", "official", sizes=Resize(image_size=113))
+    with pytest.raises(InputError, match="choose a multiple of 28"):
+        convert(source, tmp_path / "other", "official", sizes=Resize(image_size=42))
+
+
+def test_a_larger_vocabulary(tmp_path: Path) -> None:
+    source = chat(tmp_path / "chat")
+    convert(source, tmp_path / "out", "official", sizes=Resize(vocabulary=47))
+    before, after = load_model(source), load_model(tmp_path / "out")
+    assert isinstance(before, VLM)
+    assert isinstance(after, VLM)
+    assert after.config.text.vocab_size == 47
+    for name in ("llm.embed.weight", "llm.head.weight"):
+        assert torch.equal(after.get_parameter(name)[:40], before.get_parameter(name))
+    torch.testing.assert_close(after.llm.head.weight[40:], before.llm.head.weight.mean(0).expand(7, -1))
+    assert after.llm.embed.weight[40:].std() > 0
+    with pytest.raises(InputError, match="has 40 rows and cannot shrink to 39"):
+        convert(source, tmp_path / "other", "official", sizes=Resize(vocabulary=39))
+
+
+def test_another_language_model(tmp_path: Path) -> None:
+    source, donor = chat(tmp_path / "chat"), chat(tmp_path / "donor")
+    weights = load_file(donor / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, donor / "model.safetensors")
+    convert(donor, tmp_path / "llm", "official", part="llm")
+    convert(source, tmp_path / "out", "official", language=Language(tmp_path / "llm", 36))
+    before, other, after = (load_model(path) for path in (source, donor, tmp_path / "out"))
+    for name, value in after.state_dict().items():
+        if name in ("llm.embed.weight", "llm.head.weight"):
+            assert torch.equal(value[:36], other.state_dict()[name][:36])
+            assert torch.equal(value[36:], before.state_dict()[name][36:])
+        else:
+            expected = (other if name.startswith("llm.") else before).state_dict()[name]
+            assert torch.equal(value, expected), name
+
+
+def test_a_language_model_of_another_shape(tmp_path: Path) -> None:
+    source = chat(tmp_path / "chat")
+    convert(chat(tmp_path / "llama", "llama"), tmp_path / "llm", "official", part="llm")
+    with pytest.raises(ConfigError, match="differ: qkv_bias True and False"):
+        convert(source, tmp_path / "out", "official", language=Language(tmp_path / "llm", 36))
+    with pytest.raises(ConfigError, match="a language model goes into a chat model"):
+        convert(source, tmp_path / "out", "official", language=Language(source, 36))
+    convert(source, tmp_path / "own", "official", part="llm")
+    with pytest.raises(ConfigError, match="has 40 vocabulary rows; the chat model's own tokens begin at 41"):
+        convert(source, tmp_path / "out", "official", language=Language(tmp_path / "own", 41))

@@ -27,10 +27,7 @@ def resize_position_table(tower: VisionTower, image_size: int) -> VisionConfig:
     Raises:
         InputError: a size that is not a positive multiple of the patch size.
     """
-    patch = tower.config.patch_size
-    if image_size <= 0 or image_size % patch:
-        raise InputError(f"image size {image_size} is not a positive multiple of the patch size {patch}")
-    grid = image_size // patch
+    grid = grid_of(image_size, tower.config)
     old = tower.embed.position
     with torch.no_grad():
         table = resize_positions(old.detach(), grid, grid)
@@ -53,15 +50,33 @@ def resize_vocabulary(model: VLM, size: int, generator: torch.Generator | None =
         raise InputError(f"the vocabulary has {text.vocab_size} rows and cannot shrink to {size}")
     extra = size - text.vocab_size
     inputs_VD, outputs_VD = model.llm.embed.weight, model.llm.head.weight
-    noise_VD = torch.empty(extra, text.width, device=inputs_VD.device)
-    noise_VD.normal_(std=INPUT_ROW_STD, generator=generator)
-    mean_VD = outputs_VD.detach().float().mean(0, keepdim=True).expand(extra, -1)
-    model.llm.embed.weight = _extended(inputs_VD, noise_VD)
-    model.llm.head.weight = _extended(outputs_VD, mean_VD)
+    new_VD = new_input_rows(extra, text.width, generator).to(inputs_VD.device)
+    model.llm.embed.weight = _extended(inputs_VD, new_VD)
+    model.llm.head.weight = _extended(outputs_VD, new_output_rows(extra, outputs_VD.detach()))
     model.llm.embed.num_embeddings = model.llm.head.out_features = size
     model.llm.config = replace(text, vocab_size=size)
     model.config = replace(model.config, text=model.llm.config)
     return model.config
+
+
+def grid_of(image_size: int, config: VisionConfig) -> int:
+    """Patches per side of a picture.
+
+    Raises:
+        InputError: a size that is not a positive multiple of the patch size.
+    """
+    patch = config.patch_size
+    if image_size <= 0 or image_size % patch:
+        raise InputError(f"image size {image_size} is not a positive multiple of the patch size {patch}")
+    return image_size // patch
+
+
+def new_input_rows(count: int, width: int, generator: torch.Generator | None = None) -> Tensor:
+    return torch.empty(count, width).normal_(std=INPUT_ROW_STD, generator=generator)
+
+
+def new_output_rows(count: int, head_VD: Tensor) -> Tensor:
+    return head_VD.float().mean(0, keepdim=True).expand(count, -1)
 
 
 def _extended(rows_VD: Tensor, new_VD: Tensor) -> nn.Parameter:

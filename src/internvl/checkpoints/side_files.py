@@ -20,7 +20,7 @@ from internvl.checkpoints.fields import Fields
 from internvl.checkpoints.layouts import PUBLISHED_VISION_CODE, Family
 from internvl.checkpoints.read import read_json
 from internvl.checkpoints.shards import write_json
-from internvl.checkpoints.text_config import CARRIED
+from internvl.checkpoints.text_config import CARRIED, write_text
 from internvl.checkpoints.vision_config import write_hf_vision, write_vision
 from internvl.config import (
     IMG_CONTEXT,
@@ -29,6 +29,7 @@ from internvl.config import (
     NORMALIZATION_STATISTICS,
     ChatConfig,
     Normalization,
+    TextConfig,
     VisionConfig,
 )
 from internvl.errors import CheckpointError, ConfigError
@@ -49,7 +50,7 @@ HF_TOKENS: Mapping[str, str] = {
 
 
 def write_side_files(
-    config: ChatConfig | VisionConfig,
+    config: ChatConfig | VisionConfig | TextConfig,
     family: Family | None,
     directory: Path,
     *,
@@ -69,6 +70,9 @@ def write_side_files(
         ConfigError: the layout cannot express the model, or needs an id that is nowhere to be found.
         CheckpointError: a file of the source cannot be read.
     """
+    if isinstance(config, TextConfig):
+        _write_text_files(config, family, directory, layout=layout, dtype=dtype, source=source)
+        return
     carried = dict(tokenizer_files or {}) if source is None else _files_of(source, layout)
     for name, data in carried.items():
         (directory / Path(name).name).write_bytes(data)
@@ -89,6 +93,28 @@ def write_side_files(
     write_json(_preprocessor(config, layout, size, pixels), directory / "preprocessor_config.json")
     if isinstance(config, ChatConfig):
         _write_chat_extras(config, directory, layout, given)
+
+
+def _write_text_files(
+    config: TextConfig,
+    family: Family | None,
+    directory: Path,
+    *,
+    layout: str,
+    dtype: torch.dtype,
+    source: Path | None,
+) -> None:
+    """Those of a language model alone; the code files of a chat model do not fit it."""
+    for name, data in (_files_of(source, "hf") if source else {}).items():
+        (directory / name).write_bytes(data)
+    if family is None:
+        raise ConfigError("a language model is saved as one of the families; none was given")
+    given = read_json(source / "config.json") if source and (source / "config.json").is_file() else {}
+    forms = (given.get(name) for name in ("llm_config", "text_config"))
+    base = next((form for form in forms if isinstance(form, dict)), given)
+    written = write_text(config, family, base, modern=layout == "hf")
+    written["torch_dtype"] = str(dtype).removeprefix("torch.")
+    write_json(written, directory / "config.json")
 
 
 def _normalization_of(source: Path | None) -> Normalization:

@@ -11,19 +11,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from internvl.checkpoints.configs import describe
-from internvl.checkpoints.layouts import HF, HF_VISION, LLAVA, OFFICIAL, VISION, Family, Layout, family_called
+from internvl.checkpoints.layouts import (
+    HF,
+    HF_VISION,
+    LLAVA,
+    OFFICIAL,
+    TEXT,
+    VISION,
+    Family,
+    Layout,
+    family_called,
+)
 from internvl.checkpoints.lazy import Held, Lazy
 from internvl.checkpoints.rules import Heads, convert, strictly
 from internvl.checkpoints.shards import Progress, fresh_directory, write_weights
 from internvl.checkpoints.side_files import write_side_files
 from internvl.checkpoints.text_config import guess_family
-from internvl.config import ChatConfig, Normalization, VisionConfig
+from internvl.config import ChatConfig, Normalization, TextConfig, VisionConfig
 from internvl.errors import CheckpointError, ConfigError, UnknownNameError
 from internvl.models.vit import VisionTower
 from internvl.models.vlm import VLM
 
 CHAT_LAYOUTS: Mapping[str, Layout] = {"official": OFFICIAL, "hf": HF, "llava": LLAVA}
 VISION_LAYOUTS: Mapping[str, Layout] = {"official": VISION, "hf": HF_VISION}
+TEXT_LAYOUTS: Mapping[str, Layout] = {"official": TEXT, "hf": TEXT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,25 +110,28 @@ def save_model(
     write_checkpoint({name: Held(value, name) for name, value in model.state_dict().items()}, config, target)
 
 
-def write_checkpoint(tensors: Mapping[str, Lazy], config: ChatConfig | VisionConfig, target: Target) -> None:
+def write_checkpoint(
+    tensors: Mapping[str, Lazy], config: ChatConfig | VisionConfig | TextConfig, target: Target
+) -> None:
     """Write tensors that carry our names.
 
     Raises:
         CheckpointError, ConfigError, UnknownNameError: as `save_model`.
     """
-    layouts = CHAT_LAYOUTS if isinstance(config, ChatConfig) else VISION_LAYOUTS
+    layouts = TEXT_LAYOUTS if isinstance(config, TextConfig) else VISION_LAYOUTS
+    layouts = CHAT_LAYOUTS if isinstance(config, ChatConfig) else layouts
     if target.layout not in layouts:
         raise UnknownNameError(f"cannot save in layout {target.layout!r}; there are {', '.join(layouts)}")
     packing = target.family
     if target.layout == "hf" and packing is not None and packing.name == "internlm2":
         packing = family_called("llama")
-    text = config.text if isinstance(config, ChatConfig) else None
-    heads = Heads(text.num_heads, text.num_kv_heads) if text else Heads(1, 1)
+    text = config.text if isinstance(config, ChatConfig) else config
+    heads = Heads(text.num_heads, text.num_kv_heads) if isinstance(text, TextConfig) else Heads(1, 1)
     dtype = next(iter(tensors.values())).dtype
     with fresh_directory(target.directory, overwrite=target.overwrite) as directory:
         write_side_files(
             config,
-            target.family,
+            packing if isinstance(config, TextConfig) else target.family,
             directory,
             layout=target.layout,
             dtype=dtype,

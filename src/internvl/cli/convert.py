@@ -1,4 +1,4 @@
-"""`internvl convert`: a checkpoint in another layout, exact to the bit."""
+"""`internvl convert`: a checkpoint in another layout, in part, or in other sizes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from internvl.checkpoints import hub
-from internvl.checkpoints.convert import convert
+from internvl.checkpoints.convert import Language, convert
+from internvl.checkpoints.edit import Resize
 from internvl.cli import output
-from internvl.cli.arguments import File, Flag, Word, parse
-from internvl.config import IMG_CONTEXT
+from internvl.cli.arguments import File, Flag, Whole, Word, parse
+from internvl.config import ADDED_TOKENS, IMG_CONTEXT
 from internvl.errors import InputError, TokenizerError
 from internvl.processing.tokenizer import load_tokenizer
 
@@ -23,8 +24,10 @@ from internvl.processing.tokenizer import load_tokenizer
 class Options:
     """Rewrite a checkpoint in another layout, tensor by tensor; every value and dtype is kept.
 
-    "official" is the layout of the published repositories, "hf" that of transformers, "llava" that of
-    InternVL-Chat 1.0. Adapters (LoRA) in the source are merged. The result appears whole or not at all.
+    On the way it can be given another language model or other sizes, or be reduced to one of its parts, in
+    this order. "official" is the layout of the published repositories, "hf" that of transformers, "llava"
+    that of InternVL-Chat 1.0. Adapters (LoRA) in the source are merged. The result appears whole or not at
+    all.
     """
 
     source: Annotated[Positional[str], arg(metavar="SRC")]
@@ -39,6 +42,14 @@ class Options:
     """The chat template, where the source names none."""
     vision: File = None
     """The vision tower's checkpoint, where the source has none inside."""
+    replace_llm: File = None
+    """A language model of the same shape to put in; tokens that the chat model added stay its own."""
+    image_size: Whole = None
+    """Side of a tile: the tower's position table is resized."""
+    vocabulary: Whole = None
+    """Number of vocabulary rows, more than now: new ones are untrained."""
+    part: Literal["vit", "projector", "llm"] | None = None
+    """Write this part alone."""
     shard_gb: Annotated[float, arg(metavar="X")] = 5.0
     """Size above which the weights are split."""
     overwrite: Flag = False
@@ -66,9 +77,22 @@ def run(words: Sequence[str]) -> int:
             image_token_id=find_image_token(source),
             overwrite=options.overwrite,
             progress=advance,
+            language=_language(options, source),
+            sizes=Resize(image_size=options.image_size, vocabulary=options.vocabulary),
+            part=options.part,
         )
     _report(options, source, time.perf_counter() - start)
     return 0
+
+
+def _language(options: Options, source: Path) -> Language | None:
+    if options.replace_llm is None:
+        return None
+    tokenizer = load_tokenizer(source if source.is_dir() else source.parent)
+    ids = [id for token in ADDED_TOKENS if (id := tokenizer.token_id(token)) is not None]
+    if not ids:
+        raise InputError(f"the tokenizer of {source} has none of the tokens that a chat model adds")
+    return Language(options.replace_llm, min(ids))
 
 
 def find_image_token(source: Path) -> int | None:
