@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ import torch
 
 from internvl.adapt.lora import LoRA, add_adapters
 from internvl.data.example import Example
-from internvl.errors import TrainingError
+from internvl.data.meta import DataSet
+from internvl.data.places import Measured
+from internvl.data.sources import open_source
+from internvl.errors import ImageError, TrainingError
 from internvl.models.layers import DropPath
 from internvl.models.vlm import VLM
 from internvl.training.forward import trained_states
@@ -54,36 +57,69 @@ def test_a_copy_does_not_follow_the_model(model: VLM) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def rows(*chosen: Example) -> Iterator[tuple[dict[str, Any], Example]]:
-    for example in chosen:
-        yield {"image": f"{example.key}.jpg", "question": "Qué?"}, example
+class Maker:
+    """Examples of rows that name one."""
+
+    def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Measured:
+        raise NotImplementedError
+
+    def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str) -> Example:
+        if row["image"] == "broken.jpg":
+            raise ImageError("cut off")
+        return replace(examples()[int(row["id"])], key=key)
+
+
+def dataset(folder: Path, *lines: str) -> DataSet:
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return DataSet(name="pairs", source=open_source(path), root=folder, augment=True)
+
+
+PAIR = '{"id": 1, "image": "a.jpg", "question": "¿Qué?"}'
+STORED = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 def test_stored_rows_are_the_rows_with_two_numbers_more(model: VLM, tmp_path: Path) -> None:
-    pair = examples()[1]
-    assert store(model, rows(pair, pair), tmp_path / "pairs.jsonl") == 2
-    text = (tmp_path / "pairs.jsonl").read_text(encoding="utf-8")
-    written = [json.loads(line) for line in text.splitlines()]
-    chosen, rejected = quiet_log_probs(model, batch(pair)).tolist()
-    assert "Qué?" in text
-    assert written == 2 * [
-        {
-            "image": "two.jpg",
-            "question": "Qué?",
-            "ref_chosen_logps": chosen,
-            "ref_rejected_logps": rejected,
-        }
-    ]
+    out = tmp_path / "out.jsonl"
+    assert store(model, Maker(), dataset(tmp_path, PAIR, PAIR), out) == {}
+    text = out.read_text(encoding="utf-8")
+    values = dict(zip(STORED, quiet_log_probs(model, batch(examples()[1])).tolist(), strict=True))
+    assert [json.loads(line) for line in text.splitlines()] == 2 * [json.loads(PAIR) | values]
+    assert "¿Qué?" in text
 
 
-def test_a_row_that_is_no_pair_leaves_no_file(model: VLM, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"three: .* two finite ones"):
-        store(model, rows(examples()[1], examples()[0]), tmp_path / "pairs.jsonl")
-    assert not (tmp_path / "pairs.jsonl").exists()
+def test_rows_that_make_no_pair_are_named_and_kept(model: VLM, tmp_path: Path) -> None:
+    three, broken = '{"id": 0, "image": "a.jpg"}', '{"id": 1, "image": "broken.jpg"}'
+    data = dataset(tmp_path, three, "{", broken, PAIR)
+    wrong = store(model, Maker(), data, tmp_path / "out.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines[:2] == [json.loads(three), json.loads(broken)]
+    assert set(lines[2]) == {"id", "image", "question", *STORED}
+    assert list(wrong) == [data.source.where(index) for index in (0, 1, 2)]
+    assert "3 answers" in wrong[data.source.where(0)]
 
 
-def test_log_probabilities_that_are_not_finite_are_not_stored(model: VLM, tmp_path: Path) -> None:
+def test_log_probabilities_that_are_not_finite_leave_no_file(model: VLM, tmp_path: Path) -> None:
     with torch.no_grad():
         model.llm.head.weight.fill_(torch.nan)
-    with pytest.raises(TrainingError, match=r"odd: .*nan"):
-        store(model, rows(replace(examples()[1], key="odd")), tmp_path / "pairs.jsonl")
+    with pytest.raises(TrainingError, match=r"pairs\.jsonl.*nan.* not finite"):
+        store(model, Maker(), dataset(tmp_path, PAIR), tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_rows_that_json_cannot_hold_are_refused(model: VLM, tmp_path: Path) -> None:
+    class Parquet:
+        name = "rows"
+
+        def __len__(self) -> int:
+            return 1
+
+        def row(self, index: int) -> Mapping[str, Any]:
+            return {"id": 1, "image": b"bytes"}
+
+        def where(self, index: int) -> str:
+            return "rows.parquet, record 0"
+
+    data = DataSet(name="pairs", source=Parquet(), root=tmp_path)
+    with pytest.raises(TrainingError, match=r"rows\.parquet, record 0: .* must be files"):
+        store(model, Maker(), data, tmp_path / "out.jsonl")

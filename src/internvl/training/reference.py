@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from internvl.adapt.lora import adapters_off
+from internvl.data.bad_samples import BROKEN
 from internvl.data.batch import Batch, pack
 from internvl.data.example import Example
-from internvl.errors import TrainingError
+from internvl.data.meta import DataSet
+from internvl.data.places import Maker
+from internvl.errors import InputError, TrainingError
 from internvl.models.vlm import VLM
 from internvl.training.cross_entropy import cross_entropy
 from internvl.training.forward import trained_states
@@ -99,26 +103,50 @@ def check_only_adapters_learn(model: VLM) -> None:
             )
 
 
-def store(model: VLM, pairs: Iterable[tuple[Mapping[str, Any], Example]], out: Path) -> int:
-    """Writes rows as JSON lines with the log-probabilities of their two answers; returns their number.
+def store(model: VLM, examples: Maker, dataset: DataSet, out: Path) -> dict[str, str]:
+    """Writes the rows of a data set as JSON lines, with the log-probabilities of their two answers under
+    `model`.
 
-    `pairs`: a row of the data file and its example. The file appears whole or not at all.
+    Paths in rows still start from `dataset.root`. A row that makes no pair is written as it is, so a run
+    meets and reports it, and one that cannot be read is left out; both are returned, the reason by the
+    place. The file appears whole or not at all.
 
     Raises:
-        TrainingError: an example without two answers, or a log-probability that is not finite.
+        TrainingError: a log-probability that is not finite, or a row that JSON cannot hold.
     """
-    partial, count = out.with_name(f"{out.name}.partial"), 0
+    dataset, partial = replace(dataset, augment=False), out.with_name(f"{out.name}.partial")
+    wrong: dict[str, str] = {}
     with partial.open("w", encoding="utf-8") as lines:
-        for row, example in pairs:
-            values = quiet_log_probs(model, pack([example], model.config.tiling.tile_size)).tolist()
-            if len(values) != len(STORED) or not all(map(math.isfinite, values)):
-                raise TrainingError(f"{example.key}: log-probabilities {values}, two finite ones are needed")
-            lines.write(
-                json.dumps({**row, **dict(zip(STORED, values, strict=True))}, ensure_ascii=False) + "\n"
-            )
-            count += 1
+        for index in range(len(dataset.source)):
+            where, row = dataset.source.where(index), dict[str, Any]()
+            try:
+                row |= dataset.source.row(index)
+                row |= _stored(model, examples.example(row, dataset, seed=0, key=where))
+            except BROKEN as error:
+                wrong[where] = str(error)
+            if row:
+                lines.write(_line(row, where))
     partial.replace(out)
-    return count
+    return wrong
+
+
+def _stored(model: VLM, pair: Example) -> dict[str, float]:
+    if len(pair.branches) != len(STORED):
+        raise InputError(f"{len(pair.branches)} answers: a preference is a chosen and a rejected one")
+    batch = pack([pair], model.config.tiling.tile_size).to(model.llm.embed.weight.device)
+    values = quiet_log_probs(model, batch).tolist()
+    if not all(map(math.isfinite, values)):
+        raise TrainingError(
+            f"{pair.key}: log-probabilities {values} are not finite; load the model in float32"
+        )
+    return dict(zip(STORED, values, strict=True))
+
+
+def _line(row: Mapping[str, Any], where: str) -> str:
+    try:
+        return f"{json.dumps(row, ensure_ascii=False)}\n"
+    except TypeError as error:
+        raise TrainingError(f"{where}: {error}: the pictures must be files, not bytes in the rows") from error
 
 
 @contextmanager
