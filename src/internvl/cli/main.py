@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "info": ("internvl.cli.info:run", "this installation and machine, or one model"),
     "pull": ("internvl.cli.pull:run", "download a model of the zoo, or finish a download"),
     "convert": ("internvl.cli.convert:run", "rewrite a checkpoint in another layout"),
+    "train": ("internvl.cli.train:run", "train a model by a recipe, or tell what that would take"),
     "data": ("internvl.cli.data:run", "check training data before a run: broken records, tokens, tiles"),
     "merge": ("internvl.cli.merge:run", "merge trained adapters into a copy of their base model"),
     "bench": ("internvl.cli.bench:run", "speed and memory of a model's shape on this machine"),
