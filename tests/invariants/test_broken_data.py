@@ -6,10 +6,12 @@ over it trains on the good ones alone.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import struct
+import tarfile
 import zlib
 from collections.abc import Callable
 from contextlib import closing
@@ -249,11 +251,14 @@ def _run_over(datasets: tuple[DataSet, ...], examples: Examples, folder: Path, k
     """Three epochs: the bad one is written down each time, every batch has tokens to learn."""
     log = folder / "bad_samples.jsonl"
     bad = BadSamplesLog(log, SPEC.bad_samples)
-    with closing(Feed(Mixture(datasets), examples, SPEC, seed=0, tile_size=84, bad=bad)) as feed:
-        while feed.position < 3 * (NUM_GOOD + 1):
-            for batch in feed.take().batches:
+    mixture, limits = Mixture(datasets), SPEC.batching
+    with closing(Feed(mixture, examples, SPEC, seed=0, tile_size=84, bad=bad, accumulate=2)) as feed:
+        while feed.position < 3 * len(mixture):
+            for batch in feed.take().batches:  # one pack each
                 assert len(batch.targets_A) >= len(batch.keys) > 0
                 assert key not in batch.keys
+                assert len(batch.ids_T) <= limits.max_tokens
+                assert len(batch.tiles_N3HW) <= limits.max_tiles
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert len(rows) >= 3
     assert {row["key"] for row in rows} == {key}
@@ -266,3 +271,73 @@ def test_the_good_rows_are_good(
     words = b'{"text": "Only words."}'
     for line in (GOOD, row(image="wide.png"), row(image="whole.jpg"), film("good.mp4"), words, odd):
         assert check(open_with(line), examples, SPEC).is_good
+
+
+def write_table(folder: Path, files: Path, broken: bytes) -> Path:
+    good = b"good.png,What?,Yes."
+    (folder / "rows.csv").write_bytes(b"\n".join([b"image,question,answer", good, broken, good, b""]))
+    for name in ("good.png", "cut.png"):
+        (folder / name).write_bytes((files / name).read_bytes())
+    return folder / "rows.csv"
+
+
+def write_tar(folder: Path, files: Path, broken: dict[str, bytes]) -> Path:
+    good = {"png": (files / "good.png").read_bytes(), "txt": b"A photo."}
+    with tarfile.open(folder / "rows.tar", "w") as tar:
+        for number, members in enumerate((good, {**good, **broken}, good)):
+            for kind, content in members.items():
+                info = tarfile.TarInfo(f"{number}.{kind}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return folder / "rows.tar"
+
+
+def write_parquet(folder: Path, files: Path, broken: bytes | None) -> Path:
+    pyarrow = pytest.importorskip("pyarrow", reason="extra 'train'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    good = (files / "good.png").read_bytes()
+    pictures = [{"bytes": content, "path": None} for content in (good, broken, good)]
+    table = pyarrow.table({"image": pictures, "caption": ["A photo."] * 3})
+    parquet.write_table(table, folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def write_folder(folder: Path, files: Path, caption: bytes | None) -> Path:
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes((files / "good.png").read_bytes())
+        text = b"A photo." if number != 1 else caption
+        if text is not None:
+            (folder / f"{number}.txt").write_bytes(text)
+    return folder
+
+
+CUT_PNG = png_header(50, 50)[:60]
+FORMATS: dict[str, tuple[Callable[[Path, Path, Any], Path], Any, str]] = {
+    "table: a cell too many": (write_table, b"good.png,What?,Yes.,No.", "4 cells for the 3 columns"),
+    "table: a cell missing": (write_table, b"good.png", "1 cells"),
+    "table: no picture of that name": (write_table, b"gone.png,What?,Yes.", "no such file"),
+    "table: cut picture": (write_table, b"cut.png,What?,Yes.", "cut off or damaged"),
+    "table: empty answer": (write_table, b"good.png,What?,", "a question without an answer"),
+    "table: not UTF-8": (write_table, b"good.png,W\xe4s?,Yes.", "utf-8"),
+    "tar: cut picture": (write_tar, {"png": CUT_PNG}, "damaged"),
+    "tar: no picture": (write_tar, {"png": b"a word"}, "no picture"),
+    "tar: broken JSON": (write_tar, {"json": b"{"}, "not JSON"),
+    "tar: not UTF-8": (write_tar, {"txt": b"\xff\xfe"}, "not UTF-8"),
+    "tar: empty caption": (write_tar, {"txt": b" "}, "nothing to learn"),
+    "parquet: cut picture": (write_parquet, CUT_PNG, "damaged"),
+    "parquet: no picture": (write_parquet, b"a word", "no picture"),
+    "folder: no caption": (write_folder, None, "no caption beside it"),
+    "folder: empty caption": (write_folder, b"", "is empty"),
+    "folder: not UTF-8": (write_folder, b"\xff", "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", FORMATS)
+def test_in_every_format(case: str, examples: Examples, files: Path, tmp_path: Path) -> None:
+    write, broken, reason = FORMATS[case]
+    (tmp_path / "data").mkdir()
+    datasets = open_data(write(tmp_path / "data", files, broken))
+    (bad,) = check(datasets, examples, SPEC).bad
+    assert bad.position == 1
+    assert re.search(reason, bad.reason), bad.reason
+    _run_over(datasets, examples, tmp_path, bad.key)
