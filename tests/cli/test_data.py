@@ -67,7 +67,7 @@ def test_the_table(run: Run, model: str, meta: Path) -> None:
         "3 3 3",
         "3-4",
         "#####",
-        "packs are filled",
+        "packs hold",
         "steps",
         "on this processor",
     ):

@@ -31,7 +31,7 @@ def test_counts_of_a_good_set() -> None:
     assert report.epoch is not None
     assert (report.epoch.num_records, report.epoch.num_tokens, report.epoch.num_steps) == (10, 65, 3)
     assert report.epoch.num_tiles == 11
-    assert report.epoch.fill is None
+    assert report.epoch.token_fill is report.epoch.tile_fill is None
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,10 @@ def test_only_the_rows_in_use_are_looked_at() -> None:
 
 def test_packs_of_an_epoch() -> None:
     spec = replace(SPEC, batching=Batching(packs=2, max_tokens=100, max_tiles=8))
-    report = look(data_set([(50, 0, "")] * 12), spec=spec)
+    report = look(data_set([(50, 1, "")] * 12), spec=spec)
     assert report.epoch is not None
-    assert (report.epoch.num_steps, report.epoch.fill) == (3, 1.0)
+    assert (report.epoch.num_steps, report.epoch.token_fill) == (3, 1.0)
+    assert report.epoch.tile_fill == 12 / (6 * 8)
 
 
 def test_progress_counts_rows_of_each_set() -> None:

@@ -142,7 +142,7 @@ def _write(report: Report, path: Path) -> None:
 
 def _show(report: Report, made: Estimate | None, options: Options) -> None:
     names = ("data set", "rows", "an epoch", "bad", "tokens", "tiles", "trained")
-    output.write_table("median, 95 %, most of a record" if report.sets else "", names, map(_row, report.sets))
+    output.write_table("tokens and tiles of a record: median, 95 %, most", names, map(_row, report.sets))
     for name in ("tokens", "tiles"):
         output.write_table("", (name, "records", ""), _bars(getattr(one, name) for one in report.sets))
     if report.epoch is not None and made is not None:
@@ -158,8 +158,8 @@ def _show(report: Report, made: Estimate | None, options: Options) -> None:
 def _totals(epoch: Epoch, made: Estimate, options: Options) -> Iterable[tuple[str, object]]:
     yield from (("records", epoch.num_records), ("tokens", epoch.num_tokens), ("tiles", epoch.num_tiles))
     yield "steps", epoch.num_steps
-    if epoch.fill is not None:
-        yield "packs are filled", f"{epoch.fill:.0%}"
+    if epoch.token_fill is not None:
+        yield "packs hold", f"{epoch.token_fill:.0%} of their tokens, {epoch.tile_fill:.0%} of their tiles"
     yield "reading", f"{duration(epoch.seconds)} with {options.workers} threads"
     yield (
         "training all weights",

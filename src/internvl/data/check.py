@@ -78,15 +78,16 @@ class SetReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """What an epoch comes to without its broken records. `fill` is the share of the packs' tokens in use,
-    None where steps are not packed; `tokens` and `tiles` are the most of one record. `seconds` is the time to
-    read it with the threads that read here."""
+    """What an epoch comes to without its broken records. `token_fill` and `tile_fill` are the shares
+    of the packs' limits in use, None where steps are not packed. `seconds` is the time to read it with the
+    threads that read here."""
 
     num_records: int
     num_tokens: int
     num_tiles: int
     num_steps: int
-    fill: float | None
+    token_fill: float | None
+    tile_fill: float | None
     seconds: float
 
 
@@ -210,12 +211,15 @@ def _epoch(mixture: Mixture, sizes: Sequence[Counts], spec: DataSpec, rate: floa
         num_steps += 1
     share = len(mixture) / min(len(mixture), PLANNED)
     num_tokens = sum(size.tokens for size in sizes)
-    packs = spec.batching.packs
+    num_tiles = sum(size.tiles for size in sizes)
+    batching = spec.batching
+    num_packs = None if batching.packs is None else num_steps * batching.packs
     return Epoch(
         num_records=round(len(sizes) * share),
         num_tokens=round(num_tokens * share),
-        num_tiles=round(sum(size.tiles for size in sizes) * share),
+        num_tiles=round(num_tiles * share),
         num_steps=round(num_steps * share),
-        fill=None if packs is None else num_tokens / (num_steps * packs * spec.batching.max_tokens),
+        token_fill=None if num_packs is None else num_tokens / (num_packs * batching.max_tokens),
+        tile_fill=None if num_packs is None else num_tiles / (num_packs * batching.max_tiles),
         seconds=rate * len(mixture),
     )

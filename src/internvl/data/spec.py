@@ -15,8 +15,9 @@ from internvl.errors import InputError
 class BadSamples:
     """What happens to a record that cannot be used; each is written to `bad_samples.jsonl` in any case.
 
-    "replace" takes another record, the same one in every run; "skip" leaves the place empty; "stop" ends the
-    run. More than `limit` of them (a share of the records seen, after the first 100) end the run too.
+    "replace" takes another record, the same one in every run; "skip" goes on with the next one, for which
+    every process decodes all records of a step; "stop" ends the run. More than `limit` of them (a share of
+    the records seen, after the first 100) end the run too.
     """
 
     policy: Literal["replace", "skip", "stop"] = "replace"
