@@ -46,3 +46,24 @@ def test_failures_and_wrong_use(run: Run, model: str, tmp_path: Path) -> None:
     assert run("convert", model, str(tmp_path / "a"), "--family", "gpt").status == WRONG_USE
     assert run("convert", model, str(tmp_path / "a"), "--shard-gb", "0").status == WRONG_USE
     assert not (tmp_path / "a").exists()
+
+
+def test_parts_and_sizes(run: Run, model: str, photo: str, tmp_path: Path) -> None:
+    for part in ("vit", "llm", "projector"):
+        assert run("convert", model, str(tmp_path / part), "--part", part).status == DONE
+    features = ("features", photo, "--model", str(tmp_path / "vit"), "--output", str(tmp_path / "f.npz"))
+    assert run(*features).status == DONE
+    assert "mlp1" not in "".join(load_file(tmp_path / "projector" / "model.safetensors"))
+    words = ("--replace-llm", str(tmp_path / "llm"), "--image-size", "84", "--vocabulary", "520")
+    assert run("convert", model, str(tmp_path / "other"), *words).status == DONE
+    told = run("chat", "Hi", "--model", str(tmp_path / "other"), "--max-new-tokens", "2")
+    assert told.status == DONE
+    before, after = (load_file(Path(path) / "model.safetensors") for path in (model, tmp_path / "other"))
+    differing = {name for name, value in before.items() if not value.equal(after[name])}
+    assert differing == {
+        "vision_model.embeddings.position_embedding",
+        "language_model.model.embed_tokens.weight",
+        "language_model.lm_head.weight",
+    }
+    assert run("convert", model, str(tmp_path / "a"), "--image-size", "85").status == WRONG_USE
+    assert run("convert", model, str(tmp_path / "a"), "--vocabulary", "5").status == WRONG_USE
