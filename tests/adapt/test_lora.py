@@ -1,4 +1,4 @@
-"""Names and arithmetic of low-rank adapters."""
+"""Low-rank adapters: added, switched off, merged."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from internvl.adapt.int8 import Int8Linear, quantize_linears
 from internvl.adapt.lora import (
     LoRA,
     LoRALinear,
-    PeftName,
     adapters,
     adapters_off,
     add_adapter,
     add_adapters,
     merge,
     merge_adapters,
-    parse_name,
 )
 from internvl.errors import InputError
 from internvl.models.attention import Packed
@@ -33,33 +31,6 @@ KINDS = [
     LoRA(rank=2, alpha=5, rank_stabilized=True),
     LoRA(rank=2, magnitude=True),
 ]
-
-
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        (
-            "vision_model.base_model.model.encoder.layers.0.attn.qkv.base_layer.weight",
-            PeftName("vision_model.encoder.layers.0.attn.qkv.weight", "weight"),
-        ),
-        (
-            "language_model.base_model.model.model.layers.1.self_attn.q_proj.lora_A.default.weight",
-            PeftName("language_model.model.layers.1.self_attn.q_proj.weight", "down"),
-        ),
-        (
-            "language_model.base_model.model.model.layers.1.self_attn.q_proj.lora_B.default.weight",
-            PeftName("language_model.model.layers.1.self_attn.q_proj.weight", "up"),
-        ),
-        ("base_model.model.lm_head.lora_A.weight", PeftName("lm_head.weight", "down")),
-        (
-            "vision_model.base_model.model.encoder.layers.0.attn.qkv.base_layer.bias",
-            PeftName("vision_model.encoder.layers.0.attn.qkv.bias", "weight"),
-        ),
-        ("mlp1.0.weight", PeftName("mlp1.0.weight", "weight")),
-    ],
-)
-def test_names(key: str, expected: PeftName) -> None:
-    assert parse_name(key) == expected
 
 
 def test_merging() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from internvl.adapt.lora import LoRA, adapters, add_adapters
 from internvl.checkpoints import merge
@@ -16,7 +18,7 @@ from internvl.checkpoints.load import build, load_model
 from internvl.checkpoints.merge import answer, distance, merge_checkpoint
 from internvl.checkpoints.write import save_model
 from internvl.config import ChatConfig, VisionConfig
-from internvl.errors import ConfigError, WeightsError
+from internvl.errors import CheckpointError, ConfigError, WeightsError
 from internvl.models.vit import VisionTower
 from internvl.models.vlm import VLM
 from tests.checkpoints.tiny import SMALL_VIT, chat_config
@@ -140,3 +142,48 @@ def test_a_failed_load_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="NaN or infinite"):
         load_adapters(fresh, tmp_path / "adapter")
     assert not adapters(fresh)
+
+
+def test_a_model_with_adapters_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    model = adapted(saved(chat_config("qwen2"), tmp_path / "base"), tmp_path / "adapter", r"llm\..*out")
+    with pytest.raises(WeightsError, match=r"no rule for 4 keys: llm\.layers\.0\.attn\.out\.lora_down"):
+        save_model(model, model.config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def broken(tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """The base of an adapter whose file was changed."""
+    base = saved(chat_config("qwen2"), tmp_path / "base")
+    adapted(base, tmp_path / "adapter", r"llm\..*mlp\.down")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path)
+    return base
+
+
+def test_a_lost_factor(tmp_path: Path) -> None:
+    base = broken(tmp_path, lambda found: dict(list(found.items())[1:]))
+    with pytest.raises(WeightsError, match=r"has up; it should have down, up \(lora_A"):
+        load_adapters(load_model(base), tmp_path / "adapter")
+
+
+def test_factors_of_another_size(tmp_path: Path) -> None:
+    base = broken(tmp_path, lambda found: {name: value[:, :-1].clone() for name, value in found.items()})
+    with pytest.raises(WeightsError, match="have no rank in common"):
+        load_adapters(load_model(base), tmp_path / "adapter")
+
+
+def test_names_that_nothing_has(tmp_path: Path) -> None:
+    def rename(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        return found | {name.replace("down", "side"): value.clone() for name, value in found.items()}
+
+    with pytest.raises(WeightsError, match=r"for 2 of the 4 names, first .*side_proj"):
+        load_adapters(load_model(broken(tmp_path, rename)), tmp_path / "adapter")
+
+
+def test_no_files(tmp_path: Path) -> None:
+    base = broken(tmp_path, lambda found: found)
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no adapter weights"):
+        load_adapters(load_model(base), tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load_adapters(load_model(base), tmp_path / "nothing")

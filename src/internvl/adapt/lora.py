@@ -10,11 +10,9 @@ layer fuses: each has factors of its own, as if query, key and value were three 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +26,6 @@ from internvl.ops.linear import linear
 
 ALPHA_PER_RANK = 2
 """InternVL trains every adapter with alpha = 2 r, so the scale is 2 at any rank."""
-
-Role = Literal["weight", "down", "up"]
-
-_WRAPPER = re.compile(r"(^|\.)base_model\.model\.")
-_FACTOR = re.compile(r"(.+)\.lora_([AB])\.(?:[^.]+\.)?weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,22 +207,6 @@ def merge_adapters(model: nn.Module) -> list[str]:
         plain.bias = module.bias
         replace_module(model, name, plain.train(module.training))
     return list(found)
-
-
-class PeftName(NamedTuple):
-    """A tensor's name without PEFT's wrapping, and its part in the sum."""
-
-    name: str
-    role: Role
-
-
-def parse_name(key: str) -> PeftName:
-    """`a.base_model.model.b.lora_A.default.weight` is the factor "down" of `a.b.weight`."""
-    key = _WRAPPER.sub(r"\1", key, count=1)
-    factor = _FACTOR.fullmatch(key)
-    if factor:
-        return PeftName(f"{factor[1]}.weight", "down" if factor[2] == "A" else "up")
-    return PeftName(key.replace(".base_layer.", "."), "weight")
 
 
 def merge(weight_OI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:

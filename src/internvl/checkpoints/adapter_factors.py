@@ -17,6 +17,7 @@ from internvl.adapt.lora import LoRA, LoRALinear, add_adapter
 from internvl.checkpoints.adapter_config import AdapterConfig
 from internvl.checkpoints.adapter_names import Naming
 from internvl.checkpoints.lazy import Held, Lazy, fetch
+from internvl.checkpoints.peft_names import Role
 from internvl.checkpoints.rules import original_names
 from internvl.errors import WeightsError
 from internvl.models.layers import Linear
@@ -73,7 +74,7 @@ class Plan(NamedTuple):
 
 
 def plan_adapter(
-    naming: Naming, name: str, module: Linear, found: Mapping[str, Mapping[str, Lazy]], config: AdapterConfig
+    naming: Naming, name: str, module: Linear, found: Mapping[str, Mapping[Role, Lazy]], config: AdapterConfig
 ) -> Plan | None:
     """Our adapter of the factors that a file has for the parts of one matrix of ours; None without any.
 
@@ -121,16 +122,16 @@ def plan_adapter(
     )
 
 
-def _factors(key: str, given: Mapping[str, Lazy], config: AdapterConfig) -> Factors:
+def _factors(key: str, given: Mapping[Role, Lazy], config: AdapterConfig) -> Factors:
     """The adapter of one of their modules, checked for being whole and finite."""
-    wanted = {"A", "B", "magnitude_vector"} if config.magnitude else {"A", "B"}
+    wanted = {"down", "up", "magnitude"} if config.magnitude else {"down", "up"}
     if set(given) != wanted:
         raise WeightsError(
-            f"the adapter of {key} has lora_{', lora_'.join(sorted(given))}; it should have "
-            f"lora_{', lora_'.join(sorted(wanted))}"
+            f"{key} has {', '.join(sorted(given))}; it should have {', '.join(sorted(wanted))} "
+            "(lora_A, lora_B and, with DoRA, lora_magnitude_vector)"
         )
     values = {name: fetch(tensor, torch.float32) for name, tensor in given.items()}
-    down_RI, up_OR, magnitude = values["A"], values["B"], values.get("magnitude_vector")
+    down_RI, up_OR, magnitude = values["down"], values["up"], values.get("magnitude")
     if down_RI.dim() != 2 or up_OR.dim() != 2 or down_RI.shape[0] != up_OR.shape[1] or not len(down_RI):
         raise WeightsError(f"{key}: factors {_shapes(down_RI, up_OR)} have no rank in common")
     if magnitude is not None and magnitude.numel() != len(up_OR):

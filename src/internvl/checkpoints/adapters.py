@@ -9,7 +9,6 @@ Shape letters: O rows and I columns of a weight, R rank.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from internvl.checkpoints.adapter_config import read_adapter_config, write_adapt
 from internvl.checkpoints.adapter_factors import Factors, plan_adapter, stored_factors
 from internvl.checkpoints.adapter_names import Naming, find_naming, namings
 from internvl.checkpoints.lazy import Held, Lazy, fetch
+from internvl.checkpoints.peft_names import Role, parse_name
 from internvl.checkpoints.read import read_json
 from internvl.checkpoints.rules import convert, original_names
 from internvl.checkpoints.shards import fresh_directory, write_json, write_safetensors
@@ -37,9 +37,6 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 NUM_LISTED = 5
-
-_WRAPPER = re.compile(r"(^|\.)base_model\.model\.")
-_FACTOR = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.(?!weight$)[^.]+)?(?:\.weight)?")
 
 
 def save_adapters(
@@ -119,7 +116,7 @@ def _whole_modules(model: nn.Module, naming: Naming, trained: Sequence[str]) -> 
 class _Found:
     """The tensors of a file: factors by module and kind, and whole tensors, all by its names."""
 
-    factors: dict[str, dict[str, Lazy]] = field(default_factory=dict)
+    factors: dict[str, dict[Role, Lazy]] = field(default_factory=dict)
     whole: dict[str, Lazy] = field(default_factory=dict)
 
 
@@ -165,12 +162,11 @@ def _read(directory: Path) -> _Found:
         raise CheckpointError(f"{directory} holds no adapter weights: none of {', '.join(WEIGHT_FILES)}")
     found = _Found()
     for key, tensor in read_file(path).items():
-        name = _WRAPPER.sub(r"\1", key, count=1)
-        factor = _FACTOR.fullmatch(name)
-        if factor:
-            found.factors.setdefault(factor[1], {})[factor[2]] = tensor
-        else:
+        name, role = parse_name(key)
+        if role == "weight":
             found.whole[name] = tensor
+        else:
+            found.factors.setdefault(name.removesuffix(".weight"), {})[role] = tensor
     return found
 
 

@@ -61,11 +61,9 @@ def convert(
         part: keep only this part of a chat model; done last.
 
     Raises:
-        CheckpointError: the source cannot be read or does not hold the model of its config.json, or
-            the directory cannot be written.
+        CheckpointError: files that cannot be read, written or matched with their config.json.
         ConfigError: the layout cannot express the model, or it has no such part.
-        InputError: impossible sizes.
-        UnknownNameError: no such layout or family.
+        InputError, UnknownNameError: impossible sizes; no such layout or family.
     """
     opened = open_checkpoint(source, template=template, vision_path=vision_path)
     config = opened.description.config

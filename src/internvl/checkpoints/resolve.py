@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from internvl.adapt.lora import ALPHA_PER_RANK, parse_name
+from internvl.adapt.lora import ALPHA_PER_RANK
 from internvl.checkpoints.configs import Description, describe, describe_vision
 from internvl.checkpoints.layouts import LAYOUTS, TIMM, VISION, Layout
 from internvl.checkpoints.lazy import Lazy, Merged
+from internvl.checkpoints.peft_names import Role, parse_name
 from internvl.checkpoints.read import read_tensors
 from internvl.checkpoints.rules import Heads, Rule, convert, original_names
 from internvl.checkpoints.vision_config import infer_vision
@@ -118,7 +119,7 @@ def unwrap_adapters(tensors: Mapping[str, Lazy], ranks: tuple[int, int]) -> dict
     Raises:
         WeightsError: a factor without its partner or its weight, or of another rank.
     """
-    parts: dict[str, dict[str, Lazy]] = {}
+    parts: dict[str, dict[Role, Lazy]] = {}
     for key, tensor in tensors.items():
         name, role = parse_name(key)
         if role in parts.setdefault(name, {}):
@@ -197,9 +198,11 @@ def _inner_tower(tensors: Mapping[str, Lazy]) -> VisionConfig | None:
     return infer_vision({name: tensor.shape for name, tensor in converted.tensors.items()})
 
 
-def _merged(name: str, roles: Mapping[str, Lazy], ranks: tuple[int, int]) -> Lazy:
+def _merged(name: str, roles: Mapping[Role, Lazy], ranks: tuple[int, int]) -> Lazy:
     if set(roles) == {"weight"}:
         return roles["weight"]
+    if "magnitude" in roles:
+        raise WeightsError(f"the adapter of {name} is a DoRA inside a checkpoint: merge it with PEFT first")
     if len(roles) != 3:
         lacking = {"weight", "down", "up"} - set(roles)
         raise WeightsError(f"the adapter of {name} lacks {', '.join(sorted(lacking))}: it cannot be merged")
