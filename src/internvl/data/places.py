@@ -113,25 +113,30 @@ class Places:
     def _replacement(self, place: Place, room: Room | None) -> tuple[Place | None, list[BadSample]]:
         """The first usable candidate after the one of `place`."""
         bad: list[BadSample] = []
-        for attempt, pick in islice(self._candidates(place.position), place.attempt, None):
+        candidates = enumerate(self._candidates(place.position), start=1)
+        for attempt, pick in islice(candidates, place.attempt, None):
             found = self._measured(place.position, attempt, pick)
             bad += found.bad
             if found.size is not None and (room is None or room.holds(found.size)):
                 return found, bad
         return None, bad
 
-    def _candidates(self, position: int) -> Iterator[tuple[int, Pick]]:
-        """Other records of the same data set, as many as there are, then those that follow in the run."""
-        attempt = 0
+    def _candidates(self, position: int) -> Iterator[Pick]:
+        """Other records of the same data set, as many as there are, then those that follow in the run; none
+        twice."""
+        tried = {self.mixture.pick(position)[:2]}
         for number in range(1, ATTEMPTS + 1):
             try:
                 pick = self.mixture.replacement(position, number)
             except InputError:
                 break
-            attempt += 1
-            yield attempt, pick
+            tried.add(pick[:2])
+            yield pick
         for number in range(1, ATTEMPTS + 1):
-            yield attempt + number, self.mixture.pick(position + number)
+            pick = self.mixture.pick(position + number)
+            if pick[:2] not in tried:
+                tried.add(pick[:2])
+                yield pick
 
     def _measured(self, position: int, attempt: int, pick: Pick) -> Place:
         place = Place(position=position, attempt=attempt, pick=pick, size=None)
