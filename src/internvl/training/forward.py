@@ -33,7 +33,9 @@ def trained_states(model: VLM, batch: Batch, vision_SD: Tensor | None = None) ->
     if not len(vision_SD):
         x_TD = x_TD + vision_SD.sum()  # zero; keeps tower and projector in the backward pass
     hidden_TD: Tensor = model.llm(x_TD, batch.pos_T, attention(batch))
-    return hidden_TD[batch.sources_A]
+    # Branches share the last position of their prefix. Plain indexing would add their gradients in an order
+    # that changes from run to run on a CPU.
+    return hidden_TD.index_select(0, batch.sources_A)
 
 
 def vision_tokens(model: VLM, batch: Batch) -> Tensor:
