@@ -92,7 +92,8 @@ class MixedPreference:
     ) -> None:
         if spec.reference == "copy" and reference is None:
             raise TrainingError("objective.reference is copy, but no copy of the model was made at the start")
-        self.spec, self.reference, self.mean = spec, reference, RunningMean(total)
+        self.spec, self.mean = spec, RunningMean(total)
+        self.reference = reference if spec.reference == "copy" else None
 
     def state(self) -> dict[str, float]:
         return {"reward_sum": self.mean.sum, "reward_count": self.mean.count}
@@ -112,7 +113,7 @@ class MixedPreference:
         with torch.enable_grad():
             losses = pair_losses(policy_B, reference_B, counts_B, self.spec.beta, self.mean.value)
             value = mixed(losses, self.spec)
-            (slopes_B,) = torch.autograd.grad(value, [policy_B], retain_graph=True)
+            (slopes_B,) = torch.autograd.grad(value, [policy_B])
         # The loss as a function of the tokens' losses, to first order: its gradient is that of the loss.
         weights_A = -slopes_B[batch.branches_A]
         tangent = cross_entropy(hidden_AD, model.llm.head, batch.targets_A, weights_A).total
