@@ -107,8 +107,8 @@ def _first_line(name: str) -> str:
 
 
 def _estimate(options: Options, recipe: Recipe) -> int:
+    from internvl.training.dry_run import dry_run
     from internvl.training.estimate import describe
-    from internvl.training.run import dry_run
 
     with output.status("estimating"):
         made = dry_run(recipe, device=options.device)

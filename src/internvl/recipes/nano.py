@@ -34,11 +34,11 @@ def align() -> Recipe:
         model=ModelSpec(select_layer=-1, fresh_projector=True, frozen_dtype="bfloat16"),
         params=parts.projector(AdamW(lr=2e-3, betas=BETAS)),
         data=MIXTURE,
-        steps=600,
-        schedule=Schedule(warmup=60, final=0.1),
-        evaluation=Evaluation(every=200),
+        steps=200,
+        schedule=Schedule(warmup=20, final=0.2),
+        evaluation=Evaluation(every=100),
         saving=Saving(every=100),
-        execution=Execution(autocast="bfloat16", cache_features=True),
+        execution=EXECUTION,
     )
 
 
@@ -54,10 +54,10 @@ def tune_tower() -> Recipe:
         model=ModelSpec(frozen_dtype="bfloat16"),
         params=rules,
         data=MIXTURE,
-        steps=600,
-        schedule=Schedule(warmup=60, final=0.1),
-        evaluation=Evaluation(every=200),
-        saving=Saving(every=100),
+        steps=250,
+        schedule=Schedule(warmup=20, final=0.2),
+        evaluation=Evaluation(every=125),
+        saving=Saving(every=50),
         execution=EXECUTION,
     )
 
@@ -77,5 +77,5 @@ def instruct() -> Recipe:
         schedule=Schedule(warmup=100),
         evaluation=Evaluation(every=500),
         saving=Saving(every=100),
-        execution=Execution(autocast="bfloat16", cache_features=True),
+        execution=EXECUTION,
     )

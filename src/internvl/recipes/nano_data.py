@@ -63,7 +63,7 @@ def write(data: Path, out: Path) -> None:
         _write(out / f"shapes_{split}.jsonl", _shapes(wheel, split, out / "shapes" / split))
     vocabulary = sorted({word for row in rows["train"] for word in row["en"][0].split() if word.isalpha()})
     _write(out / "rendered.jsonl", _rendered(vocabulary, out / "rendered"))
-    captions = {"captions_en": (flickr, 1.0)}
+    captions = {"captions_en": (flickr, 2.0)}
     everything = captions | {
         "captions_zh": (flickr, 0.25),
         "shapes_train": (out / "shapes" / "train", 1.0),
@@ -73,7 +73,7 @@ def write(data: Path, out: Path) -> None:
     for name, sets in {
         "captions": captions,
         "all": everything,
-        "val": {"captions_val": (flickr, 1.0)},
+        "val": {"captions_val": (flickr, 1.0), "shapes_test": (out / "shapes" / "test", 1.0)},
     }.items():
         meta = {
             key: {"root": str(root.resolve()), "annotation": f"{key}.jsonl", "repeat_time": repeat}

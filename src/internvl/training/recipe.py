@@ -158,6 +158,10 @@ class Recipe:
     """Decay of an exponential moving average of the trained weights, which is then what is exported."""
     seed: int = 0
     log_every: int = 10
+    tensorboard: bool = False
+    """Write the log for TensorBoard too, if it is installed."""
+    wandb: str | None = None
+    """The wandb project that is to have the log too."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     saving: Saving = field(default_factory=Saving)
     execution: Execution = field(default_factory=Execution)

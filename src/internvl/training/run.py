@@ -12,7 +12,6 @@ Called again with `resume`, a run goes on where its last complete checkpoint lef
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -23,14 +22,11 @@ from internvl.checkpoints.adapters import save_adapters
 from internvl.checkpoints.write import save_model
 from internvl.config import IMG_CONTEXT
 from internvl.data.bad_samples import BadSamplesLog
-from internvl.data.examples import Examples
 from internvl.data.feed import Feed, Step
 from internvl.data.meta import open_data
-from internvl.data.mixture import Mixture
-from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
 from internvl.training import recipe_file
-from internvl.training.build import Built, build, widen_trained
+from internvl.training.build import build, widen_trained
 from internvl.training.ema import EMA
 from internvl.training.evaluate import Best, Evaluator
 from internvl.training.features import FeatureCache
@@ -41,12 +37,15 @@ from internvl.training.optim import freeze, make_optimizer
 from internvl.training.progress import Progress
 from internvl.training.recipe import Recipe
 from internvl.training.recompute import recompute
+from internvl.training.records import count_steps, make_examples, open_mixture
 from internvl.training.report import write_report
 from internvl.training.saves import Saves
 from internvl.training.world import World, distribute, open_world, whole
 
 RECIPE = "recipe.json"
-RESUMABLE: frozenset[str] = frozenset({"log_every", "saving", "evaluation", "execution"})
+RESUMABLE: frozenset[str] = frozenset(
+    {"log_every", "tensorboard", "wandb", "saving", "evaluation", "execution"}
+)
 """Fields that may change when a run goes on: they do not decide what is learnt."""
 
 
@@ -109,7 +108,7 @@ class _Run:
         freeze(self.model, recipe.params)
         widen_trained(self.model, recipe.model.dtype)
         recompute(self.model, recipe.execution.recompute)
-        self.mixture = _mixture(recipe.data, recipe.seed)
+        self.mixture = open_mixture(recipe.data, recipe.seed)
         self.steps = count_steps(recipe, len(self.mixture))
         self.objective = make_objective(recipe.objective, total=world.sum)
         self.module = distribute(Objected(self.model, self.objective), recipe.execution.parallel, world)
@@ -117,12 +116,20 @@ class _Run:
         self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
         self.saves = Saves(out / "checkpoints", world, keep=recipe.saving.keep)
         self.best = Best(recipe.evaluation.metric, recipe.evaluation.patience)
-        self.cache = FeatureCache(self.model, out / "features") if recipe.execution.cache_features else None
+        self.cache = self._feature_cache()
+
+    def _feature_cache(self) -> FeatureCache | None:
+        if not self.recipe.execution.cache_features:
+            return None
+        augmented = [dataset.name for dataset in self.mixture.datasets if dataset.augment]
+        return FeatureCache(self.model, self.out / "features", augmented=augmented)
 
     def finish(self) -> Outcome:
         facts = self._resume()
         feed = self._feed(int(facts.get("position", 0)))
-        log = Log(self.out) if self.world.is_main else Log(self.out / f"rank-{self.world.rank}")
+        log = self._log()
+        if facts:
+            log.write(step=facts["step"], event="resumed")
         try:
             with Progress(self.steps, int(facts.get("step", 0))) as progress:
                 job = self._job(facts, feed, log, progress)
@@ -134,6 +141,12 @@ class _Run:
         if self.world.is_main:
             write_report(self.out, self.recipe, {"reason": reason, "step": job.done})
         return Outcome(reason=reason, step=job.done, result=result)
+
+    def _log(self) -> Log:
+        """The run's own on the main process; the others keep theirs beside it."""
+        if not self.world.is_main:
+            return Log(self.out / f"rank-{self.world.rank}")
+        return Log(self.out, tensorboard=self.recipe.tensorboard, wandb=self.recipe.wandb)
 
     def _resume(self) -> dict[str, Any]:
         """What the last complete checkpoint says, its tensors put in place; nothing for a new run."""
@@ -246,30 +259,3 @@ class _Run:
             image_token_id=tokenizer.token_id(IMG_CONTEXT),
             overwrite=True,
         )
-
-
-def make_examples(built: Built, data: DataSpec) -> Examples:
-    """What makes examples of rows for this model."""
-    return Examples(
-        built.processor,
-        max_length=data.max_length,
-        share_pictures=data.share_pictures,
-        language=data.language,
-    )
-
-
-def _mixture(data: DataSpec, seed: int) -> Mixture:
-    if data.meta is None:
-        raise TrainingError("the recipe names no data: give a meta JSON, a file or a folder (--data PATH)")
-    return Mixture(open_data(data.meta), data.sampling, seed)
-
-
-def count_steps(recipe: Recipe, records: int) -> int:
-    """The length of a run. Raises TrainingError for epochs of packs: how many those are shows only as it
-    goes."""
-    if recipe.steps is not None:
-        return recipe.steps
-    examples = recipe.data.batching.examples
-    if examples is None or recipe.epochs is None:
-        raise TrainingError(f"recipe {recipe.name}: packed data needs `steps`, since packs differ in records")
-    return max(1, math.ceil(recipe.epochs * records / examples))
