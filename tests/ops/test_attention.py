@@ -9,19 +9,19 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from internvl.ops.attention import Block, block_attention
 
-HIDDEN = ~torch.ones(4, 4, dtype=torch.bool).tril()
+CAUSAL = torch.full((4, 4), -torch.inf).triu(1)
 BLOCKS = (
-    Block(0, 4, (), HIDDEN),
-    Block(4, 6, ((0, 4),), HIDDEN[:2, :2]),
-    Block(6, 7, ((1, 3),), HIDDEN[:1, :1]),
-    Block(7, 11, ((0, 2), (4, 7)), torch.zeros(4, 4, dtype=torch.bool)),
+    Block(0, 4, (), CAUSAL),
+    Block(4, 6, ((0, 4),), CAUSAL[:2, :2]),
+    Block(6, 7, ((1, 3),), CAUSAL[:1, :1]),
+    Block(7, 11, ((0, 2), (4, 7)), torch.zeros(4, 4)),
 )
 
 
 def whole_mask(blocks: tuple[Block, ...]) -> Tensor:
     sees_TT = torch.zeros(blocks[-1].last, blocks[-1].last, dtype=torch.bool)
-    for first, last, before, hidden_QQ in blocks:
-        sees_TT[first:last, first:last] = ~hidden_QQ
+    for first, last, before, bias_QQ in blocks:
+        sees_TT[first:last, first:last] = bias_QQ == 0
         for start, end in before:
             sees_TT[first:last, start:end] = True
     return sees_TT

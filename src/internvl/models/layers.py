@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from internvl.config import Activation, NormKind
 from internvl.ops.linear import linear
+from internvl.ops.swiglu import swiglu
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -70,8 +71,7 @@ class GatedMLP(nn.Module):
         self.down = Linear(mlp_width, width, bias=False)
 
     def forward(self, x_TC: Tensor) -> Tensor:
-        gate_TF, up_TF = self.gate_up(x_TC).chunk(2, dim=-1)
-        out: Tensor = self.down(F.silu(gate_TF) * up_TF)
+        out: Tensor = self.down(swiglu(self.gate_up(x_TC)))
         return out
 
 

@@ -23,12 +23,12 @@ from internvl.ops.linear import product
 
 class Block(NamedTuple):
     """Queries `first` to `last` (excluded) see all keys of the ranges `before`, and of each other those
-    that are not `hidden_QQ`. Every query sees some key."""
+    where `bias_QQ` is 0 and not minus infinity. Every query sees some key."""
 
     first: int
     last: int
     before: tuple[tuple[int, int], ...]
-    hidden_QQ: Tensor
+    bias_QQ: Tensor
 
     @property
     def keys(self) -> tuple[tuple[int, int], ...]:
@@ -110,7 +110,7 @@ def _weights(q_KQGD: Tensor, keys_KSD: Tensor, block: Block) -> Tensor:
     """Probabilities (K, M, S) of a block."""
     scores_KMS = _product(q_KQGD.flatten(1, 2), keys_KSD.mT)
     own_KQGQ = scores_KMS.view(*q_KQGD.shape[:3], -1)[..., block.first - block.last :]
-    own_KQGQ.masked_fill_(block.hidden_QQ[:, None], -torch.inf)
+    own_KQGQ += block.bias_QQ[:, None]
     weights_KMS: Tensor = scores_KMS.softmax(-1)
     return weights_KMS
 

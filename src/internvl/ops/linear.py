@@ -28,8 +28,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
-    """`a @ b` of two matrices on the same fast product; records no gradient and ignores autocast."""
-    return _onednn(a_MK, b_KN.t(), None) if _prefers_onednn(a_MK, b_KN) else a_MK @ b_KN
+    """`a @ b` of two matrices on the same fast product; records no gradient and ignores autocast.
+
+    The operator copies a left side that does not lie by rows, so such an `a` is given as the right one.
+    """
+    if not _prefers_onednn(a_MK, b_KN):
+        return a_MK @ b_KN
+    return _onednn(a_MK, b_KN.t(), None) if a_MK.is_contiguous() else _onednn(b_KN.t(), a_MK, None).t()
 
 
 class _Linear(torch.autograd.Function):
@@ -68,7 +73,7 @@ def _recorded(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Weights lie dense by rows or by columns: for others oneDNN has reference code, 1000 times slower."""
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
-        weight = weight.contiguous()
+        weight = weight.t().contiguous().t() if weight.stride(0) == 1 else weight.contiguous()
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
 

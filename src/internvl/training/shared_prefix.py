@@ -39,7 +39,7 @@ class SharedPrefix:
         prefix_T = torch.tensor(prefixes)[part_T]
         self.lengths_T = torch.tensor(lengths)[part_T].to(device)
         self.blocks = [
-            Block(run.first, run.last, run.before, _hidden(part_T, prefix_T, run).to(device))
+            Block(run.first, run.last, run.before, _bias(part_T, prefix_T, run).to(device))
             for run in _joined(_runs(groups))
         ]
 
@@ -90,8 +90,8 @@ def _joined(runs: Iterable[_Run]) -> list[_Run]:
     return blocks
 
 
-def _hidden(part_T: Tensor, prefix_T: Tensor, run: _Run) -> Tensor:
-    """(Q, Q) of which tokens must not see which: a token sees earlier ones of its part and its prefix."""
+def _bias(part_T: Tensor, prefix_T: Tensor, run: _Run) -> Tensor:
+    """(Q, Q): 0 where a token sees another, an earlier one of its part or its prefix; else minus infinity."""
     part_Q, prefix_Q = part_T[run.first : run.last], prefix_T[run.first : run.last]
     sees_QQ = (part_Q[:, None] == part_Q) | (prefix_Q[:, None] == part_Q)
-    return ~sees_QQ.tril()
+    return torch.zeros(sees_QQ.shape).masked_fill(~sees_QQ.tril(), -torch.inf)
