@@ -29,13 +29,13 @@ def test_the_linear_modules_of_a_chat_model() -> None:
     assert {"projector.fc1", "projector.fc2"} <= set(parts)
 
 
-def test_the_head_is_left_out() -> None:
+def test_what_is_no_linear_module() -> None:
     with torch.device("meta"):
         model = VLM(chat_config("llama"))
-    assert "llm.head" not in linear_modules(model)
-    assert "head" not in linear_modules(model.llm)
-    with pytest.raises(InputError, match="matches none"):
-        choose(model, [(r"llm\.head", 1)])
+    assert linear_modules(model)["llm.head"] == (40,)
+    for pattern in (r"llm\.embed", r"vit\.embed\.patch", r"llm\.norm"):
+        with pytest.raises(InputError, match="matches none"):
+            choose(model, [(pattern, 1)])
 
 
 def test_a_tower_alone() -> None:

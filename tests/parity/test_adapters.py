@@ -20,7 +20,9 @@ from internvl.models.attention import Packed
 from internvl.models.vlm import VLM
 from tests.checkpoints.tiny import chat_config
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning", "ignore:Setting `save_embedding_layers`:UserWarning"
+)
 
 IMAGE_TOKEN = 39
 EVERYWHERE = r"(llm|vit)\.layers\..*|projector\.fc."
@@ -121,7 +123,7 @@ def test_peft_answers_as_we_do_and_has_our_gradients(
         {"r": 3, "target_modules": ["q_proj", "up_proj", "linear_1"], "use_dora": True},
         {
             "r": 3,
-            "target_modules": ["o_proj"],
+            "target_modules": ["o_proj", "lm_head"],
             "use_rslora": True,
             "modules_to_save": ["multi_modal_projector"],
         },

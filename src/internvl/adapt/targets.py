@@ -11,7 +11,7 @@ from typing import TypeVar
 from torch import nn
 
 from internvl.adapt.patterns import match
-from internvl.models.decoder import Attention, Decoder
+from internvl.models.decoder import Attention
 from internvl.models.layers import GatedMLP, Linear
 
 T = TypeVar("T")
@@ -21,19 +21,15 @@ def linear_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The linear modules by name, each with the row counts of the products that it fuses.
 
     Query, key and value of the language model are three products, gate and up of its MLP two; the
-    tower's are one, as in the released code. The output head is left out: the loss reads its matrix
-    directly, without running the module.
+    tower's are one, as in the released code.
     """
     parts: dict[str, tuple[int, ...]] = {}
-    left_out = {
-        f"{name}.head".lstrip(".") for name, owner in model.named_modules() if isinstance(owner, Decoder)
-    }
     for name, module in model.named_modules():
         if isinstance(module, Attention):
             parts[f"{name}.qkv"] = tuple(heads * module.head_dim for heads in module.heads)
         elif isinstance(module, GatedMLP):
             parts[f"{name}.gate_up"] = (module.gate_up.out_features // 2,) * 2
-        elif isinstance(module, Linear) and name not in left_out:
+        elif isinstance(module, Linear):
             parts.setdefault(name, (module.out_features,))
     return parts
 
