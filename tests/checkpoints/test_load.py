@@ -305,10 +305,11 @@ for case in sys.argv[2:]:
     path, dtype = case.split(":")
     load_model(sys.argv[1])  # a fork maps code pages anew
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
-    before = kilobytes("VmRSS")
+    before, files = kilobytes("VmRSS"), kilobytes("RssFile")
     model = load_model(path, dtype=dtype)
+    code = max(0, kilobytes("RssFile") - files)  # pages of libraries that ran for the first time
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    print((kilobytes("VmHWM") - before) * 1024 / size, flush=True)
+    print((kilobytes("VmHWM") - before - code) * 1024 / size, flush=True)
     os._exit(0)
 """
 """The kernel's own peak: ru_maxrss would begin with that of the process that started this one."""
