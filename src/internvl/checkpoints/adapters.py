@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,22 @@ def save_adapters(
         CheckpointError: the directory is in use or cannot be written.
         UnknownNameError: no such layout or family.
     """
+    tensors, config = describe_adapters(model, layout, trained=trained, family=family, base=base)
+    with fresh_directory(Path(directory), overwrite=overwrite) as folder:
+        held = [(name, Held(value, name)) for name, value in sorted(tensors.items())]
+        write_safetensors(held, folder / WEIGHT_FILES[0])
+        write_json(config, folder / CONFIG_FILE)
+
+
+def describe_adapters(
+    model: VLM | VisionTower,
+    layout: str = "official",
+    *,
+    trained: Sequence[str] = (),
+    family: str | None = None,
+    base: str | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the configuration that `save_adapters` writes; arguments and errors are its own."""
     naming = find_naming(model, layout, family)
     found = adapters(model)
     stored: dict[str, Factors] = {}
@@ -91,10 +107,7 @@ def save_adapters(
         tensors[f"{PREFIX}{name}.lora_B.weight"] = factors.up_OR
         if factors.magnitude_O is not None:
             tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = factors.magnitude_O
-    with fresh_directory(Path(directory), overwrite=overwrite) as folder:
-        held = [(name, Held(value, name)) for name, value in sorted(tensors.items())]
-        write_safetensors(held, folder / WEIGHT_FILES[0])
-        write_json(config, folder / CONFIG_FILE)
+    return tensors, config
 
 
 def _whole_modules(model: nn.Module, naming: Naming, trained: Sequence[str]) -> dict[str, Tensor]:

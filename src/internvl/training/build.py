@@ -33,6 +33,8 @@ class Built:
     processor: Processor
     source: Path
     adapted: tuple[str, ...]
+    family: str | None
+    """How the checkpoint packs its language model, where it is known."""
 
 
 def build(spec: ModelSpec, seed: int) -> Built:
@@ -57,7 +59,14 @@ def build(spec: ModelSpec, seed: int) -> Built:
     if spec.frozen_dtype is not None:
         model.to(resolve_dtype(spec.frozen_dtype))
     adapted = add_adapters(model, spec.adapters, torch.Generator().manual_seed(seed)) if spec.adapters else ()
-    return Built(model=model, processor=processor, source=directory, adapted=tuple(adapted))
+    origin = checkpoint.description.origin
+    return Built(
+        model=model,
+        processor=processor,
+        source=directory,
+        adapted=tuple(adapted),
+        family=origin.name if origin else None,
+    )
 
 
 def widen_trained(model: VLM, dtype: str) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from internvl.checkpoints.adapters import save_adapters
+from internvl.checkpoints.adapters import describe_adapters, save_adapters
 from internvl.checkpoints.write import save_model
 from internvl.config import IMG_CONTEXT
 from internvl.data.bad_samples import BadSamplesLog
@@ -106,6 +106,10 @@ class _Run:
         self.built = built = build(recipe.model, recipe.seed)
         self.model = built.model.to(world.device)
         freeze(self.model, recipe.params)
+        if built.adapted:
+            describe_adapters(
+                self.model, **_adapter_options(recipe, built)
+            )  # what cannot be stored fails now
         widen_trained(self.model, recipe.model.dtype)
         recompute(self.model, recipe.execution.recompute)
         self.mixture = open_mixture(recipe.data, recipe.seed)
@@ -243,10 +247,7 @@ class _Run:
         return self.out / name
 
     def _write_adapters(self, path: Path) -> None:
-        named = self.model.named_parameters()
-        beside = [name for name, parameter in named if parameter.requires_grad and ".lora_" not in name]
-        base = self.recipe.model.checkpoint
-        save_adapters(self.model, path, trained=beside, base=base, overwrite=True)
+        save_adapters(self.model, path, **_adapter_options(self.recipe, self.built), overwrite=True)
 
     def _write_model(self, path: Path) -> None:
         tokenizer = self.built.processor.tokenizer
@@ -259,3 +260,10 @@ class _Run:
             image_token_id=tokenizer.token_id(IMG_CONTEXT),
             overwrite=True,
         )
+
+
+def _adapter_options(recipe: Recipe, built: Built) -> dict[str, Any]:
+    """What PEFT's files are to say beside the adapters: whole modules that were trained, names, the base."""
+    named = built.model.named_parameters()
+    beside = [name for name, parameter in named if parameter.requires_grad and ".lora_" not in name]
+    return {"trained": beside, "family": built.family, "base": recipe.model.checkpoint}
