@@ -26,7 +26,7 @@ from internvl.data.feed import Feed, Step
 from internvl.data.meta import open_data
 from internvl.errors import TrainingError
 from internvl.training import recipe_file
-from internvl.training.build import build, widen_trained
+from internvl.training.build import Built, build, widen_trained
 from internvl.training.ema import EMA
 from internvl.training.evaluate import Best, Evaluator
 from internvl.training.features import FeatureCache
