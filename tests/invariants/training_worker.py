@@ -30,7 +30,7 @@ WORDS = ("red", "green", "blue", "grey", "a square", "two pictures", "nothing")
 
 def write_records(folder: Path) -> Path:
     """Twenty conversations: with a picture, with two, and of text alone; of different lengths."""
-    rows = []
+    lines = []
     for index in range(20):
         images = [f"{index}-{number}.png" for number in range((1, 0, 1, 2)[index % 4])]
         for number, name in enumerate(images):
@@ -42,9 +42,9 @@ def write_records(folder: Path) -> Path:
         row: dict[str, Any] = {"id": index, "conversations": turns}
         if images:
             row["image"] = images if len(images) > 1 else images[0]
-        rows.append(json.dumps(row))
+        lines.append(json.dumps(row))
     path = folder / "records.jsonl"
-    path.write_text("\n".join(rows) + "\n")
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 
@@ -98,10 +98,15 @@ class Ending:
         self.patch.stop()
 
 
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
 def losses(out: Path) -> list[tuple[int, float, float]]:
     """(step, loss, gradient norm) of every logged step, the last word on each."""
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    found = {row["step"]: (row["step"], row["loss"], row["grad_norm"]) for row in rows if "grad_norm" in row}
+    found = {
+        row["step"]: (row["step"], row["loss"], row["grad_norm"]) for row in rows(out) if "grad_norm" in row
+    }
     return [found[step] for step in sorted(found)]
 
 
