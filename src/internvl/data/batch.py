@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in values.items()
             if isinstance(value, Tensor)
