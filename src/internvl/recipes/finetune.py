@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from internvl.adapt.lora import LoRA
@@ -18,7 +19,6 @@ from internvl.training.recipe import (
     NextToken,
     Recipe,
     Saving,
-    Schedule,
 )
 
 LANGUAGE = r"llm\.layers\.\d+\.(attn|mlp)\..*"
@@ -138,14 +138,14 @@ def coco_lora(generation: Literal["v1.5", "v2", "v2.5"]) -> Recipe:
 
 
 def domain(name: str, checkpoint: str = "InternVL2-2B") -> Recipe:
-    """Domain adaptation: everything learns, packs of 8,192 tokens on eight processes."""
+    """Domain adaptation: everything learns; eight packs of 16,384 tokens, records of at most 8,192."""
     return Recipe(
         name=f"domain-{name}",
         model=ModelSpec(checkpoint=checkpoint, drop_path=0.1, max_tiles=12),
-        params=parts.everything(AdamW(lr=1e-5, weight_decay=0.05)),
-        data=parts.packs(8, 16_384),
+        params=parts.everything(AdamW(lr=1e-5, weight_decay=0.01)),
+        data=replace(parts.packs(8, 16_384), max_length=8192),
         objective=NextToken(reduction="square"),
         steps=DOMAIN_STEPS[name],
-        schedule=Schedule(warmup=0.03),
+        schedule=parts.PERCENT_3,
         execution=parts.EXECUTION,
     )

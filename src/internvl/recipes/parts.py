@@ -48,6 +48,6 @@ def examples(count: int, max_length: int, **options: bool) -> DataSpec:
 
 
 def packs(count: int, max_tokens: int, tiles: int = 48) -> DataSpec:
-    """A step of `count` packed sequences; data sets are drawn by the square root of their size."""
+    """A step of `count` packed sequences."""
     batching = Batching(packs=count, max_tokens=max_tokens, max_tiles=tiles)
     return DataSpec(max_length=max_tokens, batching=batching)
