@@ -77,7 +77,8 @@ class Job:
     processes.
 
     `take` gives the data of the next step, `facts` what else must be saved to continue, `evaluate` what is
-    measured on held-out data (by name, averaged over processes).
+    measured on held-out data (by name, averaged over processes). Of a run that goes on, `done` steps are
+    finished, `skipped` of them without effect, and the last measurement came after step `measured`.
     """
 
     recipe: Recipe
@@ -97,37 +98,43 @@ class Job:
     done: int = 0
     position: int = 0
     skipped: int = 0
+    measured: int = 0
     tally: _Tally = field(default_factory=lambda: _Tally())
 
 
 def train(job: Job) -> str:
     """Runs the job to its end; returns why it ended: "finished", "interrupted" or "no better".
 
-    SIGTERM and Ctrl-C end it after the current step, on all processes, with everything saved. Raises
-    TrainingError when a loss or gradient is not finite and the recipe does not skip it.
+    SIGTERM and Ctrl-C end it after the current step, on all processes, with everything saved; a measurement
+    that was due then is made when the run goes on. Raises TrainingError when a loss or gradient is not finite
+    and the recipe does not skip it.
     """
-    reason = "finished"
     with StopRequest() as stop:
         job.model.train()
-        while job.done < job.steps:
+        while (reason := _after_step(job)) is None:
             _step(job)
             if job.world.any(stop.requested):
                 reason = "interrupted"
                 break
-            if _is_due(job, job.recipe.evaluation.every) and _evaluate(job):
-                reason = "no better"
-                break
-            if _is_due(job, job.recipe.saving.every):
-                _save(job)
-        if job.saves.latest_step != job.done:
-            _save(job)
+        _save(job)
         job.saves.wait()
     job.log.write(step=job.done, event=reason)
     return reason
 
 
+def _after_step(job: Job) -> str | None:
+    """Measures and saves where that is due; why the run ends here, if it does."""
+    if job.evaluate is not None and job.measured < job.done and _is_due(job, job.recipe.evaluation.every):
+        _evaluate(job, job.evaluate)
+    if job.best.is_hopeless:
+        return "no better"
+    if _is_due(job, job.recipe.saving.every):
+        _save(job)
+    return "finished" if job.done >= job.steps else None
+
+
 def _is_due(job: Job, every: int) -> bool:
-    return job.done % every == 0 or job.done == job.steps
+    return job.done > 0 and (job.done % every == 0 or job.done == job.steps)
 
 
 def _step(job: Job) -> None:
@@ -218,27 +225,29 @@ def _autocast(job: Job) -> Iterator[None]:
         yield
 
 
-def _evaluate(job: Job) -> bool:
-    """Measures, keeps the best checkpoint; whether the run should stop for lack of progress."""
-    if job.evaluate is None:
-        return False
+def _evaluate(job: Job, measure: Callable[[], dict[str, float]]) -> None:
+    """Measures, and keeps the best checkpoint."""
     job.model.eval()
     with job.ema.swapped() if job.ema is not None else nullcontext():
-        row = job.evaluate()
+        row = measure()
     job.model.train()
     job.log.write(step=job.done, **row)
-    if job.best.update(row):
-        _save(job)
+    is_best, job.measured = job.best.update(row), job.done
+    if is_best:
+        _save(job, again=True)  # one of this step does not know of the measurement
         job.saves.keep_best(job.done)
     job.tally.restart()
-    return job.best.is_hopeless
 
 
-def _save(job: Job) -> None:
+def _save(job: Job, *, again: bool = False) -> None:
+    """A checkpoint of this step, unless there is one."""
+    if job.saves.latest_step == job.done and not again:
+        return
     facts = {
         "step": job.done,
         "position": job.position,
         "skipped": job.skipped,
+        "measured": job.measured,
         "best": job.best.state(),
         **job.facts(),
     }
