@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from internvl import zoo
+from internvl.adapt.int8 import quantize_linears
 from internvl.adapt.lora import add_adapters
 from internvl.checkpoints.hub import resolve
 from internvl.checkpoints.load import load_opened, resolve_dtype
@@ -38,7 +39,7 @@ class Built:
 
 
 def build(spec: ModelSpec, seed: int) -> Built:
-    """Loads the checkpoint, applies the overrides, adds the adapters.
+    """Loads the checkpoint, applies the overrides, puts frozen weights into int8, adds the adapters.
 
     A new projector and new adapters depend on `seed` alone. Raises TrainingError for a checkpoint that is no
     chat model, and what reading it raises.
@@ -58,6 +59,8 @@ def build(spec: ModelSpec, seed: int) -> Built:
         model.projector = Projector(config.projector, config.vision.width, config.text.width)
     if spec.frozen_dtype is not None:
         model.to(resolve_dtype(spec.frozen_dtype))
+    if spec.int8:
+        quantize_linears(model, spec.int8)  # after `to`, which would round the scales
     adapted = add_adapters(model, spec.adapters, torch.Generator().manual_seed(seed)) if spec.adapters else ()
     origin = checkpoint.description.origin
     return Built(

@@ -18,8 +18,8 @@ from internvl.errors import TrainingError
 class AdamW:
     """Settings of the parameters that a pattern names.
 
-    `layer_decay` below 1 multiplies the rate of layer i of n by `layer_decay ** (n - i)`, so that
-    early layers move less; embeddings count as layer 0. Biases and norms are not decayed.
+    `layer_decay` below 1 multiplies the rate of layer i of n (from 1) by `layer_decay ** (n + 1 - i)`, so
+    that early layers move less; embeddings count as layer 0. Biases and norms are not decayed.
     """
 
     lr: float
@@ -180,6 +180,10 @@ class Recipe:
         }
         if self.model.frozen_dtype is not None and self.execution.autocast is None:
             raise TrainingError(f"recipe {self.name}: model.frozen_dtype needs execution.autocast")
+        if self.model.int8 and not self.model.adapters:
+            raise TrainingError(
+                f"recipe {self.name}: model.int8 needs model.adapters, which are what is saved"
+            )
         for name, value in counts.items():
             if value < 1:
                 raise TrainingError(f"recipe {self.name}: {name} counts from 1, got {value}")
