@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from internvl.checkpoints.adapters import describe_adapters, save_adapters
 from internvl.checkpoints.write import save_model
 from internvl.config import IMG_CONTEXT
@@ -35,9 +37,10 @@ from internvl.training.loop import Job, Objected, train
 from internvl.training.objectives import make_objective
 from internvl.training.optim import freeze, make_optimizer
 from internvl.training.progress import Progress
-from internvl.training.recipe import Recipe
+from internvl.training.recipe import Preference, Recipe
 from internvl.training.recompute import recompute
 from internvl.training.records import count_steps, make_examples, open_mixture
+from internvl.training.reference import Reference
 from internvl.training.report import write_report
 from internvl.training.saves import Saves
 from internvl.training.world import World, distribute, open_world, whole
@@ -106,21 +109,28 @@ class _Run:
         self.built = built = build(recipe.model, recipe.seed)
         self.model = built.model.to(world.device)
         freeze(self.model, recipe.params)
-        if built.adapted:
-            describe_adapters(
-                self.model, **_adapter_options(recipe, built)
-            )  # what cannot be stored fails now
+        if built.adapted:  # what cannot be stored fails now
+            describe_adapters(self.model, **_adapter_options(recipe, built))
         widen_trained(self.model, recipe.model.dtype)
+        self.reference = self._reference()
         recompute(self.model, recipe.execution.recompute)
         self.mixture = open_mixture(recipe.data, recipe.seed)
         self.steps = count_steps(recipe, len(self.mixture))
-        self.objective = make_objective(recipe.objective, total=world.sum)
+        self.objective = make_objective(recipe.objective, total=world.sum, reference=self.reference)
         self.module = distribute(Objected(self.model, self.objective), recipe.execution.parallel, world)
         self.optimizer = make_optimizer(self.model, recipe.params)
         self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
         self.saves = Saves(out / "checkpoints", world, keep=recipe.saving.keep)
         self.best = Best(recipe.evaluation.metric, recipe.evaluation.patience)
         self.cache = self._feature_cache()
+
+    def _reference(self) -> nn.Module | None:
+        """The model as it starts, where preferences are measured against a copy; sharded as the model is."""
+        objective, parallel = self.recipe.objective, self.recipe.execution.parallel
+        if not isinstance(objective, Preference) or objective.reference != "copy":
+            return None
+        copy = Reference(self.model)
+        return distribute(copy, parallel, self.world) if parallel == "fsdp" else copy
 
     def _feature_cache(self) -> FeatureCache | None:
         if not self.recipe.execution.cache_features:
@@ -200,6 +210,7 @@ class _Run:
             done=int(facts.get("step", 0)),
             position=int(facts.get("position", 0)),
             skipped=int(facts.get("skipped", 0)),
+            measured=int(facts.get("measured", 0)),
         )
 
     def _evaluator(self) -> Callable[[], dict[str, float]] | None:
@@ -220,7 +231,13 @@ class _Run:
         BadSamplesLog(self.out / "bad_samples.jsonl", settings.data.bad_samples).add(
             evaluator.bad, is_written=self.world.is_main
         )
-        return evaluator.evaluate
+
+        def measure() -> dict[str, float]:
+            """Processes have different numbers of records, so no module may be sharded meanwhile."""
+            with nullcontext() if self.reference is None else whole(self.reference):
+                return evaluator.evaluate()
+
+        return measure
 
     def _with_features(self, feed: Feed) -> Callable[[], Step]:
         """Steps as they come, or with the frozen tower's features in place of tiles."""
