@@ -11,11 +11,11 @@ Both sides read one checkpoint of random weights and train on one batch of examp
 here packed, there padded to the longest with an attention mask, each with its own loss. The losses of
 the first step must agree. Every side lives in a process of its own, which takes turns with the other (A B A
 B); the fastest matrix product is timed between turns, and utilisation is floating-point operations of the
-unpadded batch over seconds over that rate. Memory is the highest point of a process after loading. Tokens
-are those of the examples, vision tokens included, padding not.
+unpadded batch over seconds over that rate. Memory is the highest point of a process after loading, imports
+and weights included. Tokens are those of the examples, vision tokens included, padding not.
 
     scripts/bench training_against_peft [--case lora projector nano] [--lengths mixed|equal] [--repeat 5]
-        [--threads 2] [--shape full|tiny]
+        [--threads 2] [--shape full|tiny] [--huge-pages ours theirs]
 
 Prints one JSON line per case: medians, ratios, versions, machine.
 """
@@ -53,6 +53,7 @@ LENGTHS = {  # tiles and text tokens of every example
     "equal": ((1, 140),) * 8,
 }
 RANK = 16
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def shape(case: str, size: str) -> ChatConfig:
@@ -250,7 +251,7 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            env={**os.environ, **QUIET, "THP_MEM_ALLOC_ENABLE": str(int(name in options.huge_pages))},
         )
 
     def step(self, kind: str = "next") -> dict[str, float]:
@@ -315,6 +316,7 @@ def compare(case: str, path: Path, options: argparse.Namespace) -> dict[str, Any
         "peak_gflops": round(rate / 1e9),
         "ours_utilisation": round(flop / ours / rate, 3),
         "transformers_utilisation": round(flop / theirs / rate, 3),
+        "huge_pages": options.huge_pages,
         "repeat": options.repeat,
     }
 
@@ -343,9 +345,11 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", choices=cases, default=list(cases))
     parser.add_argument("--lengths", choices=sorted(LENGTHS), default="mixed")
     parser.add_argument("--shape", choices=("full", "tiny"), default="full")
+    sides = ("ours", "theirs")
+    parser.add_argument("--huge-pages", nargs="*", choices=sides, default=[], help="sides that use them")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--serve", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=sides, help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
