@@ -1,4 +1,4 @@
-"""`internvl data check`: what is wrong with training data, and how much of it there is, before a run."""
+"""`internvl data`: training data checked before a run; answers scored by a reference model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from internvl.checkpoints.configs import describe
 from internvl.cli import output
 from internvl.cli.arguments import File, Flag, Whole, Word, parse
 from internvl.cli.loading import find
+from internvl.cli.reference import store_all
 from internvl.config import ChatConfig
 from internvl.data.bad_samples import BadSamplesLog
 from internvl.data.check import Epoch, Report, SetReport, Spread, check
@@ -41,8 +42,11 @@ class Options:
     tokenizer are read.
     """
 
-    action: Annotated[Positional[Literal["check"]], arg(metavar="check", help_behavior_hint="")]
-    """What to do."""
+    action: Annotated[
+        Positional[Literal["check", "reference"]], arg(metavar="check|reference", help_behavior_hint="")
+    ]
+    """Check records; or write pairs of answers again, into the folder --out, with the log-probabilities that
+    --model gives them."""
     meta: Annotated[Positional[str], arg(metavar="META", help_behavior_hint="")]
     """A meta JSON, or one file or folder of records."""
     model: str = "nano"
@@ -92,6 +96,10 @@ def run(words: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
     options = parse(Options, words, "data")
     spec = options.spec()
+    if options.action == "reference":
+        if options.out is None:
+            raise InputError("data reference writes a folder of new files: name it with --out")
+        return store_all(spec, options.model, options.template, Path(options.out))
     datasets = open_data(options.meta)
     config, processor = _open_model(options)
     examples = Examples(processor, max_length=spec.max_length, language=spec.language)
