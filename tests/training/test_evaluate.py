@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from internvl.data.bad_samples import key_of
 from internvl.data.example import Branch, Example
 from internvl.data.meta import DataSet
-from internvl.errors import ImageError, InputError, TrainingError
+from internvl.errors import ContextOverflowError, ImageError, InputError, TrainingError
 from internvl.evaluation.scores import cider_d
 from internvl.models.attention import Packed
 from internvl.models.vlm import VLM
@@ -61,14 +61,40 @@ class Maker:
         assert key.startswith(dataset.name)
         return cast(Example, row["example"])
 
+    def ask(self, row: Mapping[str, Any], dataset: DataSet) -> Any:
+        """What comes before an answer is the conversation here, as ids."""
+        one = cast(Example, row["example"])
+        found: dict[tuple[int, ...], list[str]] = {}
+        for branch in one.branches:
+            head, answer = branch.ids[: branch.trained.index(True)], branch.ids[branch.trained.index(True) :]
+            found.setdefault((*one.prefix, *head), []).append(decode(answer))
+        return [
+            SimpleNamespace(
+                conversation=SimpleNamespace(ids=ids, slots=one.slots, tiles_N3HW=one.tiles_N3HW),
+                references=tuple(texts),
+            )
+            for ids, texts in found.items()
+        ]
 
-PROCESSOR = cast(
-    Any,
-    SimpleNamespace(
-        stop_ids=(STOP,),
-        tokenizer=SimpleNamespace(decode=lambda ids: " ".join(f"w{id}" for id in ids if id != STOP)),
-    ),
-)
+
+class FakeProcessor:
+    stop_ids = (STOP,)
+
+    def __call__(self, conversation: Any, *, max_tokens: int) -> Any:
+        if len(conversation.ids) > max_tokens:
+            raise ContextOverflowError(f"{len(conversation.ids)} tokens, 64 positions")
+        keys = () if conversation.tiles_N3HW is None else ("picture",)
+        return SimpleNamespace(**vars(conversation), image_keys=keys)
+
+    def text(self, ids: Sequence[int]) -> str:
+        return decode(ids)
+
+
+def decode(ids: Iterable[int]) -> str:
+    return " ".join(f"w{id}" for id in ids if id != STOP)
+
+
+PROCESSOR = cast(Any, FakeProcessor())
 
 
 def data_set(rows: Sequence[Example | str], name: str = "rows") -> DataSet:
@@ -168,7 +194,6 @@ def test_cider_is_that_of_the_texts(model: VLM) -> None:
     model.eval()
     rows = [example("1", greedy(model, ONE.prefix, True, 4), (13,)), example("2", (40, 41), (42,)), TWO]
     row = evaluator(model, [data_set(rows)], metric="cider").evaluate()
-    decode = PROCESSOR.tokenizer.decode
     prompts = [(ONE.prefix, True), (ONE.prefix, True), ((*TWO.prefix, 20, 21), False)]
     answers = [decode(greedy(model, ids, has_tile, 4)) for ids, has_tile in prompts]
     references = [

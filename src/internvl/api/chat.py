@@ -183,7 +183,8 @@ class ChatModel:
     def _reply(self, prepared: Prepared, made: Generation, seconds: float) -> Reply:
         inputs = prepared.inputs
         text, marked = (
-            self._text(made.ids, prepared.prompt.sampling, keep) for keep in ((), GROUNDING_TOKENS)
+            self.processor.text(made.ids, keep=keep, stop=prepared.prompt.sampling.stop)
+            for keep in ((), GROUNDING_TOKENS)
         )
         return Reply(
             text=text,
@@ -204,13 +205,6 @@ class ChatModel:
                 generate_seconds=seconds,
             ),
         )
-
-    def _text(self, ids: Sequence[int], sampling: Sampling, keep: Sequence[str]) -> str:
-        """As the released code: decoded, up to the end mark should a model spell it out, and stripped."""
-        text = self.processor.tokenizer.decode(ids, keep=keep)
-        for end in (self.processor.template.stop, *sampling.stop):
-            text = text.split(end)[0] if end else text
-        return text.strip()
 
     def _sampling(self, options: Mapping[str, Any]) -> Sampling:
         return Sampling(**{"stop_ids": self.processor.stop_ids, **options})

@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "convert": ("internvl.cli.convert:run", "rewrite a checkpoint in another layout"),
     "train": ("internvl.cli.train:run", "train a model by a recipe, or tell what that would take"),
     "data": ("internvl.cli.data:run", "check training data before a run: broken records, tokens, tiles"),
+    "eval": ("internvl.cli.evaluate:run", "ask a model the questions of held-out data and score the answers"),
     "merge": ("internvl.cli.merge:run", "merge trained adapters into a copy of their base model"),
     "bench": ("internvl.cli.bench:run", "speed and memory of a model's shape on this machine"),
 }

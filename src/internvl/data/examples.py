@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from internvl.config import IMG_END, IMG_START, TilingConfig
+from internvl.data.asking import Question, find_questions
 from internvl.data.example import Branch, Example
 from internvl.data.media import ONE_TILE
 from internvl.data.meta import DataSet
 from internvl.data.pictures import PictureReader, cut_tiles, share_tiles
 from internvl.data.records import Record, RecordReader
-from internvl.data.video_frames import choose_frames
+from internvl.data.video_frames import choose_frames, show_frames
 from internvl.errors import InputError
 from internvl.processing.clip import VideoLimits
 from internvl.processing.conversation import Conversation, Message, Part, Picture
@@ -122,6 +123,21 @@ class Examples:
             tiles_N3HW=torch.cat(tiles) if tiles else None,
             image_keys=tuple(keys),
         )
+
+    def ask(self, row: Mapping[str, Any], dataset: DataSet) -> tuple[Question, ...]:
+        """What `chat` would be asked about a row, and the answers on record. Nothing is left to chance, and
+        pictures and videos are cut as chat cuts them, but for the data set's own tile limit.
+
+        Raises InputError for a bad sample; pictures are not opened.
+        """
+        reader = RecordReader(
+            root=dataset.root,
+            read_video=partial(show_frames, limits=self.reader.videos),
+            draw=None,
+            language=self.language,
+            questions=self.questions,
+        )
+        return find_questions(reader.read(row), dataset.max_tiles)
 
     def _plan(self, row: Mapping[str, Any], dataset: DataSet, seed: int) -> _Plan:
         draw = random.Random(f"text {seed}")

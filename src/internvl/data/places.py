@@ -12,6 +12,7 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any, Protocol
 
+from internvl.data.asking import Question
 from internvl.data.bad_samples import BROKEN, BadSample, key_of
 from internvl.data.example import Example
 from internvl.data.meta import DataSet
@@ -32,12 +33,15 @@ class Measured(Sized, Protocol):
 
 
 class Maker(Protocol):
-    """Makes examples of rows (`data.examples.Examples`). Both raise one of `BROKEN` for a bad record."""
+    """Makes examples of rows (`data.examples.Examples`). All raise one of `BROKEN` for a bad record."""
 
     def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Measured:
         """The size of `example` with the same seed, without decoding pictures."""
 
     def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str) -> Example: ...
+
+    def ask(self, row: Mapping[str, Any], dataset: DataSet) -> tuple[Question, ...]:
+        """The questions of a row, as chat is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

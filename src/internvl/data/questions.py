@@ -28,10 +28,12 @@ CAPTION_QUESTIONS: Mapping[str, tuple[str, ...]] = {
 """By language; the first one is what evaluation asks."""
 
 
-def draw_question(draw: random.Random, language: str, questions: Sequence[str] = ()) -> str:
-    """The first of `questions` half of the time, else one of the others.
+def draw_question(draw: random.Random | None, language: str, questions: Sequence[str] = ()) -> str:
+    """The first of `questions` half of the time, else one of the others; without `draw` the first always.
 
     Without `questions`: those of the language, English where it has none.
     """
     asked = questions or CAPTION_QUESTIONS.get(language, CAPTION_QUESTIONS["en"])
-    return asked[0] if len(asked) == 1 or draw.random() < 0.5 else draw.choice(asked[1:])
+    if draw is None or len(asked) == 1 or draw.random() < 0.5:
+        return asked[0]
+    return draw.choice(asked[1:])

@@ -61,7 +61,8 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordReader:
-    """How the rows of a data set are read. `draw` decides what is left to chance.
+    """How the rows of a data set are read. `draw` decides what is left to chance; without it
+    nothing is, and the first question stands for all.
 
     `language` keeps the captions of one language; None takes all. `questions` replace the built-in ones for
     captions without a question.
@@ -69,7 +70,7 @@ class RecordReader:
 
     root: Path
     read_video: FrameReader
-    draw: random.Random
+    draw: random.Random | None
     language: str | None = None
     questions: tuple[str, ...] = ()
 

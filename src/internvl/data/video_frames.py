@@ -1,13 +1,14 @@
 """The frames of a video that training sees: a random number of them, one from each equal part.
 
-Frames are chosen from the header and decoded later. Knows no tiles and no text.
+Frames are chosen from the header and decoded later; those of a question (`show_frames`) are the ones that
+chat shows. Knows no tiles and no text.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from internvl.errors import VideoError
 from internvl.processing.clip import VideoLimits, opened
 from internvl.processing.frames import Bound, choose, interval_indices, window
 from internvl.processing.source import describe
-from internvl.processing.video import frame_files, is_folder
+from internvl.processing.video import frame_files, is_folder, load_frames
 
 FEWEST, MOST = 8, 32
 """Frames of a video, both included (InternVL training)."""
@@ -62,6 +63,18 @@ def choose_frames(
             f"clip, num_segments or fps of {describe(source)} is too large: {reason}"
         ) from reason
     return [names[index] for index in indices] if names else [Frame(source, index) for index in indices]
+
+
+def show_frames(source: Any, *, limits: VideoLimits, **options: Any) -> Sequence[Any]:
+    """Frames as chat shows them, decoded; a list is taken as it is. Raises VideoError."""
+    if isinstance(source, list | tuple):
+        return source
+    try:
+        return load_frames(source, **options, limits=limits)
+    except OverflowError as reason:
+        raise VideoError(
+            f"clip, num_segments or fps of {describe(source)} is too large: {reason}"
+        ) from reason
 
 
 def _indices(

@@ -1,4 +1,4 @@
-"""Caption scores: CIDEr-D as the COCO evaluation defines it.
+"""Scores of answers against all right ones: CIDEr-D as the COCO evaluation defines it, and exact agreement.
 
 Pure functions of texts. CIDEr-D: Vedantam, Zitnick, Parikh, "CIDEr: Consensus-based Image Description
 Evaluation" (arXiv 1411.5726), section 5, with the constants of the published evaluation: n-grams of 1 to 4
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from internvl.errors import InputError
 
@@ -37,12 +37,7 @@ def cider_d(answers: Sequence[str], references: Sequence[Sequence[str]]) -> tupl
     occurs in every document, and the score is 0 by definition. Raises InputError for unequal numbers,
     for an empty list, and for an example without references.
     """
-    if len(answers) != len(references):
-        raise InputError(
-            f"{len(answers)} answers but {len(references)} lists of references: one list an answer"
-        )
-    if not answers or not all(references):
-        raise InputError("CIDEr needs at least one answer, and at least one reference for each")
+    _check(answers, references)
     grams = [[_grams(text) for text in texts] for texts in references]
     documents: Grams = Counter()
     for texts in grams:
@@ -55,6 +50,15 @@ def cider_d(answers: Sequence[str], references: Sequence[Sequence[str]]) -> tupl
         for answer, texts in zip(answers, grams, strict=True)
     ]
     return sum(scores) / len(scores), scores
+
+
+def _check(answers: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    if len(answers) != len(references):
+        raise InputError(
+            f"{len(answers)} answers but {len(references)} lists of references: one list an answer"
+        )
+    if not answers or not all(references):
+        raise InputError("a score needs at least one answer, and at least one reference for each")
 
 
 def _grams(text: str) -> Grams:
@@ -98,3 +102,23 @@ def _similarity(answer: _Vector, reference: _Vector, size: int) -> float:
         if gram in theirs
     )
     return shared / norm
+
+
+def exact(answers: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+    """The share of `answers[i]` that are one of `references[i]`, and 1 or 0 for each: case, spaces and a full
+    stop at the end do not count. Raises InputError as `cider_d`."""
+    _check(answers, references)
+    scores = [
+        float(_plain(answer) in map(_plain, texts)) for answer, texts in zip(answers, references, strict=True)
+    ]
+    return sum(scores) / len(scores), scores
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+
+
+Score = Callable[[Sequence[str], Sequence[Sequence[str]]], tuple[float, list[float]]]
+
+SCORES: Mapping[str, Score] = {"cider": cider_d, "exact": exact}
+"""By name: answers and their references to the mean, and each answer's own."""

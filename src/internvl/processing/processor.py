@@ -171,6 +171,14 @@ class Processor:
             image_keys=tuple(one.key for one in tiles),
         )
 
+    def text(self, ids: Sequence[int], *, keep: Sequence[str] = (), stop: Sequence[str] = ()) -> str:
+        """An answer as the released code returns it: decoded, up to the end mark should a model spell it
+        out (or one of `stop`), and stripped. `keep` are special tokens that stay in the text."""
+        text = self.tokenizer.decode(ids, keep=keep)
+        for end in (self.template.stop, *stop):
+            text = text.split(end)[0] if end else text
+        return text.strip()
+
     def tokenize(
         self, conversation: Conversation, tile_counts: Sequence[int], *, open_answer: bool = True
     ) -> Tokens:

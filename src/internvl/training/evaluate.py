@@ -1,6 +1,7 @@
 """Measurements on held-out records while a run goes on, and what they say about going on.
 
-The loss is the run's own objective; "cider" and "exact" compare greedy answers with all answers on record.
+The loss is the run's own objective; "cider" and "exact" compare the answers that chat would give with all
+answers on record.
 Every process takes its share and ends with the same numbers. Knows no optimiser and no files of its own.
 Shape letters: Q questions, T tokens of an answer.
 """
@@ -8,27 +9,25 @@ Shape letters: Q questions, T tokens of an answer.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from internvl.data.bad_samples import BROKEN, BadSample, key_of
 from internvl.data.batch import Batch, pack
-from internvl.data.example import Branch, Example
+from internvl.data.example import Example
 from internvl.data.meta import DataSet
 from internvl.data.places import Maker
 from internvl.errors import InputError, TrainingError
-from internvl.evaluation.scores import cider_d
-from internvl.generation.generate import generate
-from internvl.generation.prompt import Prompt, check_room
-from internvl.generation.sampling import Sampling
+from internvl.evaluation.scores import SCORES
 from internvl.models.vlm import VLM
 from internvl.processing.processor import Processor
-from internvl.training.forward import vision_tokens
-from internvl.training.objectives import Objective
+from internvl.training.answers import Answers, Asked
+from internvl.training.objectives import Objective, next_token
 from internvl.training.recipe import Evaluation
 from internvl.training.world import World, whole
 
@@ -36,20 +35,12 @@ EXAMPLES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Question:
-    """What follows an example's prefix before the answer, and every answer on record."""
-
-    head: tuple[int, ...]
-    references: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Held:
-    """The usable rows of a data set that are measured, and the questions of each."""
+    """The usable rows of a data set that are measured, and the answers on record to each one's questions."""
 
     dataset: DataSet
     rows: tuple[int, ...]
-    questions: tuple[tuple[_Question, ...], ...]
+    references: tuple[tuple[tuple[str, ...], ...], ...]
 
 
 class Evaluator:
@@ -76,6 +67,7 @@ class Evaluator:
         self.model, self.processor, self.examples = model, processor, examples
         self.settings, self.objective, self.world = settings, objective, world or World()
         self.prepare, self.autocast = prepare, autocast
+        self.answers = Answers(model, processor, settings.max_new_tokens, prepare=prepare)
         self.bad: list[BadSample] = []
         self.sets = tuple(self._held(replace(dataset, augment=False)) for dataset in datasets)
 
@@ -92,38 +84,32 @@ class Evaluator:
         return row
 
     def _held(self, dataset: DataSet) -> _Held:
-        count = min(self.settings.examples, dataset.size)
-        rows, questions = [], []
-        for row in (index * dataset.size // count for index in range(count)):
+        rows, references = [], []
+        for row in spread(dataset.size, self.settings.examples):
             try:
-                example = self._example(dataset, row)
-                asked = _questions(example, self.processor)
-                self._check_room(example, asked)
+                self._example(dataset, row)
+                asked = [] if self.settings.metric == "loss" else self._ask(dataset, row)
             except BROKEN as error:
-                self.bad.append(_bad(dataset, row, error))
+                self.bad.append(BadSample.of(dataset, row, row, error))
                 continue
             rows.append(row)
-            questions.append(asked)
+            references.append(tuple(one.question.references for one in asked))
         if not rows:
             reason = self.bad[-1].reason if self.bad else "evaluation.examples is 0"
             raise InputError(f"no record of {dataset.name} can be used to evaluate: {reason}")
-        return _Held(dataset=dataset, rows=tuple(rows), questions=tuple(questions))
-
-    def _check_room(self, example: Example, questions: Sequence[_Question]) -> None:
-        if self.settings.metric != "loss":
-            for question in questions:
-                length = len(example.prefix) + len(question.head)
-                check_room(length, self.settings.max_new_tokens, self.model.config.text)
+        return _Held(dataset=dataset, rows=tuple(rows), references=tuple(references))
 
     def _example(self, dataset: DataSet, row: int) -> Example:
         return self.examples.example(dataset.source.row(row), dataset, seed=0, key=key_of(dataset, row))
 
-    def _parts(self, held: _Held) -> Iterator[tuple[list[int], list[Example]]]:
-        """This process's share, a few at a time: places among the rows, and the examples."""
+    def _ask(self, dataset: DataSet, row: int) -> list[Asked]:
+        return self.answers.read(self.examples, dataset, row)
+
+    def _mine(self, held: _Held) -> Iterator[range]:
+        """Places of this process's share among the rows, a few at a time."""
         mine = range(self.world.rank, len(held.rows), self.world.size)
         for first in range(0, len(mine), EXAMPLES_AT_ONCE):
-            places = list(mine[first : first + EXAMPLES_AT_ONCE])
-            yield places, [self._example(held.dataset, held.rows[place]) for place in places]
+            yield mine[first : first + EXAMPLES_AT_ONCE]
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
         batch = pack(examples, self.model.config.tiling.tile_size)
@@ -134,11 +120,10 @@ class Evaluator:
         sums = torch.zeros(len(self.sets), 2, dtype=torch.float64)
         dtype = getattr(torch, self.autocast or "bfloat16")
         for row_2, held in zip(sums, self.sets, strict=True):
-            for _, examples in self._parts(held):
-                batch = self._batch(examples)
+            for places in self._mine(held):
+                batch = self._batch([self._example(held.dataset, held.rows[place]) for place in places])
                 with torch.autocast(self.world.device.type, dtype, enabled=self.autocast is not None):
-                    loss = self.objective(self.model, batch)
-                row_2 += torch.tensor([float(loss.total), loss.weight], dtype=torch.float64)
+                    row_2 += _loss_2(self.objective, self.model, batch)
         if kept is not None:
             self.objective.restore(kept)  # type: ignore[attr-defined]
         totals = self.world.sum(sums).tolist()
@@ -149,79 +134,61 @@ class Evaluator:
         }
 
     def _score(self, held: _Held) -> float:
-        questions = [question for row in held.questions for question in row]
-        references = [question.references for question in questions]
-        decode = self.processor.tokenizer.decode
-        answers = [decode(ids).strip() for ids in self._answers(held, len(questions))]
-        if self.settings.metric == "cider":
-            return cider_d(answers, references)[0]
-        return sum(map(_is_exact, answers, references)) / len(answers)
+        references = [one for row in held.references for one in row]
+        answers = [self.processor.text(ids) for ids in self._answers(held, len(references))]
+        return SCORES[self.settings.metric](answers, references)[0]
 
     def _answers(self, held: _Held, count: int) -> list[list[int]]:
         """The ids of every answer, in order. Processes add up tables that hold 0 but for their own rows."""
-        starts = [0]
-        for row in held.questions:
-            starts.append(starts[-1] + len(row))
+        starts = list(accumulate(map(len, held.references), initial=0))
         table_QT = torch.zeros(count, self.settings.max_new_tokens, dtype=torch.long)
-        for places, examples in self._parts(held):
+        for places in self._mine(held):
             numbers = [number for place in places for number in range(starts[place], starts[place + 1])]
-            prompts = [
-                prompt
-                for place, example in zip(places, examples, strict=True)
-                for prompt in self._prompts(example, held.questions[place])
-            ]
-            for number, made in zip(numbers, generate(self.model.llm, prompts), strict=True):
-                table_QT[number, : len(made.ids)] = 1 + torch.tensor(made.ids)
+            asked = [one for place in places for one in self._ask(held.dataset, held.rows[place])]
+            for number, ids in zip(numbers, self.answers.ids(asked), strict=True):
+                table_QT[number, : len(ids)] = 1 + torch.tensor(ids)
         return [[id - 1 for id in row if id] for row in self.world.sum(table_QT).tolist()]
 
-    def _prompts(self, example: Example, questions: Sequence[_Question]) -> Iterator[Prompt]:
-        batch = self._batch([example])
-        vision_SD = vision_tokens(self.model, batch)
-        sampling = Sampling(max_new_tokens=self.settings.max_new_tokens, stop_ids=self.processor.stop_ids)
-        for question in questions:
-            ids_T = torch.tensor([*example.prefix, *question.head], device=self.world.device)
-            shown_S = batch.slots_S < len(ids_T)  # later turns may bring pictures of their own
-            x_TD = self.model.embed(ids_T, batch.slots_S[shown_S], vision_SD[shown_S])
-            yield Prompt(x_TD, sampling)
+
+def spread(size: int, count: int) -> Iterable[int]:
+    """`count` of `size` rows, evenly spread, in order; all of them where there are fewer."""
+    count = min(size, count)
+    return (index * size // count for index in range(count))
 
 
-def _questions(example: Example, processor: Processor) -> tuple[_Question, ...]:
-    """The branches by what comes before their first answer; several answers to one question are together."""
-    answers: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for branch in (branch for branch in example.branches if any(branch.trained)):
-        head, answer = _first_answer(branch)
-        answers[head].append(processor.tokenizer.decode(answer).strip())
-    return tuple(_Question(head=head, references=tuple(texts)) for head, texts in answers.items())
+@torch.no_grad()
+def mean_loss(
+    model: VLM, dataset: DataSet, rows: Iterable[int], examples: Maker, bad: list[BadSample]
+) -> float | None:
+    """The mean loss of an answer's token over `rows`; those that cannot be used are added to `bad`.
+
+    None where no row can be used. The model is to be in evaluation mode.
+    """
+    tile_size, device = model.config.tiling.tile_size, model.llm.embed.weight.device
+    numbers, sum_2 = iter(rows), torch.zeros(2, dtype=torch.float64)
+    while chunk := list(islice(numbers, EXAMPLES_AT_ONCE)):
+        made = []
+        for row in chunk:
+            try:
+                values = dataset.source.row(row)
+                made.append(examples.example(values, dataset, seed=0, key=key_of(dataset, row)))
+            except BROKEN as error:
+                bad.append(BadSample.of(dataset, row, row, error))
+        if made:
+            sum_2 += _loss_2(next_token, model, pack(made, tile_size).to(device))
+    total, weight = sum_2.tolist()
+    return total / weight if weight else None
 
 
-def _first_answer(branch: Branch) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    start = branch.trained.index(True)
-    stop = next((place for place in range(start, len(branch.ids)) if not branch.trained[place]), None)
-    return branch.ids[:start], branch.ids[start:stop]
-
-
-def _is_exact(answer: str, references: Sequence[str]) -> bool:
-    """Equal to one of them but for case, spaces and a full stop at the end."""
-    return _plain(answer) in map(_plain, references)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+def _loss_2(objective: Objective, model: VLM, batch: Batch) -> Tensor:
+    """The total of a loss and the weight it is divided by, (2,)."""
+    loss = objective(model, batch)
+    return torch.tensor([float(loss.total), loss.weight], dtype=torch.float64)
 
 
 def _with_mean(name: str, values: Mapping[str, float]) -> dict[str, float]:
     each = {f"{name}/{dataset}": value for dataset, value in values.items()}
     return {name: sum(values.values()) / len(values), **each}
-
-
-def _bad(dataset: DataSet, row: int, error: Exception) -> BadSample:
-    return BadSample(
-        key=key_of(dataset, row),
-        path=dataset.source.where(row),
-        position=row,
-        reason=str(error),
-        error=type(error).__name__,
-    )
 
 
 class Best:
