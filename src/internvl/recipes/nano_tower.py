@@ -157,6 +157,7 @@ def train_tower(
             )
     finally:
         crops.close()
+        saves.close()
         log.close()
 
 

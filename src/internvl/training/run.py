@@ -150,6 +150,7 @@ class _Run:
                 reason = train(job)
         finally:
             feed.close()
+            self.saves.close()
             log.close()
         result = self._export() if reason != "interrupted" else None
         if self.world.is_main:

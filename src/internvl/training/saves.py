@@ -104,6 +104,11 @@ class Saves:
                 "Look at the space left; the checkpoints before it are unharmed"
             )
 
+    def close(self) -> None:
+        """Lets what is being written come to its end, whatever ended the run; says nothing to other
+        processes."""
+        self._pool.shutdown()
+
     def latest(self) -> Path | None:
         """The complete checkpoint of the highest step."""
         found = self._complete_steps()
