@@ -200,6 +200,7 @@ def _refuse(job: Job, data: StepData, sums: Counter[str], norm: float) -> None:
     execution = job.recipe.execution
     if execution.non_finite == "stop" or job.skipped > execution.non_finite_limit:
         shown = ", ".join(keys[:KEYS_SHOWN])
+        job.saves.wait()  # else the checkpoint being written would stay half done
         raise TrainingError(
             f"step {job.done + 1}: loss {sums['loss']}, gradient norm {norm}, {job.skipped} such steps. "
             f"Its records are in the log, first {shown}. Lower the learning rate, or look at them; the last "
