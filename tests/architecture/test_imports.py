@@ -46,7 +46,18 @@ ALLOWED = {
     ),
     "compat": frozenset({"api", "zoo", "checkpoints", "processing", "generation", "config", "errors"}),
     "recipes": frozenset(
-        {"training", "data", "adapt", "checkpoints", "processing", "models", "zoo", "config", "errors"}
+        {
+            "training",
+            "data",
+            "adapt",
+            "evaluation",
+            "checkpoints",
+            "processing",
+            "models",
+            "zoo",
+            "config",
+            "errors",
+        }
     ),
     "serving": frozenset({"api", "engine", "processing", "config", "errors"}),
     "integrations": frozenset({"api", "config", "errors"}),
