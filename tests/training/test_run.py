@@ -1,0 +1,464 @@
+"""Whole runs of the tiny golden model on a few records: what they read, learn, refuse and leave behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from internvl.adapt.lora import LoRA, adapters
+from internvl.checkpoints.adapters import load_adapters
+from internvl.checkpoints.load import load_model
+from internvl.data.meta import open_data
+from internvl.data.spec import BadSamples, Batching, DataSpec
+from internvl.errors import CheckpointError, InputError, TrainingError
+from internvl.models.vlm import VLM
+from internvl.training import recipe_file, report
+from internvl.training.build import build
+from internvl.training.recipe import (
+    AdamW,
+    Evaluation,
+    Execution,
+    ModelSpec,
+    NextToken,
+    Preference,
+    Recipe,
+    Saving,
+    Schedule,
+)
+from internvl.training.records import make_examples
+from internvl.training.reference import store
+from internvl.training.run import run
+from tests.conftest import GoldenFixtures
+from tests.invariants.training_worker import Ending, losses, write_records
+from tests.training.processes import run as run_processes
+
+LANGUAGE = r"llm\.layers\.\d+\.(attn|mlp)\..*"
+FROZEN = (".*", None)
+ADAPTERS = ((r".*\.lora_.*", AdamW(lr=5e-3)), FROZEN)
+WORKER = "tests.invariants.training_worker"
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the time of a short run; the report's own tests draw."""
+    monkeypatch.setattr(report, "_picture", lambda *_: "")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_records(tmp_path_factory.mktemp("records"))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty preferences, every second one about a picture."""
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = []
+    for index in range(20):
+        row = {
+            "question": f"What is {index}?",
+            "chosen": "a square " * (1 + index % 3),
+            "rejected": "nothing",
+        }
+        if index % 2:
+            row["image"] = f"{index}.png"
+            Image.new("RGB", (60, 60 + index), (index * 12, 90, 200)).save(folder / row["image"])
+        lines.append(json.dumps(row))
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def full(golden_dir: GoldenFixtures, data: Path) -> Recipe:
+    """Four steps of everything but the embeddings."""
+    return Recipe(
+        name="tiny",
+        model=ModelSpec(checkpoint=str(golden_dir / "internvl2_5_qwen2"), max_tiles=2),
+        data=DataSpec(meta=str(data), max_length=2048, batching=Batching(examples=4)),
+        params=((r"llm\.embed\..*", None), (".*", AdamW(lr=1e-3))),
+        schedule=Schedule(kind="constant"),
+        steps=4,
+        log_every=1,
+        saving=Saving(every=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def lora(full: Recipe) -> Recipe:
+    model = replace(full.model, adapters=((LANGUAGE, LoRA(rank=4, dropout=0.1)),))
+    return replace(full, model=model, params=ADAPTERS)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def base(recipe: Recipe) -> VLM:
+    model = load_model(recipe.model.checkpoint)
+    assert isinstance(model, VLM)
+    return model
+
+
+def state(out: Path) -> Mapping[str, Tensor]:
+    """All tensors of the last checkpoint."""
+    last = sorted((out / "checkpoints").glob("step-*"))[-1]
+    return {name: value for path in last.glob("*.safetensors") for name, value in load_file(path).items()}
+
+
+def trained(out: Path) -> dict[str, Tensor]:
+    return {name: value for name, value in state(out).items() if name.startswith("model")}
+
+
+def assert_close(one: Mapping[str, Tensor], other: Mapping[str, Tensor], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=0, atol=tolerance)
+
+
+def test_everything_is_trained_and_the_result_is_a_checkpoint(full: Recipe, tmp_path: Path) -> None:
+    recipe = replace(full, steps=8)
+    outcome = run(recipe, tmp_path)
+    assert (outcome.reason, outcome.step, outcome.result) == ("finished", 8, tmp_path / "model")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"recipe.json", "log.jsonl", "report.md", "checkpoints", "model"}
+    assert recipe_file.read(tmp_path / "recipe.json") == recipe
+    assert "finished" in (tmp_path / "report.md").read_text()
+    found = [loss for _, loss, _ in losses(tmp_path)]
+    assert len(found) == 8
+    assert found[-1] < 0.8 * found[0]
+    made, before = load_model(tmp_path / "model"), dict(base(recipe).named_parameters())
+    assert isinstance(made, VLM)
+    same = {name for name, value in made.named_parameters() if torch.equal(value, before[name])}
+    assert same == {"llm.embed.weight"}
+    kept = state(tmp_path)
+    for name, value in made.named_parameters():
+        if name != "llm.embed.weight":
+            assert torch.equal(kept[f"model/{name}"], value), name
+    again = run(
+        replace(recipe, model=replace(recipe.model, checkpoint=str(tmp_path / "model"))), tmp_path / "2"
+    )
+    assert losses(again.result.parent)[0][1] < found[0]  # type: ignore[union-attr]
+
+
+def test_adapters_and_the_projector_beside_them(lora: Recipe, tmp_path: Path) -> None:
+    recipe = replace(lora, params=((r"projector\..*", AdamW(lr=1e-3)), *ADAPTERS))
+    outcome = run(recipe, tmp_path)
+    assert outcome.result == tmp_path / "adapter"
+    assert {path.name for path in outcome.result.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    made = base(recipe)
+    loaded = load_adapters(made, outcome.result)
+    assert len(loaded.modules) == 3 * 4
+    assert set(loaded.replaced) == {f"projector.{name}" for name, _ in made.projector.named_parameters()}
+    kept = state(tmp_path)
+    parameters = dict(made.named_parameters())
+    names = [name for name in parameters if ".lora_" in name or name.startswith("projector.")]
+    assert set(trained(tmp_path)) == {f"model/{name}" for name in names}
+    for name in names:
+        torch.testing.assert_close(parameters[name], kept[f"model/{name}"])
+    assert all(module.lora_up.abs().max() > 0 for module in adapters(made).values())
+
+
+def test_int8_weights_are_trained_around(lora: Recipe, tmp_path: Path) -> None:
+    """QLoRA follows the adapters of the whole weights closely, and its file fits the whole model."""
+    plain = replace(lora, model=replace(lora.model, adapters=((LANGUAGE, LoRA(rank=4)),)))
+    quantised = replace(plain, model=replace(plain.model, int8=(r"llm\.layers\..*", r"vit\.layers\..*")))
+    run(plain, tmp_path / "plain")
+    outcome = run(quantised, tmp_path / "int8")
+    expected, found = (torch.tensor(losses(tmp_path / name))[:, 1] for name in ("plain", "int8"))
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0.03, atol=0)
+    assert found[-1] < found[0]
+    assert outcome.result is not None
+    assert len(load_adapters(base(lora), outcome.result).modules) == 12
+
+
+def test_int8_under_frozen_bfloat16_and_autocast(lora: Recipe, tmp_path: Path) -> None:
+    model = replace(lora.model, int8=(r"llm\.layers\..*",), frozen_dtype="bfloat16")
+    recipe = replace(lora, model=model, execution=Execution(autocast="bfloat16"))
+    run(lora, tmp_path / "wide")
+    run(recipe, tmp_path / "narrow")
+    assert {value.dtype for value in trained(tmp_path / "narrow").values()} == {torch.float32}
+    expected, found = (torch.tensor(losses(tmp_path / name))[:, 1] for name in ("wide", "narrow"))
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_kept_features_are_fresh_ones(
+    full: Recipe, tmp_path: Path, autocast: Literal["bfloat16"] | None
+) -> None:
+    """Losses, what is learnt and what is measured; the second time nothing is computed anew."""
+    recipe = replace(
+        full,
+        params=((r"vit\..*", None), (r"llm\..*", None), (".*", AdamW(lr=1e-3))),
+        evaluation=Evaluation(data=full.data, every=4, examples=5),
+        execution=Execution(autocast=autocast),
+    )
+    cached = replace(recipe, execution=replace(recipe.execution, cache_features=True))
+    run(recipe, tmp_path / "fresh")
+    run(cached, tmp_path / "kept")
+    tolerance = 1e-5 if autocast is None else 2e-2
+    expected, found = (torch.tensor(losses(tmp_path / name))[:, 1] for name in ("fresh", "kept"))
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
+    measured = [
+        [row["val_loss"] for row in rows(tmp_path / name) if "val_loss" in row] for name in ("fresh", "kept")
+    ]
+    assert measured[1] == pytest.approx(measured[0], rel=tolerance)
+    files = sorted((tmp_path / "kept" / "features").rglob("*.safetensors"))
+    assert files
+    if autocast is None:
+        assert_close(trained(tmp_path / "kept"), trained(tmp_path / "fresh"), 1e-5)
+
+
+def test_features_of_changing_pictures_or_towers_are_not_kept(full: Recipe, tmp_path: Path) -> None:
+    execution = Execution(cache_features=True)
+    with pytest.raises(TrainingError, match="tower that is trained"):
+        run(replace(full, execution=execution), tmp_path / "1")
+    meta = tmp_path / "meta.json"
+    source = Path(full.data.meta or "")
+    entry = {"root": str(source.parent), "annotation": str(source), "data_augment": True}
+    meta.write_text(json.dumps({"shaken": entry}))
+    recipe = replace(
+        full,
+        data=replace(full.data, meta=str(meta)),
+        params=((r"vit\..*", None), (".*", AdamW(lr=1e-3))),
+    )
+    with pytest.raises(TrainingError, match=r"augmented pictures cannot be kept \(shaken\)"):
+        run(replace(recipe, execution=execution), tmp_path / "2")
+    assert run(replace(recipe, steps=1), tmp_path / "3").reason == "finished"
+
+
+def test_resumed_with_adapters_dropout_and_measurements_is_the_same_run(lora: Recipe, tmp_path: Path) -> None:
+    evaluation = Evaluation(data=lora.data, every=2, examples=4)
+    recipe = replace(lora, steps=6, evaluation=evaluation, ema=0.5)
+    run(recipe, tmp_path / "whole")
+    with Ending(tmp_path / "parts", "ask", 3):
+        outcome = run(recipe, tmp_path / "parts")
+    assert (outcome.reason, outcome.step, outcome.result) == ("interrupted", 3, None)
+    with Ending(tmp_path / "parts", "ask", 4):  # a measurement is due
+        assert run(recipe, tmp_path / "parts", resume=True).reason == "interrupted"
+    assert run(recipe, tmp_path / "parts", resume=True).reason == "finished"
+    assert_same_runs(tmp_path / "parts", tmp_path / "whole")
+
+
+def assert_same_runs(out: Path, reference: Path) -> None:
+    """Bit for bit: losses, measurements, state, result."""
+    assert losses(out) == losses(reference)
+    measured = [[row for row in rows(folder) if "val_loss" in row] for folder in (out, reference)]
+    assert measured[0] == measured[1]
+    expected, found = state(reference), state(out)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    (file,) = reference.glob("adapter/*.safetensors")
+    before, after = load_file(file), load_file(out / "adapter" / file.name)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert (out / "checkpoints/best.json").read_text() == (reference / "checkpoints/best.json").read_text()
+
+
+def test_resumed_preferences_keep_their_mean(lora: Recipe, pairs: Path, tmp_path: Path) -> None:
+    recipe = preferring(lora, pairs, "adapters_off")
+    run(recipe, tmp_path / "whole")
+    with Ending(tmp_path / "parts", "ask", 3):
+        assert run(recipe, tmp_path / "parts").reason == "interrupted"
+    assert run(recipe, tmp_path / "parts", resume=True).reason == "finished"
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    deltas = [
+        [row["delta"] for row in rows(tmp_path / name) if "delta" in row] for name in ("parts", "whole")
+    ]
+    assert deltas[0] == deltas[1]
+    assert deltas[1][-1] != 0
+
+
+def preferring(recipe: Recipe, pairs: Path, reference: Literal["adapters_off", "stored", "copy"]) -> Recipe:
+    """Without dropout, so that the start is the reference."""
+    adapters = ((LANGUAGE, LoRA(rank=4)),)
+    return replace(
+        recipe,
+        model=replace(recipe.model, adapters=adapters),
+        data=replace(recipe.data, meta=str(pairs)),
+        objective=Preference(reference=reference, beta=1.0),
+    )
+
+
+def test_three_references_of_preferences_agree(lora: Recipe, pairs: Path, tmp_path: Path) -> None:
+    """Adapters off, a copy and stored numbers: the same losses, rewards and adapters."""
+    off = preferring(lora, pairs, "adapters_off")
+    copy = preferring(lora, pairs, "copy")
+    start = build(replace(off.model, adapters=()), 0)
+    (dataset,) = open_data(pairs)
+    kept = pairs.with_name("stored.jsonl")
+    assert store(start.model, make_examples(start, off.data), dataset, kept) == {}
+    stored = preferring(lora, kept, "stored")
+    found = {}
+    for name, recipe in (("off", off), ("copy", copy), ("stored", stored)):
+        run(recipe, tmp_path / name)
+        found[name] = [row for row in rows(tmp_path / name) if "sigmoid" in row]
+    first, *_, last = found["off"]
+    assert first["sigmoid"] == pytest.approx(0.6931, abs=1e-3)  # nothing is learnt yet
+    assert first["chosen_reward"] == pytest.approx(0.0, abs=1e-3)
+    assert last["sigmoid"] < 0.5
+    assert last["reward_accuracy"] > 0.5
+    for name in ("copy", "stored"):
+        for row, expected in zip(found[name], found["off"], strict=True):
+            for value in ("loss", "sigmoid", "bco", "chosen_loss", "chosen_reward", "delta"):
+                assert row[value] == pytest.approx(expected[value], rel=1e-3, abs=1e-4), (name, value)
+        assert_close(trained(tmp_path / name), trained(tmp_path / "off"), 1e-3)
+
+
+def test_a_copy_stays_what_the_start_was_when_the_run_goes_on(
+    full: Recipe, pairs: Path, tmp_path: Path
+) -> None:
+    recipe = replace(
+        full,
+        data=replace(full.data, meta=str(pairs)),
+        params=((r"llm\.embed\..*", None), (".*", AdamW(lr=1e-4))),
+        objective=Preference(reference="copy", beta=1.0),
+    )
+    run(recipe, tmp_path / "whole")
+    with Ending(tmp_path / "parts", "ask", 2):
+        run(recipe, tmp_path / "parts")
+    run(recipe, tmp_path / "parts", resume=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    rewards = [row["chosen_reward"] for row in rows(tmp_path / "whole") if "chosen_reward" in row]
+    assert rewards[0] == pytest.approx(0.0, abs=1e-4)
+    assert rewards[-1] > 0.01
+
+
+def test_a_sharded_copy_is_measured_by_unequal_shares(full: Recipe, pairs: Path, tmp_path: Path) -> None:
+    """Seventeen held-out pairs in eights are two batches for one process and one for the other."""
+    recipe = replace(
+        full,
+        steps=2,
+        data=replace(full.data, meta=str(pairs)),
+        params=((r"llm\.embed\..*", None), (".*", AdamW(lr=1e-4))),
+        objective=Preference(reference="copy"),
+        evaluation=Evaluation(data=replace(full.data, meta=str(pairs)), every=1, examples=17),
+    )
+    run(recipe, tmp_path / "one")
+    sharded = replace(recipe, execution=Execution(parallel="fsdp"))
+    recipe_file.write(tmp_path / "recipe.json", sharded)
+    run_processes(2, WORKER, tmp_path / "recipe.json", tmp_path / "two")
+    for name in ("loss", "val_loss"):
+        expected, found = (
+            [row[name] for row in rows(tmp_path / folder) if name in row] for folder in ("one", "two")
+        )
+        assert len(expected) == 2
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_adapters_off_is_no_reference_where_more_is_trained(
+    lora: Recipe, pairs: Path, tmp_path: Path
+) -> None:
+    recipe = preferring(lora, pairs, "adapters_off")
+    recipe = replace(recipe, params=((r"projector\..*", AdamW(lr=1e-3)), *ADAPTERS))
+    with pytest.raises(TrainingError, match=r"adapters_off, but projector\..* is trained too"):
+        run(recipe, tmp_path)
+
+
+def test_packs(full: Recipe, tmp_path: Path) -> None:
+    """Two packs a step hold what fits; the loss of a step is that of its records laid one by one."""
+    packs = replace(full.data, batching=Batching(packs=2, max_tokens=300, max_tiles=6))
+    recipe = replace(full, data=packs, objective=NextToken(reduction="square"))
+    run(recipe, tmp_path / "packs")
+    made = [row for row in rows(tmp_path / "packs") if "position" in row]
+    assert [row["step"] for row in made] == [1, 2, 3, 4]
+    ends = [row["position"] for row in made]
+    taken = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    assert all(count >= 2 for count in taken)
+    assert len(set(taken)) > 1
+    one = replace(recipe, steps=1, data=replace(full.data, batching=Batching(examples=int(taken[0]))))
+    run(one, tmp_path / "one")
+    assert losses(tmp_path / "one")[0][1] == pytest.approx(losses(tmp_path / "packs")[0][1], rel=1e-5)
+
+
+def test_packs_of_epochs_have_no_length(full: Recipe, tmp_path: Path) -> None:
+    packs = replace(full.data, batching=Batching(packs=2))
+    with pytest.raises(TrainingError, match="packed data needs `steps`"):
+        run(replace(full, data=packs, steps=None, epochs=1), tmp_path)
+
+
+def test_epochs_are_counted_in_records(full: Recipe, tmp_path: Path) -> None:
+    outcome = run(replace(full, steps=None, epochs=0.5), tmp_path)
+    assert outcome.step == 3  # half of twenty records in fours
+    assert rows(tmp_path)[2]["position"] == 12
+
+
+def test_averaged_weights_are_what_is_exported(full: Recipe, tmp_path: Path) -> None:
+    run(replace(full, ema=0.5), tmp_path)
+    made, kept = load_model(tmp_path / "model"), state(tmp_path)
+    name = "llm.layers.0.mlp.down.weight"
+    assert torch.equal(made.get_parameter(name), kept[f"ema/{name}"])
+    assert not torch.equal(made.get_parameter(name), kept[f"model/{name}"])
+
+
+def test_a_folder_belongs_to_one_run(full: Recipe, tmp_path: Path) -> None:
+    run(replace(full, steps=1), tmp_path)
+    with pytest.raises(TrainingError, match=r"holds a run already: continue it with --resume"):
+        run(replace(full, steps=1), tmp_path)
+    other = replace(full, steps=1, params=((".*", AdamW(lr=5e-4)),))
+    with pytest.raises(TrainingError, match="was started with params"):
+        run(other, tmp_path, resume=True)
+    with pytest.raises(TrainingError, match="was started with steps = 1, now it is 2"):
+        run(replace(full, steps=2), tmp_path, resume=True)
+
+
+def test_what_decides_nothing_may_change(full: Recipe, tmp_path: Path) -> None:
+    with Ending(tmp_path, "ask", 2):
+        run(full, tmp_path)
+    changed = replace(full, saving=Saving(every=1, keep=1), log_every=2, execution=Execution(accumulate=2))
+    assert run(changed, tmp_path, resume=True).reason == "finished"
+    assert recipe_file.read(tmp_path / "recipe.json") == changed
+    events = [row["event"] for row in rows(tmp_path) if "event" in row]
+    assert events == ["interrupted", "resumed", "finished"]
+
+
+def test_patience_ends_a_run_with_its_result(full: Recipe, tmp_path: Path) -> None:
+    """A rate that leads away from any answer."""
+    recipe = replace(
+        full,
+        params=((".*", AdamW(lr=1.0)),),
+        evaluation=Evaluation(data=full.data, every=1, examples=4, patience=1),
+    )
+    outcome = run(recipe, tmp_path)
+    assert outcome.reason == "no better"
+    assert outcome.step < 4
+    assert outcome.result is not None
+    assert (outcome.result / "config.json").is_file()
+
+
+def test_broken_records_are_written_down(full: Recipe, tmp_path: Path) -> None:
+    source = Path(full.data.meta or "")
+    lines = source.read_text().splitlines()
+    broken = [*lines[:6], '{"image": "gone.png", "caption": "x"}', "no json"]
+    path = source.with_name("broken.jsonl")
+    path.write_text("\n".join(broken) + "\n")
+    spec = replace(full.data, meta=str(path), bad_samples=BadSamples(limit=1.0))
+    recipe = replace(full, data=spec, evaluation=Evaluation(data=spec, every=4))
+    assert run(recipe, tmp_path).reason == "finished"
+    bad = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
+    assert {row["key"] for row in bad} == {"broken:6", "broken:7"}
+    assert "Bad samples" in (tmp_path / "report.md").read_text()
+    stopping = replace(recipe, data=replace(spec, bad_samples=BadSamples(policy="stop")))
+    with pytest.raises(TrainingError, match=r"broken:[67] .* cannot be used"):
+        run(stopping, tmp_path / "stop")
+
+
+def test_what_cannot_start_says_so(full: Recipe, lora: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the recipe names no data"):
+        run(replace(full, data=DataSpec()), tmp_path / "1")
+    with pytest.raises(InputError, match="gone"):
+        run(replace(full, data=DataSpec(meta=str(tmp_path / "gone.jsonl"))), tmp_path / "2")
+    with pytest.raises(CheckpointError, match="trained in part"):
+        run(replace(lora, params=((".*", AdamW(lr=1e-3)),)), tmp_path / "3")
