@@ -9,16 +9,9 @@ from typing import Any
 
 import torch
 
-from internvl.data.example import Branch, Example
+from internvl.data.example import Branch, Example, Size
 from internvl.data.meta import DataSet
 from internvl.errors import ImageError, InputError
-
-
-@dataclass(frozen=True)
-class Size:
-    tokens: int
-    tiles: int = 0
-    trained: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class FakeExamples:
     def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Size:
         if row["fault"] == "measure":
             raise InputError("two marks, one picture")
-        return Size(row["tokens"], row["tiles"])
+        return Size(row["tokens"], row["tiles"], trained=1)
 
     def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str) -> Example:
         if row["fault"] == "decode":

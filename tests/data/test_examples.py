@@ -18,7 +18,7 @@ from PIL import Image
 from internvl.config import ChatConfig, ProjectorConfig, TextConfig, TilingConfig, VisionConfig
 from internvl.data.batch import pack
 from internvl.data.example import Example
-from internvl.data.examples import Examples, Size
+from internvl.data.examples import Examples
 from internvl.data.meta import DataSet
 from internvl.data.questions import CAPTION_QUESTIONS
 from internvl.errors import ImageError, InputError, VideoError
@@ -78,7 +78,7 @@ def check_measure(examples: Examples, row: Mapping[str, Any], data: DataSet, see
     """The example, after its size was found the same without decoding."""
     example = examples.example(row, data, seed=seed)
     size = examples.measure(row, data, seed=seed)
-    assert size == Size(example.num_tokens, example.num_tiles, example.num_trained)
+    assert size == example.size
     return example
 
 
@@ -91,7 +91,7 @@ def test_one_picture(processor: Processor, examples: Examples, data: DataSet) ->
         "<|im_end|>\n<|im_start|>assistant\n"
     )
     assert rows == [("A panda.<|im_end|>\n", "A panda.<|im_end|>")]
-    assert example.num_tiles == len(example.slots) == 3
+    assert example.size.tiles == len(example.slots) == 3
     context = processor.tokenizer.token_id("<IMG_CONTEXT>")
     assert [example.prefix[slot] for slot in example.slots] == [context] * 3
     assert len(example.image_keys) == 1
@@ -100,7 +100,7 @@ def test_one_picture(processor: Processor, examples: Examples, data: DataSet) ->
 def test_text_has_no_tiles(examples: Examples, data: DataSet) -> None:
     example = check_measure(examples, {"conversations": [HUMAN, GPT]}, data, 0)
     assert example.tiles_N3HW is None
-    assert (example.slots, example.image_keys, example.num_tiles) == ((), (), 0)
+    assert (example.slots, example.image_keys, example.size.tiles) == ((), (), 0)
 
 
 def test_pictures_after_the_first_answer_are_in_the_branch(examples: Examples, data: DataSet) -> None:
@@ -121,9 +121,9 @@ def test_pictures_after_the_first_answer_are_in_the_branch(examples: Examples, d
 def test_pictures_share_the_tile_limit(processor: Processor, data: DataSet) -> None:
     row = {"image": ["a.png", "a.png"], "question": "<image><image>?", "answer": "No."}
     examples = Examples(processor, max_length=2048)
-    assert check_measure(examples, row, replace(data, max_tiles=2), 0).num_tiles == 2
-    assert check_measure(examples, row, replace(data, max_tiles=4), 0).num_tiles == 6
-    assert check_measure(examples, row, data, 0).num_tiles == 6
+    assert check_measure(examples, row, replace(data, max_tiles=2), 0).size.tiles == 2
+    assert check_measure(examples, row, replace(data, max_tiles=4), 0).size.tiles == 6
+    assert check_measure(examples, row, data, 0).size.tiles == 6
 
 
 def test_answers_to_one_picture_are_branches(processor: Processor, examples: Examples, data: DataSet) -> None:
@@ -132,7 +132,7 @@ def test_answers_to_one_picture_are_branches(processor: Processor, examples: Exa
     prefix, rows = texts(processor, example)
     assert prefix.endswith("What?<|im_end|>\n<|im_start|>assistant\n")
     assert [learnt for _, learnt in rows] == ["A dog.<|im_end|>", "A dog runs.<|im_end|>", "Snow.<|im_end|>"]
-    assert example.num_tiles == 3
+    assert example.size.tiles == 3
     for answer, branch in zip(row["answers"], example.branches, strict=True):
         alone = examples.example({**row, "answers": [answer]}, data, seed=0)
         assert alone.prefix + alone.branches[0].ids == example.prefix + branch.ids
@@ -184,7 +184,7 @@ def test_preference_has_two_branches_with_their_references(processor: Processor,
         assert [branch.reference for branch in example.branches] == [-1.0, -2.5]
         _, rows = texts(processor, example)
         assert [learnt for _, learnt in rows] == ["A dog.<|im_end|>", "A cat.<|im_end|>"]
-        assert example.num_tiles == 3
+        assert example.size.tiles == 3
 
 
 def test_the_seed_draws_questions_and_nothing_else_does(processor: Processor, data: DataSet) -> None:
@@ -212,7 +212,7 @@ def test_text_is_learnt_whole_but_for_pictures(
     assert prefix + text == "See <img><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT></img> here"
     assert learnt.endswith(" here")
     assert "<" not in learnt
-    assert example.num_tiles == 3
+    assert example.size.tiles == 3
 
 
 def test_tokens_of_the_template_in_data_are_text(
@@ -237,8 +237,8 @@ def test_video(processor: Processor, examples: Examples, data: DataSet) -> None:
     prefix, _ = texts(processor, example)
     assert "user\nFrame-1: <img><IMG_CONTEXT></img>\nFrame-2: <img>" in prefix
     assert "</img>\nWhat?<|im_end|>" in prefix
-    assert 8 <= example.num_tiles <= 32
-    assert prefix.count("Frame-") == example.num_tiles == len(example.image_keys)
+    assert 8 <= example.size.tiles <= 32
+    assert prefix.count("Frame-") == example.size.tiles == len(example.image_keys)
     assert len({check_measure(examples, row, data, seed).image_keys for seed in range(5)}) > 1
 
 
@@ -251,7 +251,7 @@ def test_messages(processor: Processor, examples: Examples, data: DataSet) -> No
     row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Both."}]}
     example = check_measure(examples, row, data, 0)
     prefix, rows = texts(processor, example)
-    assert example.num_tiles == 4
+    assert example.size.tiles == 4
     assert "<img><IMG_CONTEXT></img>\nFrame-1: <img>" in prefix
     assert rows[0][1] == "Both.<|im_end|>"
 

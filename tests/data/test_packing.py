@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from internvl.data.example import Size
 from internvl.data.packing import check_fits, check_parts, cost, fill_packs, share_out, share_packs
 from internvl.data.spec import Batching
 from internvl.errors import InputError, TrainingError
-
-
-@dataclass(frozen=True)
-class Size:
-    tokens: int
-    tiles: int = 0
-
 
 LIMITS = {"max_tokens": 100, "max_tiles": 12}
 SIZES = st.lists(st.builds(Size, st.integers(1, 100), st.integers(0, 12)), min_size=1, max_size=60)

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from internvl.data.example import Size
 from internvl.data.mixture import Mixture
-from internvl.data.places import Place, Places, Room
+from internvl.data.places import Place, Places
 from internvl.data.spec import BadSamples, Batching, DataSpec
 from internvl.errors import ImageError
 from tests.data.fakes import FakeExamples, data_set
 
 SPEC = DataSpec(batching=Batching(packs=1, max_tokens=100, max_tiles=4))
-EVERYTHING = Room(tokens=100, tiles=4)
+EVERYTHING = Size(tokens=100, tiles=4)
 
 
 def make_places(*rows: tuple[int, int, str], spec: DataSpec = SPEC, seed: int = 0) -> Places:
@@ -74,16 +75,16 @@ def test_a_substitute_fits_and_can_be_made() -> None:
     place = at_row(places, 0)
     with pytest.raises(ImageError):
         places.make(place)
-    found, example, bad = places.substitute(place, Room(tokens=50, tiles=2))
+    found, example, bad = places.substitute(place, Size(tokens=50, tiles=2))
     assert found is not None
     assert example is not None
-    assert (found.pick.row, example.key, example.num_tokens) == (4, "rows:4", 7)
+    assert (found.pick.row, example.key, example.size.tokens) == (4, "rows:4", 7)
     assert {one.key for one in bad} <= {"rows:3"}
     assert found.position == place.position
 
 
 def test_nothing_fits() -> None:
     places = make_places((5, 1, "decode"), (90, 1, ""))
-    assert places.substitute(at_row(places, 0), Room(tokens=50, tiles=4)) == (None, None, [])
+    assert places.substitute(at_row(places, 0), Size(tokens=50, tiles=4)) == (None, None, [])
     found, _, _ = places.substitute(at_row(places, 0), EVERYTHING)
     assert found is not None

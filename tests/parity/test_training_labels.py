@@ -110,7 +110,7 @@ def test_what_the_reference_cuts_or_rejects_is_a_bad_sample(golden_dir: GoldenFi
             with pytest.raises(InputError, match="the limit is"):
                 examples.example(rows[sample["id"]], data, seed=0)
         else:
-            assert examples.example(rows[sample["id"]], data, seed=0).num_tokens <= examples.max_length
+            assert examples.example(rows[sample["id"]], data, seed=0).size.tokens <= examples.max_length
     assert num_rejected == sum("error" in sample["padded"] for sample in expected["samples"])
     truncated = expected["truncated"]
     with pytest.raises(InputError, match=f"the limit is {truncated['max_length']}"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from internvl.adapt.lora import LoRA, add_adapters
 from internvl.config import ChatConfig, ProjectorConfig, TextConfig, TilingConfig, VisionConfig
 from internvl.data.batch import Batch, pack
-from internvl.data.example import Branch, Example
+from internvl.data.example import Branch, Example, Size
 from internvl.data.spec import Batching, DataSpec
 from internvl.models.vlm import VLM
 from internvl.training.estimate import describe, duration, estimate, measure_rate, parameter_groups
@@ -29,13 +29,6 @@ PROJECTOR: tuple[Rule, ...] = ((r"projector\..*", TRAINED), (".*", None))
 LANGUAGE: tuple[Rule, ...] = ((r"vit\..*", None), (".*", TRAINED))
 ADAPTERS: tuple[Rule, ...] = ((r".*\.lora_.*", TRAINED), (".*", None))
 NOTHING_BEFORE: tuple[Rule, ...] = ((r"llm\.layers\.1\..*", TRAINED), (".*", None))
-
-
-@dataclass(frozen=True)
-class Size:
-    tokens: int
-    tiles: int
-    trained: int
 
 
 def make_model(rules: Sequence[Rule]) -> VLM:

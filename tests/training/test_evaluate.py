@@ -131,7 +131,7 @@ def loss_of(model: VLM, one: Example) -> tuple[float, int]:
     total, count = 0.0, 0
     for branch in one.branches:
         ids = [*one.prefix, *branch.ids]
-        logits_TV = model.llm.logits(hidden(model, ids, one.num_tiles > 0))
+        logits_TV = model.llm.logits(hidden(model, ids, one.size.tiles > 0))
         for place, is_trained in enumerate(branch.trained, start=len(one.prefix)):
             if is_trained:
                 total += float(cross_entropy(logits_TV[place - 1], torch.tensor(ids[place])))

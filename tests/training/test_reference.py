@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from internvl.adapt.lora import LoRA, add_adapters
-from internvl.data.example import Example
+from internvl.data.example import Example, Size
 from internvl.data.meta import DataSet
-from internvl.data.places import Measured
 from internvl.data.sources import open_source
 from internvl.errors import ImageError, TrainingError
 from internvl.models.layers import DropPath
@@ -60,7 +59,7 @@ def test_a_copy_does_not_follow_the_model(model: VLM) -> None:
 class Maker:
     """Examples of rows that name one."""
 
-    def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Measured:
+    def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Size:
         raise NotImplementedError
 
     def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str) -> Example:

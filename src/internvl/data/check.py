@@ -1,6 +1,6 @@
 """Data looked at before a run: every record in use read, measured and decoded; what is broken is listed.
 
-Counts tokens, tiles and trained tokens, and how many steps an epoch makes. Knows no model but what makes the
+Size tokens, tiles and trained tokens, and how many steps an epoch makes. Knows no model but what makes the
 examples, and trains nothing.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
 
 from internvl.data.bad_samples import BROKEN, BadSample, key_of
+from internvl.data.example import Size
 from internvl.data.meta import DataSet
 from internvl.data.mixture import Mixture
 from internvl.data.packing import check_fits, fill_packs
@@ -34,14 +34,6 @@ BOUNDS: tuple[int, ...] = (0, *(2**power for power in range(31)))
 
 Progress = Callable[[str, float, float | None], None]
 """A data set's name, its rows looked at, its rows in use."""
-
-
-class Counts(NamedTuple):
-    """Of one record that can be used."""
-
-    tokens: int
-    tiles: int
-    trained: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +90,7 @@ class Report:
     sets: tuple[SetReport, ...]
     bad: tuple[BadSample, ...]
     epoch: Epoch | None
-    sample: tuple[Counts, ...] = ()
+    sample: tuple[Size, ...] = ()
 
     @property
     def is_good(self) -> bool:
@@ -143,7 +135,7 @@ def check(
     return Report(sets=sets, bad=tuple(bad), epoch=epoch, sample=tuple(sizes[:SAMPLE]))
 
 
-def _look(dataset: DataSet, number: int, examples: Maker, spec: DataSpec, decode: bool) -> Counts | BadSample:
+def _look(dataset: DataSet, number: int, examples: Maker, spec: DataSpec, decode: bool) -> Size | BadSample:
     try:
         row = dataset.source.row(number)
         size = examples.measure(row, dataset, seed=0)
@@ -152,25 +144,25 @@ def _look(dataset: DataSet, number: int, examples: Maker, spec: DataSpec, decode
             examples.example(row, dataset, seed=0, key=key_of(dataset, number))
     except BROKEN as error:
         return BadSample.of(dataset, number, number, error)
-    return Counts(size.tokens, size.tiles, size.trained)
+    return size
 
 
 class _Table:
-    """Counts by row, 12 bytes each; -1 for a broken row."""
+    """Size by row, 12 bytes each; -1 for a broken row."""
 
     def __init__(self, num_rows: int) -> None:
-        self.columns = tuple(array("i", [-1]) * num_rows for _ in Counts._fields)
+        self.columns = tuple(array("i", [-1]) * num_rows for _ in Size._fields)
 
-    def put(self, row: int, counts: Counts) -> None:
+    def put(self, row: int, counts: Size) -> None:
         for column, count in zip(self.columns, counts, strict=True):
             column[row] = count
 
-    def get(self, row: int) -> Counts | None:
-        counts = Counts(*(column[row] for column in self.columns))
+    def get(self, row: int) -> Size | None:
+        counts = Size(*(column[row] for column in self.columns))
         return None if counts.tokens < 0 else counts
 
     def spread(self, name: str) -> Spread:
-        values = sorted(value for value in self.columns[Counts._fields.index(name)] if value >= 0)
+        values = sorted(value for value in self.columns[Size._fields.index(name)] if value >= 0)
         if not values:
             return Spread(least=0, median=0, p95=0, most=0, total=0, histogram=())
         counts = Counter(BOUNDS[bisect_left(BOUNDS, value)] for value in values)
@@ -197,13 +189,13 @@ def _summarise(dataset: DataSet, table: _Table, bad: Sequence[BadSample]) -> Set
     )
 
 
-def _first_sizes(mixture: Mixture, tables: Sequence[_Table]) -> list[Counts]:
+def _first_sizes(mixture: Mixture, tables: Sequence[_Table]) -> list[Size]:
     """Of the usable ones among the first records of an epoch."""
     picks = (mixture.pick(position) for position in range(min(len(mixture), PLANNED)))
     return [size for pick in picks if (size := tables[pick.dataset].get(pick.row)) is not None]
 
 
-def _epoch(mixture: Mixture, sizes: Sequence[Counts], spec: DataSpec, rate: float) -> Epoch:
+def _epoch(mixture: Mixture, sizes: Sequence[Size], spec: DataSpec, rate: float) -> Epoch:
     """From the first records of an epoch, scaled to all of it."""
     num_steps, rest = 0, sizes
     while rest:

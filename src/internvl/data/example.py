@@ -7,11 +7,25 @@ picture is encoded and read once. Knows token ids and tiles; no template, no fil
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from internvl.errors import InputError
+
+
+class Size(NamedTuple):
+    """What a record takes: tokens of its prefix and all its branches, tiles, tokens that are trained on."""
+
+    tokens: int
+    tiles: int = 0
+    trained: int = 0
+
+    def fits(self, room: Size) -> bool:
+        """Whether there is room for its tokens and its tiles."""
+        return self.tokens <= room.tokens and self.tiles <= room.tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +59,15 @@ class Example:
             raise InputError(f"{self.key}: an example needs a prefix and at least one branch")
 
     @property
-    def num_tokens(self) -> int:
-        return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
+    def size(self) -> Size:
+        num_tiles = 0 if self.tiles_N3HW is None else len(self.tiles_N3HW)
+        return size_of(self.prefix, self.branches, num_tiles)
 
-    @property
-    def num_tiles(self) -> int:
-        return 0 if self.tiles_N3HW is None else len(self.tiles_N3HW)
 
-    @property
-    def num_trained(self) -> int:
-        return sum(sum(branch.trained) for branch in self.branches)
+def size_of(prefix: Sequence[int], branches: Sequence[Branch], num_tiles: int) -> Size:
+    """The size of an example of these parts."""
+    return Size(
+        tokens=len(prefix) + sum(len(branch.ids) for branch in branches),
+        tiles=num_tiles,
+        trained=sum(sum(branch.trained) for branch in branches),
+    )

@@ -17,7 +17,7 @@ import torch
 
 from internvl.config import IMG_END, IMG_START, TilingConfig
 from internvl.data.asking import Question, find_questions
-from internvl.data.example import Branch, Example
+from internvl.data.example import Branch, Example, Size, size_of
 from internvl.data.media import ONE_TILE
 from internvl.data.meta import DataSet
 from internvl.data.pictures import PictureReader, cut_tiles, share_tiles
@@ -30,15 +30,6 @@ from internvl.processing.processor import Processor, Tokens
 
 RAW = "plain"
 """The template without any words of its own, for text that is learnt whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Tokens of the prefix and all branches, tiles, and tokens that are trained on."""
-
-    tokens: int
-    tiles: int
-    trained: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +85,7 @@ class Examples:
         Raises InputError for a bad sample.
         """
         plan = self._plan(row, dataset, seed)
-        return Size(
-            tokens=len(plan.prefix) + sum(len(branch.ids) for branch in plan.branches),
-            tiles=sum(plan.tile_counts),
-            trained=sum(sum(branch.trained) for branch in plan.branches),
-        )
+        return size_of(plan.prefix, plan.branches, sum(plan.tile_counts))
 
     def example(
         self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str | None = None

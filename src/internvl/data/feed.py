@@ -15,11 +15,11 @@ from itertools import count
 
 from internvl.data.bad_samples import BROKEN, BadSample, BadSamplesLog
 from internvl.data.batch import Batch, pack
-from internvl.data.example import Example
+from internvl.data.example import Example, Size
 from internvl.data.grouping import Order
 from internvl.data.mixture import Mixture
-from internvl.data.packing import Packs, Sized, check_parts, fill_packs, share_packs
-from internvl.data.places import Maker, Place, Places, Room
+from internvl.data.packing import Packs, check_parts, fill_packs, room_left, share_packs
+from internvl.data.places import Maker, Place, Places
 from internvl.data.spec import DataSpec
 from internvl.errors import InputError, TrainingError
 
@@ -155,7 +155,7 @@ class Feed:
             bad=tuple(bad for _, place in seen for bad in place.bad),
         )
 
-    def _sizes(self, first: int, seen: list[tuple[int, Place]]) -> Iterator[Sized]:
+    def _sizes(self, first: int, seen: list[tuple[int, Place]]) -> Iterator[Size]:
         """Sizes of usable records from `first` on; every place looked at is put into `seen`."""
         num_empty = 0
         for index in count(first):
@@ -198,16 +198,9 @@ class Feed:
                 bad.append(self._places.bad(place, error))
             sizes[number] = None
             if self.spec.bad_samples.policy == "replace":
-                found, example, more = self._places.substitute(place, self._room(sizes))
+                room = room_left((size for size in sizes if size is not None), self.spec.batching)
+                found, example, more = self._places.substitute(place, room)
                 bad += more
                 if found is not None and example is not None:
                     sizes[number] = found.size
                     yield place.position, example
-
-    def _room(self, sizes: Sequence[Sized | None]) -> Room:
-        batching = self.spec.batching
-        taken = [size for size in sizes if size is not None]
-        return Room(
-            tokens=batching.max_tokens - sum(size.tokens for size in taken),
-            tiles=batching.max_tiles - sum(size.tiles for size in taken),
-        )

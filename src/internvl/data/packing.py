@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from math import ceil
-from typing import Protocol
 
+from internvl.data.example import Size
 from internvl.data.spec import Batching
 from internvl.errors import InputError, TrainingError
 
@@ -19,17 +19,7 @@ Packs = tuple[tuple[int, ...], ...]
 """Records by number, pack by pack."""
 
 
-class Sized(Protocol):
-    """What planning needs to know of a record."""
-
-    @property
-    def tokens(self) -> int: ...
-
-    @property
-    def tiles(self) -> int: ...
-
-
-def check_fits(size: Sized, batching: Batching) -> None:
+def check_fits(size: Size, batching: Batching) -> None:
     """Raises InputError for a record over the limits of every pack."""
     if size.tokens > batching.max_tokens:
         raise InputError(f"{size.tokens} tokens, a pack holds {batching.max_tokens} (batching.max_tokens)")
@@ -50,12 +40,21 @@ def check_parts(batching: Batching, parts: int) -> None:
         )
 
 
-def cost(size: Sized, batching: Batching) -> float:
+def room_left(sizes: Iterable[Size], batching: Batching) -> Size:
+    """What a pack that holds records of these sizes can still take."""
+    taken = list(sizes)
+    return Size(
+        tokens=batching.max_tokens - sum(size.tokens for size in taken),
+        tiles=batching.max_tiles - sum(size.tiles for size in taken),
+    )
+
+
+def cost(size: Size, batching: Batching) -> float:
     """How much work a record is: its shares of a pack's tokens and tiles, added."""
     return size.tokens / batching.max_tokens + size.tiles / batching.max_tiles
 
 
-def fill_packs(sizes: Iterable[Sized], batching: Batching) -> Packs:
+def fill_packs(sizes: Iterable[Size], batching: Batching) -> Packs:
     """The packs of one step: the first records of `sizes`, each used once.
 
     By number of examples, every record is a pack of its own. By number of packs, a record goes into the first
@@ -65,10 +64,10 @@ def fill_packs(sizes: Iterable[Sized], batching: Batching) -> Packs:
     """
     if batching.examples is not None:
         return tuple((number,) for number, _ in enumerate(islice(sizes, batching.examples)))
-    taken: list[Sized] = []
+    taken: list[Size] = []
     first = [_Pack(batching) for _ in range(batching.packs or 0)]
     for size in sizes:
-        room = next((pack for pack in first if pack.has_room(size)), None)
+        room = next((pack for pack in first if size.fits(pack.room)), None)
         if room is None:
             break
         room.add(len(taken), size)
@@ -77,11 +76,11 @@ def fill_packs(sizes: Iterable[Sized], batching: Batching) -> Packs:
     return tuple(tuple(sorted(pack.numbers)) for pack in packs if pack.numbers)
 
 
-def _even(sizes: Sequence[Sized], batching: Batching) -> list[_Pack] | None:
+def _even(sizes: Sequence[Size], batching: Batching) -> list[_Pack] | None:
     """Largest records first, each into the pack with least work that has room; None where one has none."""
     packs = [_Pack(batching) for _ in range(batching.packs or 0)]
     for number in _largest_first([cost(size, batching) for size in sizes]):
-        open_packs = [pack for pack in packs if pack.has_room(sizes[number])]
+        open_packs = [pack for pack in packs if sizes[number].fits(pack.room)]
         if not open_packs:
             return None
         min(open_packs, key=lambda pack: pack.cost).add(number, sizes[number])
@@ -104,7 +103,7 @@ def share_out(costs: Sequence[float], parts: int, *, most: int | None = None) ->
     return tuple(tuple(sorted(numbers[part])) for part in _largest_first(work))
 
 
-def share_packs(packs: Packs, sizes: Sequence[Sized], batching: Batching, parts: int) -> Packs:
+def share_packs(packs: Packs, sizes: Sequence[Size], batching: Batching, parts: int) -> Packs:
     """Packs by number for each part. Records that are packs of their own are shared by work alone; packs to
     equal numbers too, since each may need as much memory as the limits allow."""
     costs = [sum(cost(sizes[record], batching) for record in pack) for pack in packs]
@@ -116,22 +115,15 @@ def _largest_first(costs: Sequence[float]) -> list[int]:
 
 
 class _Pack:
-    """Records by number, and what they take."""
+    """Records by number, their work, and the room that they leave."""
 
     def __init__(self, batching: Batching) -> None:
         self.batching = batching
         self.numbers: list[int] = []
-        self.tokens = self.tiles = 0
+        self.room = room_left((), batching)
         self.cost = 0.0
 
-    def has_room(self, size: Sized) -> bool:
-        batching = self.batching
-        return (
-            self.tokens + size.tokens <= batching.max_tokens and self.tiles + size.tiles <= batching.max_tiles
-        )
-
-    def add(self, number: int, size: Sized) -> None:
+    def add(self, number: int, size: Size) -> None:
         self.numbers.append(number)
-        self.tokens += size.tokens
-        self.tiles += size.tiles
+        self.room = Size(self.room.tokens - size.tokens, self.room.tiles - size.tiles)
         self.cost += cost(size, self.batching)

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from internvl.data.asking import Question
 from internvl.data.bad_samples import BROKEN, BadSample, key_of
-from internvl.data.example import Example
+from internvl.data.example import Example, Size
 from internvl.data.meta import DataSet
 from internvl.data.mixture import Mixture, Pick
-from internvl.data.packing import Sized, check_fits
+from internvl.data.packing import check_fits
 from internvl.data.spec import DataSpec
 from internvl.errors import InputError
 
@@ -25,34 +25,16 @@ ATTEMPTS = 50
 """Records of the same data set, then records that follow, that are tried in place of a broken one."""
 
 
-class Measured(Sized, Protocol):
-    """`trained`: the tokens that are learnt."""
-
-    @property
-    def trained(self) -> int: ...
-
-
 class Maker(Protocol):
     """Makes examples of rows (`data.examples.Examples`). All raise one of `BROKEN` for a bad record."""
 
-    def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Measured:
+    def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Size:
         """The size of `example` with the same seed, without decoding pictures."""
 
     def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str) -> Example: ...
 
     def ask(self, row: Mapping[str, Any], dataset: DataSet) -> tuple[Question, ...]:
         """The questions of a row, as chat is asked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """What a pack can still take."""
-
-    tokens: int
-    tiles: int
-
-    def holds(self, size: Sized) -> bool:
-        return size.tokens <= self.tokens and size.tiles <= self.tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +45,7 @@ class Place:
     position: int
     attempt: int
     pick: Pick
-    size: Sized | None
+    size: Size | None
     bad: tuple[BadSample, ...] = ()
 
 
@@ -96,7 +78,7 @@ class Places:
         text = f"{self.seed} {place.position} {place.attempt}".encode()
         return int.from_bytes(blake2b(text, digest_size=7).digest())
 
-    def substitute(self, place: Place, room: Room) -> tuple[Place | None, Example | None, list[BadSample]]:
+    def substitute(self, place: Place, room: Size) -> tuple[Place | None, Example | None, list[BadSample]]:
         """The next candidate for a place that fits `room` and can be made, and the broken ones before it."""
         bad: list[BadSample] = []
         current: Place | None = place
@@ -114,14 +96,14 @@ class Places:
         dataset = self.mixture.datasets[place.pick.dataset]
         return BadSample.of(dataset, place.pick.row, place.position, error)
 
-    def _replacement(self, place: Place, room: Room | None) -> tuple[Place | None, list[BadSample]]:
+    def _replacement(self, place: Place, room: Size | None) -> tuple[Place | None, list[BadSample]]:
         """The first usable candidate after the one of `place`."""
         bad: list[BadSample] = []
         candidates = enumerate(self._candidates(place.position), start=1)
         for attempt, pick in islice(candidates, place.attempt, None):
             found = self._measured(place.position, attempt, pick)
             bad += found.bad
-            if found.size is not None and (room is None or room.holds(found.size)):
+            if found.size is not None and (room is None or found.size.fits(room)):
                 return found, bad
         return None, bad
 

@@ -9,7 +9,8 @@ import os
 
 from internvl.checkpoints.load import resolve_device
 from internvl.data.bad_samples import BROKEN
-from internvl.data.examples import Examples, Size
+from internvl.data.example import Size
+from internvl.data.examples import Examples
 from internvl.data.mixture import Mixture
 from internvl.training.build import build
 from internvl.training.estimate import Estimate, estimate, measure_rate

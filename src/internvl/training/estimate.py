@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from internvl.data.example import Size
 from internvl.models.layers import GatedMLP
 from internvl.models.vlm import VLM
 from internvl.training.recipe import Recipe
-from internvl.training.workload import FLOAT, Load, Sized, activation_bytes, step_flops, step_load
+from internvl.training.workload import FLOAT, Load, activation_bytes, step_flops, step_load
 
 WIDTH = 100
 """Columns of the text."""
@@ -68,7 +69,7 @@ class Estimate:
 def estimate(
     model: VLM,
     recipe: Recipe,
-    sizes: Sequence[Sized] | None = None,
+    sizes: Sequence[Size] | None = None,
     *,
     processes: int = 1,
     steps: int | None = None,

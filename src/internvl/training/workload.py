@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from internvl.config import TextConfig, VisionConfig
+from internvl.data.example import Size
 from internvl.models.vlm import VLM
 from internvl.training.cross_entropy import LOGITS_AT_ONCE
 from internvl.training.recipe import Recipe
@@ -23,17 +23,6 @@ from internvl.training.recipe import Recipe
 FLOAT = 4
 AUTOCAST_BYTES = 2.4
 """Of a saved value on average: products are kept in two bytes, norms and the residual stream in four."""
-
-
-class Sized(Protocol):
-    """A record: packed tokens, tiles, and tokens that are trained on."""
-
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def tiles(self) -> int: ...
-    @property
-    def trained(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +55,7 @@ class _Unit:
     attention: float = 0.0
 
 
-def step_load(model: VLM, recipe: Recipe, sizes: Sequence[Sized] | None) -> Load:
+def step_load(model: VLM, recipe: Recipe, sizes: Sequence[Size] | None) -> Load:
     """The mean step of records like `sizes`, or one of records at the recipe's limits."""
     batching, config = recipe.data.batching, model.config
     if sizes:
