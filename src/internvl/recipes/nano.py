@@ -1,10 +1,12 @@
-"""How the default model was trained: projector, tower, then adapters on the whole mixture.
+"""How the default model was trained: tower, projector, both, then adapters on the whole mixture.
 
     python -m internvl.recipes.nano_tower DATA runs/tower           the tower, by distillation
+    python -m internvl.recipes.nano_probe DATA runs/tower/model     what that did for it
     python -m internvl.recipes.nano_data DATA runs/data             the mixture as records
     internvl train nano-1 --model runs/tower/model --data runs/data/captions.json --out runs/nano-1
     internvl train nano-1.5 --model runs/nano-1/model --data runs/data/captions.json --out runs/nano-1.5
     internvl train nano-2 --model runs/nano-1.5/model --data runs/data/all.json --out runs/nano-2
+    python -m internvl.recipes.nano_assets runs/nano-1.5/model runs/nano-2/adapter OUT
 
 The stages follow InternVL 2.5 (arXiv 2412.05271). Cost and result of the shipped run:
 docs/model-cards/nano.md.
