@@ -12,6 +12,7 @@ from PIL import Image
 import internvl
 from internvl.api.chat import ChatModel
 from internvl.api.reply import Reply
+from internvl.cli.chat import Options, with_model
 from internvl.cli.main import DONE, FAILED, INTERRUPTED, WRONG_USE
 from tests.cli.conftest import Run, save_noise
 
@@ -47,6 +48,20 @@ def test_words_may_stand_between_options(run: Run, model: str, photo: str) -> No
     apart = run("chat", "--model", model, photo, "--json", *SHORT, "Name it").json
     assert apart["text"] == together["text"]
     assert apart["usage"]["prompt_tokens"] == together["usage"]["prompt_tokens"]
+
+
+def test_the_model_may_come_first(run: Run, model: str, photo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("What?", "--max-new-tokens", "4", "--json")
+    finished = run("chat", model, photo, *words)
+    expected = run("chat", photo, *words, "--model", model)
+    assert (finished.status, finished.json["ids"]) == (0, expected.json["ids"])
+    assert finished.json["model"] == model
+    assert run("chat", model, *words).json["model"] == model
+    assert "no such file" in run("chat", "missing", "What?").err
+    assert "q" * 5000 in with_model(Options(words=("q" * 5000,))).words
+    named = with_model(Options(words=("InternVL2_5-1B", "What?")))
+    assert (named.model.model, named.words) == ("InternVL2_5-1B", ("What?",))
+    assert with_model(Options(words=("nano",))).words == ("nano",)
 
 
 def test_limits_on_tiles_and_system_message_reach_the_model(run: Run, model: str, photo: str) -> None:

@@ -24,7 +24,7 @@ def test_help_lists_what_exists(run: Run) -> None:
         line.split()[0] for line in finished.out.splitlines() if line[:2] == "  " and line[2:3].isalpha()
     ]
     assert listed == list(COMMANDS)
-    assert " ".join(listed) == "chat explain features info pull convert train data merge bench"
+    assert " ".join(listed) == "chat explain features info pull convert train data eval merge bench"
     assert finished.err == ""
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from internvl.errors import InputError
-from internvl.evaluation.scores import cider_d, tokenize
+from internvl.evaluation.scores import cider_d, exact, tokenize
 
 DOG, CAT = "a dog runs fast", "the cat sleeps here"
 
@@ -66,3 +66,13 @@ def test_tokenize(text: str, words: list[str]) -> None:
 def test_empty_and_unequal_input_is_refused(answers: list[str], references: list[list[str]]) -> None:
     with pytest.raises(InputError):
         cider_d(answers, references)
+
+
+def test_exact_leaves_case_spaces_and_a_full_stop_aside() -> None:
+    answers = ["  Two  dogs. ", "two dogs", "three", "2.5"]
+    references = [["2", "two dogs"], ["Two dogs."], ["four", "five"], ["2.5"]]
+    assert exact(answers, references) == (0.75, [1.0, 1.0, 0.0, 1.0])
+    with pytest.raises(InputError, match="1 answers but 2 lists"):
+        exact(["a"], [["a"], ["b"]])
+    with pytest.raises(InputError, match="at least one reference"):
+        exact(["a"], [[]])

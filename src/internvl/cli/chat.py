@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from PIL import Image
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from internvl import zoo
 from internvl.api.chat import ChatModel
 from internvl.api.reply import Reply
 from internvl.cli import media, output
@@ -18,7 +19,7 @@ from internvl.cli.answers import write_answer
 from internvl.cli.arguments import File, Flag, MediaOptions, ModelOptions, SamplingOptions, Word, parse
 from internvl.cli.loading import load_chat
 from internvl.cli.session import Session
-from internvl.errors import InputError, PromptError
+from internvl.errors import InputError, PromptError, UnknownNameError
 from internvl.processing.grounding import draw_boxes
 
 
@@ -27,11 +28,12 @@ class Options:
     """Ask about pictures, videos and documents.
 
     The last word is the question, "-" reads it from stdin, and files, folders of frames or web addresses
-    stand before it. Without a question a conversation begins; /help there says what it understands.
+    stand before it. The folder of a checkpoint, or a name of the zoo, may come first instead of --model.
+    Without a question a conversation begins; /help there says what it understands.
     """
 
     words: Annotated[
-        Positional[tuple[str, ...]], arg(metavar="[FILE ...] [QUESTION]", help_behavior_hint="")
+        Positional[tuple[str, ...]], arg(metavar="[MODEL] [FILE ...] [QUESTION]", help_behavior_hint="")
     ] = ()
     """What to look at, and what to ask. `<image>` marks in the question say where pictures go."""
     model: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
@@ -55,7 +57,7 @@ class Options:
 
 def run(words: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
-    options = parse(Options, words, "chat", rest="words")
+    options = with_model(parse(Options, words, "chat", rest="words"))
     sources, question = split(options.words)
     if question == "-":
         question = sys.stdin.read().strip()
@@ -69,6 +71,28 @@ def run(words: Sequence[str]) -> int:
     if question is None:
         return _converse(model, shown, options)
     return _answer(model, question, shown, options)
+
+
+def with_model(options: Options) -> Options:
+    """The options with the model taken from the words, if it is the first of them and --model names none."""
+    if options.model.model != ModelOptions().model or not options.words:
+        return options
+    first, *others = options.words
+    if not _is_model(first, has_others=bool(others)):
+        return options
+    return replace(options, words=tuple(others), model=replace(options.model, model=first))
+
+
+def _is_model(word: str, *, has_others: bool) -> bool:
+    """A name alone is a question."""
+    path = Path(word).expanduser()
+    try:
+        if path.exists():
+            return (path / "config.json").is_file()
+        zoo.find(word)
+    except (UnknownNameError, OSError, ValueError):  # a question is a path too long, if one at all
+        return False
+    return has_others
 
 
 def split(words: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
