@@ -1,0 +1,49 @@
+"""A tiny checkpoint whose tower is as deep as nano's, and a few records for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+
+from internvl.checkpoints.write import save_model
+from internvl.models.vlm import VLM
+from internvl.training.build import build
+from internvl.training.recipe import ModelSpec
+from tests.conftest import GoldenFixtures
+
+NUM_BLOCKS = 12
+
+
+class Small(NamedTuple):
+    checkpoint: Path
+    records: Path
+    pairs: Path
+
+
+@pytest.fixture(scope="session")
+def small(golden_dir: GoldenFixtures, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """The golden model with more blocks in its tower; captions of pictures, text, and preferences."""
+    folder = tmp_path_factory.mktemp("small")
+    start = build(ModelSpec(checkpoint=str(golden_dir / "internvl2_5_qwen2"), max_tiles=2), 0)
+    config = start.model.config
+    torch.manual_seed(0)
+    deep = VLM(replace(config, vision=replace(config.vision, num_layers=NUM_BLOCKS)))
+    save_model(deep, deep.config, folder / "model", extra_files_from=start.source)
+    records, pairs = [], []
+    for index in range(8):
+        name, question = f"{index}.png", f"What is {index}?"
+        Image.new("RGB", (84, 84), (index * 30, 200 - index * 20, 90)).save(folder / name)
+        image = {"image": name} if index % 4 else {}
+        records.append(
+            {**image, "question": question, "answers": ["A square.", "It is red."][: 1 + index % 2]}
+        )
+        pairs.append({**image, "question": question, "chosen": "A square.", "rejected": "Nothing"})
+    for file, rows in (("records.jsonl", records), ("pairs.jsonl", pairs)):
+        (folder / file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return Small(folder / "model", folder / "records.jsonl", folder / "pairs.jsonl")
