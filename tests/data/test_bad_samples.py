@@ -9,7 +9,7 @@ import pytest
 
 from internvl.data.bad_samples import BadSample, BadSamplesLog
 from internvl.data.spec import BadSamples
-from internvl.errors import InputError, TrainingError
+from internvl.errors import TrainingError
 
 
 def bad(number: int = 1, reason: str = "cut off") -> BadSample:
@@ -66,9 +66,3 @@ def test_as_many_as_the_limit_are_endured() -> None:
     log.add([*map(bad, range(20)), bad(3)], num_seen=200)
     with pytest.raises(TrainingError, match="22 of 200"):
         log.add([bad()], stands_for=2)
-
-
-@pytest.mark.parametrize("limit", [-0.1, 1.5, float("nan")])
-def test_the_limit_is_a_share(limit: float) -> None:
-    with pytest.raises(InputError, match="between 0 and 1"):
-        BadSamplesLog(None, BadSamples(limit=limit))

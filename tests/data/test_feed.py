@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from time import sleep
 from typing import Any
 
 import pytest
@@ -15,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from internvl.data.bad_samples import BadSamplesLog
+from internvl.data.example import Size
 from internvl.data.feed import Feed, Step
+from internvl.data.meta import DataSet
 from internvl.data.mixture import Mixture
 from internvl.data.spec import BadSamples, Batching, DataSpec
-from internvl.errors import InputError, TrainingError
+from internvl.errors import TrainingError
 from tests.data.fakes import FakeExamples, data_set
 
 Row = tuple[int, int, str]
@@ -304,10 +309,6 @@ def test_a_later_epoch_has_other_seeds() -> None:
 def test_a_step_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(TrainingError, match="6 examples cannot be shared by 8 micro-batches"):
         make_feed(FAULTY, BY_EXAMPLES, world=4, accumulate=2)
-    with pytest.raises(InputError, match="workers counts from 1"):
-        make_feed(FAULTY, replace(BY_EXAMPLES, workers=0))
-    with pytest.raises(InputError, match="group_by_length is for batching by examples"):
-        make_feed(FAULTY, replace(BY_PACKS, group_by_length=True))
 
 
 def test_closing_in_the_middle_returns() -> None:
@@ -317,3 +318,29 @@ def test_closing_in_the_middle_returns() -> None:
     feed.close()
     with pytest.raises(RuntimeError):
         feed.take()
+
+
+class SlowExamples(FakeExamples):
+    """Says when it is first asked, and how often it was."""
+
+    def __init__(self) -> None:
+        self.is_asked, self.num_asked = Event(), 0
+
+    def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Size:
+        self.is_asked.set()
+        self.num_asked += 1
+        sleep(0.002)
+        return super().measure(row, dataset, seed=seed)
+
+
+def test_closing_does_not_wait_for_the_window() -> None:
+    """192 records are sorted by length together."""
+    examples, bad = SlowExamples(), BadSamplesLog(None, TOLERANT)
+    feed = Feed(Mixture([data_set(rows(400))]), examples, GROUPED, seed=1, tile_size=2, bad=bad)
+    with ThreadPoolExecutor(1) as pool:
+        step = pool.submit(feed.take)
+        examples.is_asked.wait()
+        feed.close()
+        with pytest.raises((CancelledError, RuntimeError)):
+            step.result()
+    assert examples.num_asked < 100

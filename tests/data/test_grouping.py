@@ -11,7 +11,6 @@ from internvl.data.grouping import STEPS_IN_WINDOW, Order
 from internvl.data.mixture import Mixture
 from internvl.data.places import Places
 from internvl.data.spec import Batching, DataSpec
-from internvl.errors import InputError
 from tests.data.fakes import FakeExamples, data_set
 
 NUMBER = 150
@@ -59,10 +58,3 @@ def test_steps_hold_like_lengths_and_are_shuffled(readers: ThreadPoolExecutor) -
     assert max(max(step) - min(step) for step in steps) <= 8
     longest = [max(step) for step in steps]
     assert longest != sorted(longest, reverse=True)
-
-
-def test_packs_are_not_grouped(readers: ThreadPoolExecutor) -> None:
-    spec = DataSpec(batching=Batching(packs=2), group_by_length=True)
-    places = Places(Mixture([data_set([(2, 0, "")])]), FakeExamples(), spec, 0)
-    with pytest.raises(InputError, match="packs are evenly long"):
-        Order(places, readers, 1)

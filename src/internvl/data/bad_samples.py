@@ -57,8 +57,6 @@ class BadSamplesLog:
     """`bad_samples.jsonl`: one row for each, appended in the order of the run; `path` None writes nothing."""
 
     def __init__(self, path: Path | None, policy: BadSamples) -> None:
-        if not 0 <= policy.limit <= 1:
-            raise InputError(f"bad_samples.limit is a share between 0 and 1, got {policy.limit}")
         self.path, self.policy = path, policy
         self.num_seen = self.num_bad = 0
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 
 from internvl.data.bad_samples import BROKEN, BadSample, key_of
 from internvl.data.example import Size
@@ -106,36 +106,33 @@ def check(
     progress: Progress = lambda name, done, total: None,
 ) -> Report:
     """Reads every row in use, with `spec.workers` threads; without `decode` pictures only as far as their
-    headers."""
+    headers.
+
+    `progress` is told of every few rows. What is wrong with a row is part of the report; nothing is raised.
+    """
     start = time.perf_counter()
-    bad: list[BadSample] = []
-    tables: list[_Table] = []
+    tables = [_Table(dataset.size) for dataset in datasets]
     with ThreadPoolExecutor(spec.workers, "check") as readers:
-        for dataset in datasets:
-            table = _Table(dataset.size)
-            rows = iter(range(dataset.size))
-            while chunk := list(islice(rows, ROWS_AT_ONCE)):
-                found = readers.map(lambda row, of=dataset: _look(of, row, examples, spec, decode), chunk)
-                for row, one in zip(chunk, found, strict=True):
-                    if isinstance(one, BadSample):
-                        bad.append(one)
-                    else:
-                        table.put(row, one)
-                progress(dataset.name, chunk[-1] + 1, dataset.size)
-            tables.append(table)
+        for dataset, table in zip(datasets, tables, strict=True):
+            look = partial(_look, dataset, examples, spec, decode)
+            for first in range(0, dataset.size, ROWS_AT_ONCE):
+                rows = range(first, min(first + ROWS_AT_ONCE, dataset.size))
+                for row, found in zip(rows, readers.map(look, rows), strict=True):
+                    table.put(row, found)
+                progress(dataset.name, rows.stop, dataset.size)
     seconds = time.perf_counter() - start
-    sets = tuple(
-        _summarise(dataset, table, [one for one in bad if one.key.rpartition(":")[0] == dataset.name])
-        for dataset, table in zip(datasets, tables, strict=True)
-    )
     rate = seconds / max(1, sum(dataset.size for dataset in datasets))
     mixture = Mixture(datasets, spec.sampling)
     sizes = _first_sizes(mixture, tables)
-    epoch = _epoch(mixture, sizes, spec, rate) if sizes else None
-    return Report(sets=sets, bad=tuple(bad), epoch=epoch, sample=tuple(sizes[:SAMPLE]))
+    return Report(
+        sets=tuple(map(_summarise, datasets, tables)),
+        bad=tuple(one for table in tables for one in table.bad),
+        epoch=_epoch(mixture, sizes, spec, rate) if sizes else None,
+        sample=tuple(sizes[:SAMPLE]),
+    )
 
 
-def _look(dataset: DataSet, number: int, examples: Maker, spec: DataSpec, decode: bool) -> Size | BadSample:
+def _look(dataset: DataSet, examples: Maker, spec: DataSpec, decode: bool, number: int) -> Size | BadSample:
     try:
         row = dataset.source.row(number)
         size = examples.measure(row, dataset, seed=0)
@@ -148,18 +145,22 @@ def _look(dataset: DataSet, number: int, examples: Maker, spec: DataSpec, decode
 
 
 class _Table:
-    """Size by row, 12 bytes each; -1 for a broken row."""
+    """Sizes by row, 12 bytes each; -1 for a broken row, of which `bad` holds the report."""
 
     def __init__(self, num_rows: int) -> None:
+        self.bad: list[BadSample] = []
         self.columns = tuple(array("i", [-1]) * num_rows for _ in Size._fields)
 
-    def put(self, row: int, counts: Size) -> None:
-        for column, count in zip(self.columns, counts, strict=True):
+    def put(self, row: int, found: Size | BadSample) -> None:
+        if isinstance(found, BadSample):
+            self.bad.append(found)
+            return
+        for column, count in zip(self.columns, found, strict=True):
             column[row] = count
 
     def get(self, row: int) -> Size | None:
-        counts = Size(*(column[row] for column in self.columns))
-        return None if counts.tokens < 0 else counts
+        size = Size(*(column[row] for column in self.columns))
+        return None if size.tokens < 0 else size
 
     def spread(self, name: str) -> Spread:
         values = sorted(value for value in self.columns[Size._fields.index(name)] if value >= 0)
@@ -176,13 +177,13 @@ class _Table:
         )
 
 
-def _summarise(dataset: DataSet, table: _Table, bad: Sequence[BadSample]) -> SetReport:
+def _summarise(dataset: DataSet, table: _Table) -> SetReport:
     return SetReport(
         name=dataset.name,
         num_rows=dataset.size,
         per_epoch=dataset.per_epoch,
-        num_bad=len(bad),
-        kinds=dict(Counter(one.error for one in bad)),
+        num_bad=len(table.bad),
+        kinds=dict(Counter(one.error for one in table.bad)),
         tokens=table.spread("tokens"),
         tiles=table.spread("tiles"),
         trained=table.spread("trained"),

@@ -21,7 +21,7 @@ from internvl.data.mixture import Mixture
 from internvl.data.packing import Packs, check_parts, fill_packs, room_left, share_packs
 from internvl.data.places import Maker, Place, Places
 from internvl.data.spec import DataSpec
-from internvl.errors import InputError, TrainingError
+from internvl.errors import TrainingError
 
 STEPS_AHEAD = 2
 EMPTY_IN_A_ROW = 100
@@ -78,8 +78,6 @@ class Feed:
         position: int = 0,
     ) -> None:
         """Raises TrainingError where a step is too small to be shared by all processes and micro-batches."""
-        if spec.workers < 1:
-            raise InputError(f"data.workers counts from 1, got {spec.workers}")
         check_parts(spec.batching, world * accumulate)
         self.spec, self.tile_size, self.bad = spec, tile_size, bad
         self.world, self.rank, self.accumulate = world, rank, accumulate
@@ -116,7 +114,8 @@ class Feed:
 
     def close(self) -> None:
         """Ends the threads, after what they are reading now."""
-        for pool in (self._planner, self._readers):
+        # Readers first: a planner in the middle of a window would have all of it read.
+        for pool in (self._readers, self._planner):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _plan_next(self) -> _Plan:
@@ -126,18 +125,16 @@ class Feed:
         return plan
 
     def _plan(self, first: int) -> _Plan:
-        seen: list[tuple[int, Place]] = []
+        seen: list[Place] = []
         packs = fill_packs(self._sizes(first, seen), self.spec.batching)
-        used = [(index, place) for index, place in seen if place.size is not None]
+        used = [number for number, place in enumerate(seen) if place.size is not None]
         used = used[: sum(map(len, packs))]
         if len(packs) < (self.spec.batching.examples or self.spec.batching.packs or 0):
             packs = ()
         elif used:
-            seen = seen[: used[-1][0] + 1 - first]
-        places = tuple(place for _, place in used)
-        sizes = [place.size for place in places if place.size is not None]
-        parts = share_packs(packs, sizes, self.spec.batching, self.world * self.accumulate)
-        mine = tuple(parts[part * self.world + self.rank] for part in range(self.accumulate))
+            seen = seen[: used[-1] + 1]
+        places = tuple(seen[number] for number in used)
+        mine = self._mine(packs, places)
         return _Plan(
             first=first,
             position=first + len(seen),
@@ -145,22 +142,29 @@ class Feed:
             packs=packs,
             mine=mine,
             reads=tuple(
-                tuple(
-                    tuple(self._readers.submit(self._places.make, places[record]) for record in packs[number])
-                    for number in part
-                )
+                tuple(self._begin([places[record] for record in packs[number]]) for number in part)
                 for part in mine
             ),
             num_seen=len(seen),
-            bad=tuple(bad for _, place in seen for bad in place.bad),
+            bad=tuple(bad for place in seen for bad in place.bad),
         )
 
-    def _sizes(self, first: int, seen: list[tuple[int, Place]]) -> Iterator[Size]:
+    def _mine(self, packs: Packs, places: Sequence[Place]) -> Packs:
+        """The numbers of the packs of each micro-batch of this process."""
+        sizes = [place.size for place in places if place.size is not None]
+        parts = share_packs(packs, sizes, self.spec.batching, self.world * self.accumulate)
+        return tuple(parts[part * self.world + self.rank] for part in range(self.accumulate))
+
+    def _begin(self, places: Sequence[Place]) -> tuple[Future[Example], ...]:
+        """The examples of a pack, being made."""
+        return tuple(self._readers.submit(self._places.make, place) for place in places)
+
+    def _sizes(self, first: int, seen: list[Place]) -> Iterator[Size]:
         """Sizes of usable records from `first` on; every place looked at is put into `seen`."""
         num_empty = 0
         for index in count(first):
             place = self._order.place(index)
-            seen.append((index, place))
+            seen.append(place)
             if place.size is not None:
                 num_empty = 0
                 yield place.size

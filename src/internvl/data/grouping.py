@@ -11,7 +11,6 @@ from random import Random
 
 from internvl.data.packing import cost
 from internvl.data.places import Place, Places
-from internvl.errors import InputError
 
 STEPS_IN_WINDOW = 32
 AHEAD = 4
@@ -27,29 +26,26 @@ class Order:
     def __init__(self, places: Places, readers: Executor, epoch: int) -> None:
         self.places, self.readers, self.epoch = places, readers, epoch
         self.batching = places.spec.batching
-        self.window = 0
-        if places.spec.group_by_length:
-            if self.batching.examples is None:
-                raise InputError("group_by_length is for batching by examples; packs are evenly long already")
-            self.window = self.batching.examples * STEPS_IN_WINDOW
+        self.window = (self.batching.examples or 0) * STEPS_IN_WINDOW if places.spec.group_by_length else 0
         self._ahead: dict[int, Future[Place]] = {}
         self._sorted: list[Place] = []
         self._start = 0
 
     def place(self, index: int) -> Place:
+        """The place at an index of the run. Raises what reading a record raises beyond `BROKEN`."""
         if not self.window:
-            return self._measured(index, index + AHEAD * self.places.spec.workers)
+            return self._read_ahead(index)
         if not self._start <= index < self._start + len(self._sorted):
             self._sort(index)
         return self._sorted[index - self._start]
 
-    def _measured(self, position: int, end: int) -> Place:
-        """Whatever lies before `position` is forgotten; what follows, up to `end`, is begun."""
-        for passed in [key for key in self._ahead if key < position]:
-            del self._ahead[passed]
-        for future in range(position, max(end, position + 1)):
-            if future not in self._ahead:
-                self._ahead[future] = self.readers.submit(self.places.find, future)
+    def _read_ahead(self, position: int) -> Place:
+        """The place of a position; the next ones are begun, those before it forgotten."""
+        wanted = range(position, position + AHEAD * self.places.spec.workers)
+        self._ahead = {
+            number: self._ahead.get(number) or self.readers.submit(self.places.find, number)
+            for number in wanted
+        }
         return self._ahead[position].result()
 
     def _sort(self, index: int) -> None:
@@ -57,7 +53,7 @@ class Order:
         epoch, offset = divmod(index, self.epoch)
         start = epoch * self.epoch + offset // self.window * self.window
         end = min(start + self.window, (epoch + 1) * self.epoch)
-        places = [self._measured(position, end) for position in range(start, end)]
+        places = list(self.readers.map(self.places.find, range(start, end)))
         works = [0.0 if place.size is None else cost(place.size, self.batching) for place in places]
         order = sorted(range(len(places)), key=lambda number: (-works[number], number))
         size = self.batching.examples or 1

@@ -10,13 +10,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from math import sqrt
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from internvl.data.meta import DataSet
 from internvl.data.order import permuted
+from internvl.data.spec import Sampling
 from internvl.errors import InputError
-
-Sampling = Literal["length", "sqrt", "weight"]
 
 
 class Pick(NamedTuple):

@@ -10,6 +10,8 @@ from typing import Literal
 
 from internvl.errors import InputError
 
+Sampling = Literal["length", "sqrt", "weight"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadSamples:
@@ -22,6 +24,10 @@ class BadSamples:
 
     policy: Literal["replace", "skip", "stop"] = "replace"
     limit: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.limit <= 1:
+            raise InputError(f"bad_samples.limit is a share between 0 and 1, got {self.limit}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +56,13 @@ class DataSpec:
 
     `sampling`: "length" takes every record once an epoch (repeat_time allowing), "sqrt" draws data sets by
     the square root of their size, "weight" by their own `weight`. `group_by_length` puts records of like
-    length into one step. `share_pictures` lets answers to one picture share its tokens. `max_length` longer
-    records are bad samples, not cut.
+    length into one step. `share_pictures` lets answers to one picture share its tokens. A record of more than
+    `max_length` tokens is a bad sample; nothing is cut. `language` keeps the captions of one language, None
+    those of all. `workers` are the threads that read and decode ahead.
     """
 
     meta: str | None = None
-    sampling: Literal["length", "sqrt", "weight"] = "length"
+    sampling: Sampling = "length"
     group_by_length: bool = False
     share_pictures: bool = True
     max_length: int = 8192
@@ -63,4 +70,11 @@ class DataSpec:
     batching: Batching = field(default_factory=lambda: Batching(examples=8))
     bad_samples: BadSamples = field(default_factory=BadSamples)
     workers: int = 1
-    """Threads that read and decode ahead."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_length, self.workers) < 1:
+            raise InputError(
+                f"data.max_length and data.workers count from 1, got {self.max_length} and {self.workers}"
+            )
+        if self.group_by_length and self.batching.examples is None:
+            raise InputError("group_by_length is for batching by examples; packs are evenly long already")
