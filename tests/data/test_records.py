@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from internvl.data.questions import CAPTION_QUESTIONS
-from internvl.data.records import MAX_ANSWERS, Record, RecordReader, tidy
+from internvl.data.records import MAX_ANSWERS, Record, RecordReader
 from internvl.errors import InputError
 from internvl.processing.conversation import Conversation, Role
 
@@ -172,7 +172,6 @@ def test_text_that_is_learnt_whole() -> None:
         ({"image": "a"}, "nothing to learn in the keys 'image'"),
         ({"question": "Q", "answer": ""}, "question without an answer"),
         ({"image": "a", "answer": "A"}, "answer without a question"),
-        ({"conversations": []}, "list that is not empty"),
         ({"conversations": "x"}, "list that is not empty"),
         ({"conversations": [1]}, "turn 0 needs"),
         ({"conversations": [{"from": "human", "value": None}]}, "turn 0 needs"),
@@ -185,8 +184,11 @@ def test_text_that_is_learnt_whole() -> None:
         ({"conversations": BOTH, "video": ["a", "b"]}, "2 videos"),
         ({"conversations": BOTH, "image": 3}, "is a path, bytes"),
         ({"conversations": BOTH, "image": "s3://bucket/a"}, "not on this machine"),
+        ({"conversations": BOTH, "image": "httpfs://bucket/a"}, "not on this machine"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "unknown speaker 'tool'"),
         ({"messages": 3}, "messages must be a list"),
+        ({"messages": []}, "messages must be a list that is not empty"),
+        ({"conversations": []}, "conversations must be a list that is not empty"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "unknown type 'audio'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}], "images": ["a"]},
@@ -209,16 +211,3 @@ def test_text_that_is_learnt_whole() -> None:
 def test_what_is_wrong_is_said(row: Mapping[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read(row)
-
-
-@pytest.mark.parametrize(
-    ("caption", "written"),
-    [
-        ("a dog 's  bone .", "A dog's bone."),
-        ("Two men , one hat !", "Two men, one hat."),
-        (".", "."),
-        ("Done.", "Done."),
-    ],
-)
-def test_tidy(caption: str, written: str) -> None:
-    assert tidy(caption) == written

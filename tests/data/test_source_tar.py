@@ -20,7 +20,7 @@ RECORDS = {
     "b.png": b"PNG",
     "b.txt": b"left",
     "c.0.jpg": b"one",
-    "c.1.jpg": b"two",
+    "c.1.avif": b"two",
     "c.cls": b"7",
     "c.en.txt": b"dog",
     "c.zh.txt": "狗".encode(),
@@ -70,7 +70,7 @@ def test_only_offsets_stay_in_memory(tmp_path: Path) -> None:
         ({"b.json": b"{"}, "not JSON"),
         ({"b.json": b"[]"}, "its JSON is a list"),
         ({"b.txt": b"\xff"}, "not UTF-8"),
-        ({"b.cls": b"7", "b.npy": b""}, r"neither picture, text nor JSON among its files \(cls, npy\)"),
+        ({"b.cls": b"7", "b.npy": b""}, r"neither picture, text nor JSON among its files \(.cls, .npy\)"),
     ],
 )
 def test_a_broken_record_is_named_and_the_others_stay(

@@ -18,7 +18,7 @@ from PIL import Image
 from internvl.errors import InputError
 from internvl.processing.conversation import IMAGE_MARK, Message, Part, Picture, Role, label_frame, shorten
 from internvl.processing.messages import DASHED_FRAMES
-from internvl.processing.source import is_path
+from internvl.processing.source import is_path, is_url
 from internvl.processing.tiling import TileChoice
 
 VIDEO_MARK = "<video>"
@@ -67,7 +67,7 @@ def resolve(source: Any, root: Path) -> Any:
     if isinstance(source, Mapping):
         content = source.get("bytes")
         source = source.get("path") if content is None else content
-    if isinstance(source, str) and "://" in source and not source[:4].lower() == "http":
+    if isinstance(source, str) and "://" in source and not is_url(source):
         raise InputError(f"{shorten(source)} is not on this machine; copy or mount it and give its path")
     if isinstance(source, str | PathLike) and is_path(source):
         return root / source

@@ -85,7 +85,7 @@ class RecordReader:
             return self._messages(row)
         media = find_media(row, self.root, self.read_video)
         if row.get("conversations") is not None:
-            return _conversation(_turns(row["conversations"], "from", "value"), media)
+            return _conversation(_turns(row, "conversations", "from", "value"), media)
         if row.get("chosen") is not None:
             return _preference(row, media)
         return self._answers(row, media)
@@ -97,7 +97,7 @@ class RecordReader:
             raise InputError(f"messages must be a list of role and content, not {shorten(messages)}")
         if all(isinstance(one.get("content"), str) for one in messages):
             media = find_media(row, self.root, self.read_video)
-            return _conversation(_turns(messages, "role", "content"), media)
+            return _conversation(_turns(row, "messages", "role", "content"), media)
         conversation = from_messages(_with_images(messages, row), read_video=self._read_video)
         resolved = [
             replace(message, parts=tuple(map(self._resolved, message.parts)))
@@ -164,9 +164,10 @@ def _record(kind: Kind, conversations: Sequence[Conversation]) -> Record:
     return Record(kind=kind, conversations=tuple(conversations), references=(None,) * len(conversations))
 
 
-def _turns(rows: Any, role_key: str, text_key: str) -> list[tuple[str, str]]:
+def _turns(row: Mapping[str, Any], key: str, role_key: str, text_key: str) -> list[tuple[str, str]]:
+    """Speaker and text of every turn under `key`."""
     turns = []
-    for index, turn in enumerate(_list(rows, "conversations")):
+    for index, turn in enumerate(_list(row[key], key)):
         role, text = (turn.get(role_key), turn.get(text_key)) if isinstance(turn, Mapping) else (None, None)
         if not isinstance(role, str) or not isinstance(text, str):
             raise InputError(f"turn {index} needs {role_key!r} and {text_key!r}, both text: {shorten(turn)}")
@@ -276,12 +277,3 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
     if not isfinite(number):
         raise InputError(f"{key} must be a number, not {shorten(value)}")
     return number
-
-
-def tidy(caption: str) -> str:
-    """A tokenised caption as a written sentence: "a dog runs ." becomes "A dog runs."."""
-    words = " ".join(caption.split())
-    for mark in (".", ",", "!", "?", ";", ":", "'s", "n't"):
-        words = words.replace(f" {mark}", mark)
-    words = words.rstrip(".!?,;: ")
-    return f"{words[:1].upper()}{words[1:]}." if words else caption.strip()

@@ -29,20 +29,19 @@ class TableRows:
             first = file.readline(MAX_RECORD_BYTES)
         is_tabbed = path.suffix.lower() == ".tsv"
         self._separator = "\t" if is_tabbed else max(",;\t", key=first.decode("latin-1").count)
-        every = _index(path, self._separator)
-        if not len(every):
+        self.offsets = _index(path, self._separator)
+        if not len(self.offsets):
             raise InputError(f"{path} is empty; its first line must name the columns")
         try:
-            cells = self._cells(every.read(0).decode("utf-8-sig"))
+            cells = self._cells(self.offsets.read(0).decode("utf-8-sig"))
         except (InputError, UnicodeDecodeError) as reason:
             raise InputError(f"{path}, first line: {reason}") from reason
         self._columns = tuple(cell.strip().lower() for cell in cells)
         if not all(self._columns) or len(set(self._columns)) < len(self._columns):
             raise InputError(f"{path}: every column needs a name of its own, got {list(self._columns)}")
-        self.offsets, self._all = every, len(every)
 
     def __len__(self) -> int:
-        return self._all - 1
+        return len(self.offsets) - 1
 
     def row(self, index: int) -> Mapping[str, Any]:
         """Column names to cells, all of them text. Raises InputError where there are more or fewer cells."""

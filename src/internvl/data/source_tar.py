@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from internvl.data.offsets import Offsets, as_offsets, open_file
+from internvl.data.source_folder import PICTURES
 from internvl.data.source_json import parse_json
 from internvl.errors import InputError
 
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"})
 _BLOCK = 512
 
 
@@ -64,10 +64,11 @@ def _index(path: Path) -> Offsets:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """ "a/b.0.jpg" as "a/b" and "jpg"."""
+    """ "a/b.0.jpg" as "a/b" and ".jpg"."""
     folder, slash, file = name.rpartition("/")
     stem, _, suffix = file.partition(".")
-    return f"{folder}{slash}{stem}", suffix.rpartition(".")[2].lower()
+    kind = suffix.rpartition(".")[2].lower()
+    return f"{folder}{slash}{stem}", f".{kind}" if kind else ""
 
 
 def _read_members(record: bytes) -> Iterator[tuple[str, str, bytes]]:
@@ -93,9 +94,9 @@ def _as_row(members: Iterator[tuple[str, str, bytes]]) -> dict[str, Any]:
         row.setdefault("id", key.encode("utf-8", "replace").decode("utf-8"))
         if kind in PICTURES:
             pictures.append(content)
-        elif kind == "txt":
+        elif kind == ".txt":
             texts.append(_decode(content))
-        elif kind == "json":
+        elif kind == ".json":
             row.update(_object(content))
         else:
             others.append(kind)
