@@ -169,8 +169,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise TrainingError(f"recipe {self.name}: give steps or epochs, one of them")
-        if (self.steps or self.epochs or 0) <= 0:
-            raise TrainingError(f"recipe {self.name}: the run has no length ({self.steps or self.epochs})")
+        length = self.epochs if self.steps is None else self.steps
+        if length is None or length <= 0:
+            raise TrainingError(f"recipe {self.name}: the run has no length ({length})")
         counts = {
             "log_every": self.log_every,
             "evaluation.every": self.evaluation.every,
