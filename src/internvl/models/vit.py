@@ -67,7 +67,8 @@ class Attention(nn.Module):
         return out
 
     def _heads(self, x_NPC: Tensor) -> Tensor:
-        return x_NPC.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        x_NHPD: Tensor = x_NPC.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return x_NHPD
 
 
 class Block(nn.Module):
