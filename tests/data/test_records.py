@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from internvl.data.questions import CAPTION_QUESTIONS
+from internvl.data.caption_questions import CAPTION_QUESTIONS
 from internvl.data.records import MAX_ANSWERS, Record, RecordReader
 from internvl.errors import InputError
 from internvl.processing.conversation import Conversation, Role

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from internvl.config import IMG_END, IMG_START, TilingConfig
-from internvl.data.asking import Question, find_questions
 from internvl.data.example import Branch, Example, Size, size_of
 from internvl.data.media import ONE_TILE
 from internvl.data.meta import DataSet
 from internvl.data.pictures import PictureReader, cut_tiles, share_tiles
+from internvl.data.questions import Question, find_questions
 from internvl.data.records import Record, RecordReader
 from internvl.data.video_frames import choose_frames, show_frames
 from internvl.errors import InputError

@@ -13,7 +13,7 @@ from math import sqrt
 from typing import NamedTuple
 
 from internvl.data.meta import DataSet
-from internvl.data.order import permuted
+from internvl.data.permutation import permuted
 from internvl.data.spec import Sampling
 from internvl.errors import InputError
 

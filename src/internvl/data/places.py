@@ -12,12 +12,12 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any, Protocol
 
-from internvl.data.asking import Question
 from internvl.data.bad_samples import BROKEN, BadSample, key_of
 from internvl.data.example import Example, Size
 from internvl.data.meta import DataSet
 from internvl.data.mixture import Mixture, Pick
 from internvl.data.packing import check_fits
+from internvl.data.questions import Question
 from internvl.data.spec import DataSpec
 from internvl.errors import InputError
 

@@ -25,8 +25,8 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Literal
 
+from internvl.data.caption_questions import draw_question
 from internvl.data.media import FrameReader, Media, find_media, listed, place, resolve
-from internvl.data.questions import draw_question
 from internvl.errors import InputError
 from internvl.processing.conversation import Conversation, Part, Role, shorten
 from internvl.processing.messages import from_messages

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from internvl.config import NORMALIZATION_STATISTICS
-from internvl.data.order import permuted
+from internvl.data.permutation import permuted
 from internvl.errors import InputError
 from internvl.training.distillation import DistillationBatch
 

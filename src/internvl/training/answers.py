@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from internvl.data.asking import Question
 from internvl.data.bad_samples import BROKEN, BadSample, key_of
 from internvl.data.batch import Batch, pack
 from internvl.data.meta import DataSet
 from internvl.data.places import Maker
+from internvl.data.questions import Question
 from internvl.generation.generate import generate
 from internvl.generation.prompt import Prompt, check_room, context_limit
 from internvl.generation.sampling import Sampling

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internvl.data.order import permuted
+from internvl.data.permutation import permuted
 
 KEYS = st.lists(st.integers(), min_size=1, max_size=4).map(tuple)
 

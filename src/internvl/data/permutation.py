@@ -24,7 +24,7 @@ def permuted(index: int, size: int, key: tuple[int, ...]) -> int:
         raise IndexError(f"a permutation of {size} has no index {index}")
     rows = isqrt(size - 1) + 1
     columns = -(-size // rows)
-    keys = round_keys(key)
+    keys = _round_keys(key)
     while True:
         row, column = divmod(index, columns)
         for even, odd in zip(keys[::2], keys[1::2], strict=True):
@@ -35,7 +35,7 @@ def permuted(index: int, size: int, key: tuple[int, ...]) -> int:
             return index
 
 
-def round_keys(key: tuple[int, ...]) -> tuple[int, ...]:
+def _round_keys(key: tuple[int, ...]) -> tuple[int, ...]:
     """Eight 64-bit words that depend on every part of `key`, the same on every machine."""
     return struct.unpack("<8Q", blake2b(repr([int(part) for part in key]).encode()).digest())
 
