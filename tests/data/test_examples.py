@@ -85,7 +85,7 @@ def check_measure(examples: Examples, row: Mapping[str, Any], data: DataSet, see
 def test_one_picture(processor: Processor, examples: Examples, data: DataSet) -> None:
     example = check_measure(examples, {"id": 5, "image": "a.png", "conversations": [HUMAN, GPT]}, data, 0)
     prefix, rows = texts(processor, example)
-    assert example.key == "set:5"
+    assert example.key == data.name
     assert prefix.endswith(
         "<|im_start|>user\n<img><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT></img>\nPlease describe the image."
         "<|im_end|>\n<|im_start|>assistant\n"

@@ -71,7 +71,7 @@ class Examples:
         as in `RecordReader`."""
         self.processor, self.max_length, self.share_pictures = processor, max_length, share_pictures
         self.language, self.questions = language, questions
-        self.reader = PictureReader(
+        self._pictures = PictureReader(
             images=processor.limits, videos=videos or VideoLimits(), policy=processor.policy
         )
         raw = replace(processor.config, template=RAW, system_message=None)
@@ -90,20 +90,24 @@ class Examples:
     def example(
         self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str | None = None
     ) -> Example:
-        """The example of a row, a function of the row and the seed. Raises InputError for a bad sample."""
+        """The example of a row, a function of the row and the seed; `key` names it, else its data set does.
+
+        Raises InputError for a bad sample.
+        """
         plan = self._plan(row, dataset, seed)
         draw = random.Random(f"pixels {seed}") if dataset.augment else None
         tiles, keys = [], []
-        images = self.reader.load(plan.pictures)
+        images = self._pictures.load(plan.pictures)
         for picture, tiling, count in zip(plan.pictures, plan.tilings, plan.tile_counts, strict=True):
             is_frame = picture.choice == ONE_TILE
+            # Popped, so that a picture is freed as soon as its tiles are cut.
             tiles_N3HW, image_key = cut_tiles(images.pop(0), tiling, is_frame=is_frame, draw=draw)
             if len(tiles_N3HW) != count:
                 raise InputError(f"a picture became {len(tiles_N3HW)} tiles, its header promised {count}")
             tiles.append(tiles_N3HW)
             keys.append(image_key)
         return Example(
-            key=key or f"{dataset.name}:{str(row.get('id', '?'))[:80]}",
+            key=key or dataset.name,
             prefix=plan.prefix,
             branches=plan.branches,
             slots=plan.slots,
@@ -117,32 +121,32 @@ class Examples:
 
         Raises InputError for a bad sample; pictures are not opened.
         """
-        reader = RecordReader(
-            root=dataset.root,
-            read_video=partial(show_frames, limits=self.reader.videos),
-            draw=None,
-            language=self.language,
-            questions=self.questions,
-        )
-        return find_questions(reader.read(row), dataset.max_tiles)
+        return find_questions(self._read(row, dataset, draw=None), dataset.max_tiles)
 
-    def _plan(self, row: Mapping[str, Any], dataset: DataSet, seed: int) -> _Plan:
-        draw = random.Random(f"text {seed}")
-        record = RecordReader(
+    def _read(self, row: Mapping[str, Any], dataset: DataSet, draw: random.Random | None) -> Record:
+        """The record of a row; without `draw` its videos are cut as chat cuts them."""
+        limits = self._pictures.videos
+        read_video = (
+            partial(show_frames, limits=limits)
+            if draw is None
+            else partial(choose_frames, draw=draw, limits=limits)
+        )
+        return RecordReader(
             root=dataset.root,
-            read_video=partial(choose_frames, draw=draw, limits=self.reader.videos),
+            read_video=read_video,
             draw=draw,
             language=self.language,
             questions=self.questions,
         ).read(row)
+
+    def _plan(self, row: Mapping[str, Any], dataset: DataSet, seed: int) -> _Plan:
+        draw = random.Random(f"text {seed}")
+        record = self._read(row, dataset, draw)
         if record.kind == "answers" and not self.share_pictures:
             record = replace(record, conversations=(draw.choice(record.conversations),), references=(None,))
         pictures = record.conversations[0].pictures
         tilings = share_tiles(pictures, self.processor.config.tiling, dataset.max_tiles)
-        tile_counts: list[int] = []
-        for picture, tiling in zip(pictures, tilings, strict=True):
-            tile_counts.append(self.reader.num_tiles(picture, tiling))
-            self._check_length(sum(tile_counts) * self.processor.config.tokens_per_tile, tile_counts)
+        tile_counts = self._count_tiles(pictures, tilings)
         sequences = [self._sequence(one, tile_counts, record) for one in record.conversations]
         common = _common(sequences)
         return _Plan(
@@ -156,6 +160,14 @@ class Examples:
             tilings=tilings,
             tile_counts=tile_counts,
         )
+
+    def _count_tiles(self, pictures: Sequence[Picture], tilings: Sequence[TilingConfig]) -> list[int]:
+        """Tiles of each picture. Raises before more pictures are opened than any sequence holds."""
+        tile_counts: list[int] = []
+        for picture, tiling in zip(pictures, tilings, strict=True):
+            tile_counts.append(self._pictures.num_tiles(picture, tiling))
+            self._check_length(sum(tile_counts) * self.processor.config.tokens_per_tile, tile_counts)
+        return tile_counts
 
     def _sequence(self, conversation: Conversation, tile_counts: Sequence[int], record: Record) -> _Sequence:
         """One conversation as ids and marks; the first token has nothing that predicts it."""

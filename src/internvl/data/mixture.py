@@ -40,8 +40,8 @@ class Mixture:
         if not datasets:
             raise InputError("a mixture of no data sets")
         self.datasets, self.seed = tuple(datasets), seed
-        self._places = _share_out(self.datasets, sampling)
-        self._ends = tuple(accumulate(self._places))
+        self._shares = _share_out(self.datasets, sampling)
+        self._ends = tuple(accumulate(self._shares))
 
     def __len__(self) -> int:
         """Records of an epoch."""
@@ -54,8 +54,8 @@ class Mixture:
         epoch, index = divmod(position, len(self))
         place = permuted(index, len(self), (self.seed, epoch))
         dataset = bisect_right(self._ends, place)
-        places, size = self._places[dataset], self.datasets[dataset].size
-        drawn = epoch * places + place - (self._ends[dataset] - places)
+        share, size = self._shares[dataset], self.datasets[dataset].size
+        drawn = epoch * share + place - (self._ends[dataset] - share)
         turn, index = divmod(drawn, size)
         return Pick(dataset, permuted(index, size, (self.seed, turn, dataset)), epoch, position)
 
