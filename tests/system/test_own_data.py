@@ -90,3 +90,20 @@ def test_a_table_with_broken_rows_ends_in_the_report(
     reported = (folder / "runs" / "mine" / "bad_samples.jsonl").read_text(encoding="utf-8").splitlines()
     found = {json.loads(line)["key"] for line in reported}
     assert found == {"my:4", "my:5", "my:6"}
+
+
+def test_a_start_without_its_data_does_not_take_the_folder(
+    golden_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped name, then a table with a column nobody knows, then the right one: the same command."""
+    base = str(golden_dir / "internvl2_5_qwen2")
+    (folder / "wrong.csv").write_text("image,frage,antwort\nphotos/red.png,Was?,rot\n", encoding="utf-8")
+    words = ("--model", base, "--out", "runs/mine", *STEPS, "--threads", "1")
+    assert main(["train", "lora", "--data", "my.cvs", *words]) == 2
+    assert "my.cvs" in capsys.readouterr().err
+    assert main(["train", "lora", "--data", "wrong.csv", *words]) == 1
+    assert "nothing to learn in the keys 'image', 'frage', 'antwort'" in capsys.readouterr().err
+    assert main(["train", "lora", "--data", "my.csv", *words]) == 0
+    assert not (folder / "runs" / "mine" / "bad_samples.jsonl").exists()
+    assert main(["train", "lora", "--data", "my.csv", *words]) == 1
+    assert "holds a run already" in capsys.readouterr().err

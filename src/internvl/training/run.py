@@ -32,6 +32,7 @@ from internvl.training.build import Built, build, widen_trained
 from internvl.training.ema import EMA
 from internvl.training.evaluate import Best, Evaluator
 from internvl.training.features import FeatureCache
+from internvl.training.log import NAME as LOG
 from internvl.training.log import Log
 from internvl.training.loop import Job, Objected, train
 from internvl.training.objectives import make_objective
@@ -46,6 +47,8 @@ from internvl.training.saves import Saves
 from internvl.training.world import World, distribute, open_world, whole
 
 RECIPE = "recipe.json"
+BAD = "bad_samples.jsonl"
+CHECKPOINTS = "checkpoints"
 RESUMABLE: frozenset[str] = frozenset(
     {"log_every", "tensorboard", "wandb", "saving", "evaluation", "execution"}
 )
@@ -76,9 +79,9 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu")
 
 
 def _claim(recipe: Recipe, out: Path, world: World, *, resume: bool) -> None:
-    """Makes the folder this recipe's. Raises TrainingError where it is another's."""
+    """Makes the folder this recipe's. Raises TrainingError where it is another's that took a step."""
     path = out / RECIPE
-    if path.is_file():
+    if path.is_file() and _has_begun(out):
         if not resume:
             raise TrainingError(
                 f"{out} holds a run already: continue it with --resume, or choose another folder"
@@ -87,8 +90,16 @@ def _claim(recipe: Recipe, out: Path, world: World, *, resume: bool) -> None:
     world.barrier()
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
+        if not _has_begun(out):
+            (out / BAD).unlink(missing_ok=True)
         recipe_file.write(path, recipe)
     world.barrier()
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a run has written something of its own: a row of its log, or a checkpoint."""
+    log = out / LOG
+    return (log.is_file() and log.stat().st_size > 0) or any((out / CHECKPOINTS).glob("*"))
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
@@ -120,7 +131,7 @@ class _Run:
         self.module = distribute(Objected(self.model, self.objective), recipe.execution.parallel, world)
         self.optimizer = make_optimizer(self.model, recipe.params)
         self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
-        self.saves = Saves(out / "checkpoints", world, keep=recipe.saving.keep)
+        self.saves = Saves(out / CHECKPOINTS, world, keep=recipe.saving.keep)
         self.best = Best(recipe.evaluation.metric, recipe.evaluation.patience)
         self.cache = self._feature_cache()
 
@@ -185,7 +196,7 @@ class _Run:
             data,
             seed=self.recipe.seed,
             tile_size=self.model.config.tiling.tile_size,
-            bad=BadSamplesLog(self.out / "bad_samples.jsonl", data.bad_samples),
+            bad=BadSamplesLog(self.out / BAD, data.bad_samples),
             world=self.world.size,
             rank=self.world.rank,
             accumulate=batching.accumulate,
@@ -229,7 +240,7 @@ class _Run:
             prepare=None if self.cache is None else self.cache.features,
             autocast=self.recipe.execution.autocast,
         )
-        BadSamplesLog(self.out / "bad_samples.jsonl", settings.data.bad_samples).add(
+        BadSamplesLog(self.out / BAD, settings.data.bad_samples).add(
             evaluator.bad, is_written=self.world.is_main
         )
 
