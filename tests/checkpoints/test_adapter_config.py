@@ -44,6 +44,8 @@ def test_the_first_pattern_that_ends_the_name_decides() -> None:
         ({"lora_alpha": 0}, "lora_alpha is 0; expected a number other than 0"),
         ({"lora_alpha": "16"}, "lora_alpha is '16'"),
         ({"alpha_pattern": {"(": 1}}, "a regular expression as the name"),
+        ({"alpha_pattern": {"a{99999999999999999999}": 1}}, "a regular expression as the name"),
+        ({"alpha_pattern": {"(" * 100_000: 1}}, "a plain pattern of at most 200"),
         ({"alpha_pattern": {"(a+)+$": 1}}, "a plain pattern of at most 200"),
         ({"alpha_pattern": {".*.*.*.*.*.*x": 1}}, "a plain pattern of at most 200"),
         ({"alpha_pattern": {"q" * 201: 1}}, "a plain pattern of at most 200"),

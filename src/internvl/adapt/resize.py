@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from internvl.config import ChatConfig, VisionConfig
+from internvl.config import ChatConfig, TextConfig, VisionConfig
 from internvl.errors import InputError
 from internvl.models.vit import VisionTower, resize_positions
 from internvl.models.vlm import VLM
@@ -46,9 +46,7 @@ def resize_vocabulary(model: VLM, size: int, generator: torch.Generator | None =
         InputError: fewer rows than there are.
     """
     text = model.config.text
-    if size < text.vocab_size:
-        raise InputError(f"the vocabulary has {text.vocab_size} rows and cannot shrink to {size}")
-    extra = size - text.vocab_size
+    extra = num_new_rows(text, size)
     inputs_VD, outputs_VD = model.llm.embed.weight, model.llm.head.weight
     new_VD = new_input_rows(extra, text.width, generator).to(inputs_VD.device)
     model.llm.embed.weight = _extended(inputs_VD, new_VD)
@@ -71,11 +69,24 @@ def grid_of(image_size: int, config: VisionConfig) -> int:
     return image_size // patch
 
 
+def num_new_rows(config: TextConfig, size: int) -> int:
+    """Rows that a vocabulary of `size` has beyond those there are.
+
+    Raises:
+        InputError: fewer rows than there are.
+    """
+    if size < config.vocab_size:
+        raise InputError(f"the vocabulary has {config.vocab_size} rows and cannot shrink to {size}")
+    return size - config.vocab_size
+
+
 def new_input_rows(count: int, width: int, generator: torch.Generator | None = None) -> Tensor:
+    """Random input embeddings (count, width) in float32."""
     return torch.empty(count, width).normal_(std=INPUT_ROW_STD, generator=generator)
 
 
 def new_output_rows(count: int, head_VD: Tensor) -> Tensor:
+    """The mean of the output rows, (count, D) in float32."""
     return head_VD.float().mean(0, keepdim=True).expand(count, -1)
 
 

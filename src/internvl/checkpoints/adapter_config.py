@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from internvl.checkpoints.fields import Fields
@@ -39,19 +39,17 @@ _HANGS = re.compile(r"\)[*+{]|([*+}].*){5}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """What the file says of the adapters. Pattern keys end the dotted name of a module, as in PEFT."""
+    """What the file says of the adapters. `alphas`: what a module's name matches, the first one counts."""
 
     alpha: float
-    alphas: Mapping[str, float] = field(default_factory=dict)
+    alphas: tuple[tuple[re.Pattern[str], float], ...] = ()
     dropout: float = 0.0
     rank_stabilized: bool = False
     magnitude: bool = False
 
     def scale(self, module: str, rank: int) -> float:
         """What the product of a module's factors is multiplied by."""
-        alpha = next(
-            (value for key, value in self.alphas.items() if re.match(rf"(.*\.)?({key})$", module)), self.alpha
-        )
+        alpha = next((alpha for pattern, alpha in self.alphas if pattern.match(module)), self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
@@ -71,11 +69,9 @@ def read_adapter_config(values: Mapping[str, object], place: str) -> AdapterConf
     if isinstance(init, list | dict) or init not in KEEPS_THE_BASE:
         raise fields.wrong("init_lora_weights", "one that leaves the base weights alone")
     patterns = fields.inner("alpha_pattern")
-    for key in patterns.values:
-        _check_pattern(key, patterns)
     return AdapterConfig(
         alpha=_nonzero(fields, "lora_alpha", PEFT_ALPHA),
-        alphas={key: _nonzero(patterns, key) for key in patterns.values},
+        alphas=tuple((_pattern(key, patterns), _nonzero(patterns, key)) for key in patterns.values),
         dropout=fields.number("lora_dropout", 0.0),
         rank_stabilized=fields.flag("use_rslora", default=False),
         magnitude=fields.flag("use_dora", default=False),
@@ -125,10 +121,13 @@ def _nonzero(fields: Fields, name: str, default: float | None = None) -> float:
     return value
 
 
-def _check_pattern(key: str, fields: Fields) -> None:
-    try:
-        re.compile(key)
-    except re.error as error:
-        raise fields.wrong(key, f"a regular expression as the name ({error})") from error
+def _pattern(key: str, fields: Fields) -> re.Pattern[str]:
+    """Matches names of modules that end with the key, as in PEFT."""
     if len(key) > MAX_PATTERN or _HANGS.search(key):
-        raise fields.wrong(key, f"a plain pattern of at most {MAX_PATTERN} characters as the name")
+        raise fields.wrong(
+            key[:MAX_PATTERN], f"a plain pattern of at most {MAX_PATTERN} characters as the name"
+        )
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except (re.error, OverflowError) as error:
+        raise fields.wrong(key, f"a regular expression as the name ({error})") from error

@@ -1,7 +1,7 @@
 """One adapter, between our matrices, which fuse several parts, and those of a layout.
 
 Reads and writes nothing (see `checkpoints.adapters`).
-Shape letters: O rows and I columns of a weight, R rank.
+Shape letters: O rows and I columns of a weight, P parts, R rank.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from internvl.adapt.lora import LoRA, LoRALinear, add_adapter
 from internvl.checkpoints.adapter_config import AdapterConfig
@@ -39,7 +38,7 @@ def stored_factors(naming: Naming, name: str, module: LoRALinear) -> list[tuple[
     num_stored = len(original_names(weight, naming.rules))
     if num_stored == 1 and len(module.parts) > 1:
         up = torch.block_diag(*up.split(module.parts))
-    downs = down.split(rank) if num_stored == len(module.parts) else [down] * num_stored
+    downs = down.split(rank) if num_stored == len(module.parts) else (down,) * num_stored
     ups = {key: fetch(value) for key, value in naming.split(weight, up).items()}
     lengths: Mapping[str, Lazy] = {}
     if module.lora_magnitude is not None:
@@ -47,9 +46,9 @@ def stored_factors(naming: Naming, name: str, module: LoRALinear) -> list[tuple[
     return [
         (
             key.removesuffix(".weight"),
-            Factors(down, ups[key], fetch(lengths[key]) if lengths else None, module.lora.scale),
+            Factors(own_down, ups[key], fetch(lengths[key]) if lengths else None, module.lora.scale),
         )
-        for key, down in zip(ups, downs, strict=True)
+        for key, own_down in zip(ups, downs, strict=True)
     ]
 
 
@@ -88,42 +87,57 @@ def plan_adapter(
         key.removesuffix(".weight"): piece.shape[0]
         for key, piece in naming.split(weight, torch.empty(module.out_features, 0)).items()
     }
-    given = {key: _factors(key, found[key], config) for key in rows if key in found}
+    columns = module.in_features
+    given = {
+        key: _factors(key, found[key], config, (count, columns))
+        for key, count in rows.items()
+        if key in found
+    }
     if not given:
         return None
     rank = max(len(factors.down_RI) for factors in given.values())
     scale = next(iter(given.values())).scale
-    columns = module.in_features
-    downs, ups = [], {}
-    for key, count in rows.items():
-        empty = Factors(torch.zeros(0, columns), torch.zeros(count, 0), None, scale)
-        down_RI, up_OR, _, own_scale = given.get(key, empty)
-        if up_OR.shape[0] != count or down_RI.shape[1] != columns:
-            raise WeightsError(
-                f"{key}: factors {_shapes(down_RI, up_OR)} for {count} rows of {columns} values"
-            )
-        downs.append(pad(down_RI, (0, 0, 0, rank - len(down_RI))))
-        ups[f"{key}.weight"] = Held(pad(up_OR * (own_scale / scale), (0, rank - up_OR.shape[1])))
-    alpha = scale * (rank**0.5 if config.rank_stabilized else rank)
-    lora = LoRA(
-        rank=rank,
-        alpha=alpha,
-        dropout=config.dropout,
-        rank_stabilized=config.rank_stabilized,
-        magnitude=config.magnitude,
-    )
+    down, up = _fused(naming, weight, rows, given, rank, scale)
     return Plan(
-        name,
-        lora,
-        tuple(rows.values()),
-        torch.cat(downs),
-        naming.join(ups)[weight],
-        _lengths(naming, weight, rows, given) if config.magnitude else None,
+        name=name,
+        lora=LoRA(
+            rank=rank,
+            alpha=scale * (rank**0.5 if config.rank_stabilized else rank),
+            dropout=config.dropout,
+            rank_stabilized=config.rank_stabilized,
+            magnitude=config.magnitude,
+        ),
+        parts=tuple(rows.values()),
+        down=down,
+        up=up,
+        magnitude_O=_lengths(naming, weight, rows, given) if config.magnitude else None,
     )
 
 
-def _factors(key: str, given: Mapping[Role, Lazy], config: AdapterConfig) -> Factors:
-    """The adapter of one of their modules, checked for being whole and finite."""
+def _fused(
+    naming: Naming,
+    weight: str,
+    rows: Mapping[str, int],
+    given: Mapping[str, Factors],
+    rank: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The factors of all parts as ours, (parts * R, I) and (O, R), at one rank and scale."""
+    columns = next(iter(given.values())).down_RI.shape[1]
+    down_PRI = torch.zeros(len(rows), rank, columns)
+    ups: dict[str, Lazy] = {}
+    for part, (key, count) in enumerate(rows.items()):
+        up_OR = torch.zeros(count, rank)
+        if key in given:
+            own, own_rank = given[key], len(given[key].down_RI)
+            down_PRI[part, :own_rank] = own.down_RI
+            up_OR[:, :own_rank] = own.up_OR * (own.scale / scale)
+        ups[f"{key}.weight"] = Held(up_OR)
+    return down_PRI.flatten(0, 1), naming.join(ups)[weight]
+
+
+def _factors(key: str, given: Mapping[Role, Lazy], config: AdapterConfig, shape: tuple[int, int]) -> Factors:
+    """The adapter of one of their modules, checked to be whole, finite and for a weight of this shape."""
     wanted = {"down", "up", "magnitude"} if config.magnitude else {"down", "up"}
     if set(given) != wanted:
         raise WeightsError(
@@ -134,6 +148,10 @@ def _factors(key: str, given: Mapping[Role, Lazy], config: AdapterConfig) -> Fac
     down_RI, up_OR, magnitude = values["down"], values["up"], values.get("magnitude")
     if down_RI.dim() != 2 or up_OR.dim() != 2 or down_RI.shape[0] != up_OR.shape[1] or not len(down_RI):
         raise WeightsError(f"{key}: factors {_shapes(down_RI, up_OR)} have no rank in common")
+    if (len(up_OR), down_RI.shape[1]) != shape:
+        raise WeightsError(
+            f"{key}: factors {_shapes(down_RI, up_OR)} for {shape[0]} rows of {shape[1]} values"
+        )
     if magnitude is not None and magnitude.numel() != len(up_OR):
         raise WeightsError(f"{key}: {magnitude.numel()} magnitudes for {len(up_OR)} rows")
     if not all(bool(value.isfinite().all()) for value in values.values()):

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from internvl.adapt.resize import grid_of, new_input_rows, new_output_rows
+from internvl.adapt.resize import grid_of, new_input_rows, new_output_rows, num_new_rows
 from internvl.checkpoints.lazy import Held, Lazy, Rows, Stack, fetch, num_rows
 from internvl.config import ChatConfig, TextConfig, VisionConfig
 from internvl.errors import ConfigError, InputError
@@ -21,11 +21,18 @@ from internvl.models.vit import resize_positions
 Part = Literal["vit", "projector", "llm"]
 Tensors = Mapping[str, Lazy]
 POSITIONS = "embed.position"
-SHAPE = (
-    *("width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_width"),
-    *("qkv_bias", "out_bias", "qk_norm"),
+SHAPE: tuple[str, ...] = (
+    "width",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "mlp_width",
+    "qkv_bias",
+    "out_bias",
+    "qk_norm",
 )
-"""What two language models have in common of which one can take the other's place."""
+"""Fields in which two language models agree where one can take the other's place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +84,7 @@ def _resize_positions(
 
 
 def _resize_vocabulary(tensors: Tensors, config: ChatConfig, size: int) -> tuple[Tensors, ChatConfig]:
-    extra = size - config.text.vocab_size
-    if extra < 0:
-        raise InputError(f"the vocabulary has {config.text.vocab_size} rows and cannot shrink to {size}")
+    extra = num_new_rows(config.text, size)
     embed, head = tensors["llm.embed.weight"], tensors["llm.head.weight"]
     inputs = new_input_rows(extra, config.text.width, torch.Generator().manual_seed(0))
     outputs = new_output_rows(extra, fetch(head))
