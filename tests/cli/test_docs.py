@@ -1,4 +1,4 @@
-"""Every command line of docs/how-to/cli.md is one that is understood."""
+"""Every command line of docs/how-to/cli.md and train.md is one that is understood."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from internvl.cli.arguments import parse
 from internvl.cli.main import COMMANDS
 
-TEXT = (Path(__file__).parents[2] / "docs" / "how-to" / "cli.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
+TEXT, GUIDE = ((HOW_TO / name).read_text(encoding="utf-8") for name in ("cli.md", "train.md"))
+BLOCKS = re.findall(r"^```\n(.*?)^```$", TEXT + GUIDE, re.MULTILINE | re.DOTALL)
 LINES = [
     line[line.index("internvl ") :] for block in BLOCKS for line in block.splitlines() if "internvl " in line
 ]

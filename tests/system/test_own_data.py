@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,29 @@ def test_four_commands(name: str, golden_dir: Path, folder: Path, capsys: pytest
     assert said["text"] == answers[0]["answer"]
     assert said["model"] == "my-model"
     assert differs(internvl.load(base), internvl.load("my-model"))
+
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\n(.*?)```", GUIDE, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_forms_of_the_guide(
+    name: str, golden_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every data file that the guide shows can be trained on and asked."""
+    for number in (1, 2):
+        Image.new("RGB", (60, 40), (90 * number, 0, 0)).save(folder / "photos" / f"000{number}.jpg")
+    for path, text in FILES.items():
+        (folder / path).write_text(text, encoding="utf-8")
+    data = "photos" if name.endswith("captions.txt") else name
+    base = str(golden_dir / "internvl2_5_qwen2")
+    assert main(["data", "check", data, "--model", base]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["eval", base, data, "--max-new-tokens", "2", "--threads", "1", "--json"]) == 0
+    sets = json.loads(capsys.readouterr().out)["sets"]
+    assert [one["bad"] for one in sets] == [0] * len(sets)
+    assert len(FILES) == 5
 
 
 def differs(base: object, merged: object) -> bool:

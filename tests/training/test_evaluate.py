@@ -24,7 +24,7 @@ from internvl.errors import ContextOverflowError, ImageError, InputError, Traini
 from internvl.evaluation.scores import cider_d
 from internvl.models.attention import Packed
 from internvl.models.vlm import VLM
-from internvl.training.evaluate import Best, Evaluator
+from internvl.training.evaluate import Best, Evaluator, mean_loss
 from internvl.training.objectives import next_token
 from internvl.training.recipe import Evaluation
 from internvl.training.world import World
@@ -311,3 +311,12 @@ def test_what_was_not_measured_is_named() -> None:
         Best("cider").update({"val_loss": 1.0})
     with pytest.raises(TrainingError, match="counts from 1"):
         Best("loss", 0)
+
+
+def test_the_mean_loss_of_rows_is_what_a_run_measures(model: VLM) -> None:
+    data, bad = data_set([ONE, "cut off", TWO, THREE]), []
+    row = evaluator(model, [data]).evaluate()
+    found = mean_loss(model, replace(data, augment=False), range(4), cast(Any, Maker()), bad)
+    assert found == pytest.approx(row["val_loss"], rel=1e-6)
+    assert [one.key for one in bad] == ["rows:1"]
+    assert mean_loss(model, replace(data, augment=False), [1], cast(Any, Maker()), bad) is None
