@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from internvl.data import source_json
-from internvl.data.source_json import JsonArray, JsonLines
+from internvl.data.source_json import JsonArray, JsonLines, parse_json
 from internvl.errors import InputError
 from tests.data.rows import write_jsonl
 
@@ -72,3 +72,10 @@ def test_what_is_no_array_is_refused(tmp_path: Path, content: str, message: str)
     path.write_text(content)
     with pytest.raises(InputError, match=message):
         JsonArray(path)
+
+
+@pytest.mark.timeout(20)
+def test_a_doubled_key_among_very_many_is_found_at_once() -> None:
+    keys = ",".join(f'"{number}": 0' for number in range(200_000))
+    with pytest.raises(InputError, match="'199999' comes twice"):
+        parse_json(f'{{{keys}, "199999": 1}}'.encode())

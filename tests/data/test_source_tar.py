@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from internvl.data.offsets import MAX_RECORD_BYTES
 from internvl.data.source_tar import TarRows
 from internvl.errors import InputError
 
@@ -123,6 +124,22 @@ def test_a_header_that_broke_after_opening_is_a_broken_row(tmp_path: Path) -> No
         source.row(0)
     with pytest.raises(InputError, match="not a readable tar"):
         source.row(1)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("size", [MAX_RECORD_BYTES + 1, 8 << 30])
+def test_a_header_as_large_as_the_file_is_not_read(tmp_path: Path, kind: bytes, size: int) -> None:
+    path = tmp_path / "a.tar"
+    header = tarfile.TarInfo("a")
+    header.type, header.size = kind, size
+    with path.open("wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(size + 4096)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"a.tar: not a readable tar: a header of \d+ bytes"):
+        TarRows(path)
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b" + b"z" * 2000])

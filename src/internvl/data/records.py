@@ -19,6 +19,7 @@ pixels.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, nan
@@ -222,13 +223,13 @@ def _pair(pair: Any, index: int) -> tuple[str, str]:
 
 def _with_images(messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Parts {"type": "image"} without a picture take those of the row in order."""
-    remaining = listed(row, "images", "image")
+    remaining = deque(listed(row, "images", "image"))
     filled = []
     for message in messages:
         content = message.get("content")
         if isinstance(content, list | tuple):
             parts = [
-                {**part, "image": remaining.pop(0)} if _is_open_image(part) and remaining else part
+                {**part, "image": remaining.popleft()} if _is_open_image(part) and remaining else part
                 for part in content
             ]
             message = {**message, "content": parts}

@@ -12,9 +12,9 @@ from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
-from internvl.data.offsets import Offsets, as_offsets, open_file
+from internvl.data.offsets import MAX_RECORD_BYTES, Offsets, as_offsets, open_file
 from internvl.data.source_folder import PICTURES
 from internvl.data.source_json import parse_json
 from internvl.errors import InputError
@@ -43,10 +43,28 @@ class TarRows:
         return f"{self.offsets.path}, record {index + 1} at byte {self.offsets.starts[index]}"
 
 
+class _Headers:
+    """A file as `tarfile` walks over its headers: a header may claim to be as large as the file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_RECORD_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes, the limit is {MAX_RECORD_BYTES}")
+        return self._file.read(size)
+
+
 def _index(path: Path) -> Offsets:
     starts = array("Q")
     last = None
-    with open_file(path) as file, _errors(f"{path}: "), tarfile.TarFile(fileobj=file) as tar:
+    with (
+        open_file(path) as file,
+        _errors(f"{path}: "),
+        tarfile.TarFile(
+            fileobj=_Headers(file)  # type: ignore[arg-type]  # it needs no more for reading
+        ) as tar,
+    ):
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
             key, _ = _split(member.name)
