@@ -9,7 +9,16 @@ import pytest
 
 from internvl.adapt.lora import LoRA
 from internvl.errors import TrainingError
-from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving
+from internvl.training.recipe import (
+    AdamW,
+    Evaluation,
+    Execution,
+    ModelSpec,
+    Preference,
+    Recipe,
+    Saving,
+    Schedule,
+)
 
 RECIPE = Recipe(name="x", params=((".*", AdamW(lr=1.0)),), steps=10)
 
@@ -23,6 +32,10 @@ RECIPE = Recipe(name="x", params=((".*", AdamW(lr=1.0)),), steps=10)
         ({"steps": None, "epochs": -0.5}, r"no length \(-0\.5\)"),
         ({"log_every": 0}, "log_every counts from 1, got 0"),
         ({"evaluation": Evaluation(every=0)}, r"evaluation\.every counts from 1, got 0"),
+        ({"evaluation": Evaluation(examples=0)}, r"evaluation\.examples counts from 1, got 0"),
+        ({"evaluation": Evaluation(max_new_tokens=0)}, r"evaluation\.max_new_tokens counts from 1, got 0"),
+        ({"evaluation": Evaluation(patience=0)}, r"evaluation\.patience counts from 1, got 0"),
+        ({"clip_norm": 0.0}, r"clip_norm is above 0, or none, got 0\.0"),
         ({"saving": Saving(every=-1)}, r"saving\.every counts from 1, got -1"),
         ({"saving": Saving(keep=0)}, r"saving\.keep counts from 1, got 0"),
         ({"execution": Execution(accumulate=0)}, r"execution\.accumulate counts from 1, got 0"),
@@ -33,6 +46,32 @@ RECIPE = Recipe(name="x", params=((".*", AdamW(lr=1.0)),), steps=10)
 def test_what_does_not_go_together(change: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=f"recipe x: .*{message}"):
         replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (AdamW, {"lr": 0.0}, r"lr\) is above 0, got 0\.0"),
+        (AdamW, {"lr": 1.0, "betas": (1.0, 0.9)}, r"betas lie in \[0, 1\), got 1\.0, 0\.9"),
+        (AdamW, {"lr": 1.0, "betas": (0.9, 2.0)}, r"betas lie in \[0, 1\)"),
+        (AdamW, {"lr": 1.0, "eps": 0.0}, "eps is above 0"),
+        (AdamW, {"lr": 1.0, "weight_decay": -0.1}, "weight_decay is not negative"),
+        (AdamW, {"lr": 1.0, "layer_decay": 1e308}, r"layer_decay lies in \(0, 1\]"),
+        (ModelSpec, {"drop_path": 1.0}, r"drop_path lies in \[0, 1\)"),
+        (ModelSpec, {"drop_path": -0.1}, r"drop_path lies in \[0, 1\)"),
+        (ModelSpec, {"max_tiles": 0}, "max_tiles counts from 1"),
+        (Preference, {"beta": 0.0}, "beta is above 0"),
+        (Preference, {"bco_weight": -1.0}, "not negative"),
+        (Preference, {"sigmoid_weight": 0, "bco_weight": 0, "chosen_weight": 0}, "nor all 0"),
+        (Schedule, {"warmup": -1.0}, "warmup is a share below 1, or a number of steps"),
+        (Schedule, {"decay": 1.5}, "decay is a share of the run"),
+        (Schedule, {"final": -0.5}, "final is a share of the peak rate"),
+    ],
+)
+def test_settings_that_cannot_be(kind: Any, settings: dict[str, Any], message: str) -> None:
+    """They would end in a traceback of the optimiser, or train in silence what nobody asked for."""
+    with pytest.raises(TrainingError, match=message):
+        kind(**settings)
 
 
 def test_what_goes_together() -> None:

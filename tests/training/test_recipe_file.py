@@ -80,7 +80,7 @@ def test_whole_numbers_become_floats_where_floats_belong() -> None:
             ["objective.type=Preference", "objective.beta=0.3"],
             replace(PLAIN, objective=Preference(beta=0.3)),
         ),
-        (['model.int8=["llm.*"]'], replace(PLAIN, model=ModelSpec(int8=("llm.*",)))),
+        (['execution.recompute=["llm.*"]'], replace(PLAIN, execution=Execution(recompute=("llm.*",)))),
     ],
 )
 def test_settings(settings: list[str], expected: Recipe) -> None:

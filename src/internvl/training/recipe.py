@@ -14,6 +14,11 @@ from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
 
 
+def _require(holds: bool, rule: str, *values: float) -> None:
+    if not holds:
+        raise TrainingError(f"{rule}, got {', '.join(map(str, values))}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW:
     """Settings of the parameters that a pattern names.
@@ -27,6 +32,13 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.0
     layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "a learning rate (lr) is above 0", self.lr)
+        _require(all(0 <= beta < 1 for beta in self.betas), "betas lie in [0, 1)", *self.betas)
+        _require(self.eps > 0, "eps is above 0", self.eps)
+        _require(self.weight_decay >= 0, "weight_decay is not negative", self.weight_decay)
+        _require(0 < self.layer_decay <= 1, "layer_decay lies in (0, 1]", self.layer_decay)
 
 
 Rule = tuple[str, AdamW | None]
@@ -54,6 +66,12 @@ class ModelSpec:
     int8: tuple[str, ...] = ()
     """Patterns over linear modules whose frozen weights are kept in int8 under their adapters (QLoRA)."""
 
+    def __post_init__(self) -> None:
+        if self.drop_path is not None:
+            _require(0 <= self.drop_path < 1, "drop_path lies in [0, 1)", self.drop_path)
+        if self.max_tiles is not None:
+            _require(self.max_tiles >= 1, "max_tiles counts from 1", self.max_tiles)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextToken:
@@ -77,6 +95,12 @@ class Preference:
     chosen_weight: float = 1.0
     reference: Literal["adapters_off", "stored", "copy"] = "stored"
 
+    def __post_init__(self) -> None:
+        _require(self.beta > 0, "beta is above 0", self.beta)
+        weights = (self.sigmoid_weight, self.bco_weight, self.chosen_weight)
+        rule = "the weights of preference losses are not negative, nor all 0"
+        _require(min(weights) >= 0 < max(weights), rule, *weights)
+
 
 ObjectiveSpec = NextToken | Preference
 
@@ -94,6 +118,11 @@ class Schedule:
     warmup: float = 0.0
     decay: float = 0.1
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.warmup >= 0, "warmup is a share below 1, or a number of steps", self.warmup)
+        _require(0 <= self.decay <= 1, "decay is a share of the run", self.decay)
+        _require(0 <= self.final <= 1, "final is a share of the peak rate", self.final)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,9 +201,14 @@ class Recipe:
         length = self.epochs if self.steps is None else self.steps
         if length is None or length <= 0:
             raise TrainingError(f"recipe {self.name}: the run has no length ({length})")
+        if self.clip_norm is not None:
+            _require(self.clip_norm > 0, f"recipe {self.name}: clip_norm is above 0, or none", self.clip_norm)
         counts = {
             "log_every": self.log_every,
             "evaluation.every": self.evaluation.every,
+            "evaluation.examples": self.evaluation.examples,
+            "evaluation.max_new_tokens": self.evaluation.max_new_tokens,
+            "evaluation.patience": self.evaluation.patience,
             "saving.every": self.saving.every,
             "saving.keep": self.saving.keep,
             "execution.accumulate": self.execution.accumulate,
@@ -186,5 +220,5 @@ class Recipe:
                 f"recipe {self.name}: model.int8 needs model.adapters, which are what is saved"
             )
         for name, value in counts.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise TrainingError(f"recipe {self.name}: {name} counts from 1, got {value}")
