@@ -32,6 +32,7 @@ from internvl.training.build import Built, build, widen_trained
 from internvl.training.ema import EMA
 from internvl.training.evaluate import Best, Evaluator
 from internvl.training.features import FeatureCache
+from internvl.training.lock import held
 from internvl.training.log import NAME as LOG
 from internvl.training.log import Log
 from internvl.training.loop import Job, Objected, train
@@ -67,13 +68,14 @@ class Outcome:
 def run(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu") -> Outcome:
     """Trains what the recipe says and writes the result to `out`.
 
-    Raises TrainingError for a folder that holds another run, a recipe that cannot start, or a run that must
-    stop; InputError and CheckpointError for data and weights that cannot be read.
+    Raises TrainingError for a folder that is in use or holds another run, a recipe that cannot start, or a
+    run that must stop; InputError and CheckpointError for data and weights that cannot be read.
     """
     world = open_world(device)
     try:
-        _claim(recipe, out, world, resume=resume)
-        return _Run(recipe, out, world).finish()
+        with held(out, world):
+            _claim(recipe, out, world, resume=resume)
+            return _Run(recipe, out, world).finish()
     finally:
         world.close()
 
@@ -89,7 +91,6 @@ def _claim(recipe: Recipe, out: Path, world: World, *, resume: bool) -> None:
         _check_same(recipe_file.dump(recipe_file.read(path)), recipe_file.dump(recipe), path)
     world.barrier()
     if world.is_main:
-        out.mkdir(parents=True, exist_ok=True)
         if not _has_begun(out):
             (out / BAD).unlink(missing_ok=True)
         recipe_file.write(path, recipe)
