@@ -286,6 +286,19 @@ def test_a_measurement_that_an_interruption_took_is_made_later(tmp_path: Path) -
     assert run.saves.best().name == whole.saves.best().name  # type: ignore[union-attr]
 
 
+def test_a_best_checkpoint_knows_of_its_measurement(tmp_path: Path) -> None:
+    """Also where it was saved before the measurement could be made."""
+    values = iter([3.0, 2.0, 1.0])
+    objective = Signalled(signal.SIGTERM, "3:0")
+    run = Run(tmp_path, EVALUATED, objective=objective, evaluate=lambda _: {"val_loss": next(values)})
+    run()
+    run()
+    for step, value in ((2, 3.0), (4, 2.0), (6, 1.0)):
+        index = json.loads((run.saves.folder / f"step-{step:08d}" / "checkpoint.json").read_text())
+        assert index["facts"]["measured"] == step
+        assert index["facts"]["best"]["value"] == value
+
+
 def size(model: nn.Module) -> dict[str, float]:
     return {"val_loss": float(flat(model).norm())}
 

@@ -251,6 +251,9 @@ def test_resumed_with_adapters_dropout_and_measurements_is_the_same_run(lora: Re
         assert run(recipe, tmp_path / "parts", resume=True).reason == "interrupted"
     assert run(recipe, tmp_path / "parts", resume=True).reason == "finished"
     assert_same_runs(tmp_path / "parts", tmp_path / "whole")
+    count = len([row for row in rows(tmp_path / "whole") if "val_loss" in row])
+    assert run(recipe, tmp_path / "whole", resume=True).reason == "finished"
+    assert len([row for row in rows(tmp_path / "whole") if "val_loss" in row]) == count  # not once more
 
 
 def assert_same_runs(out: Path, reference: Path) -> None:
