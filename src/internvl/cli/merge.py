@@ -45,7 +45,7 @@ class Options:
     overwrite: Flag = False
     """Replace OUT if it holds files."""
     json: Flag = False
-    """Print one JSON document: base, adapter, path, modules, effect, error, seconds."""
+    """Print one JSON document: base, adapter, path, modules, effect, error, rounding, seconds."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -76,11 +76,13 @@ def run(words: Sequence[str]) -> int:
 def _report(options: Options, base: Path, report: MergeReport, seconds: float) -> None:
     if options.json:
         places = {"base": str(base), "adapter": str(options.adapter), "path": str(options.destination)}
-        measured = {"effect": report.effect, "error": report.error, "seconds": round(seconds, 3)}
+        measured = {"effect": report.effect, "error": report.error, "rounding": report.rounding}
+        measured["seconds"] = round(seconds, 3)
         output.write_json({**places, "modules": list(report.modules), **measured})
         return
     output.note(
         f"{len(report.modules)} modules merged and verified: the adapters move a fixed answer by "
-        f"{report.effect:.2g}, merging by {report.error:.2g} of its size; {seconds:.1f} s"
+        f"{report.effect:.2g} of its size, merging by {report.error:.2g}, rounding by {report.rounding:.2g}; "
+        f"{seconds:.1f} s"
     )
     output.write(f"{options.destination}\n")
