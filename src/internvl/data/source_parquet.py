@@ -19,7 +19,11 @@ MAX_GROUP_ROWS = 1 << 31
 
 
 class ParquetRows:
-    """One or more files of the same columns. The footers are read once, rows when they are asked for."""
+    """One or more files, as one source so that a single row group is kept in memory for all of them.
+
+    The footers are read once. A row in shuffled order costs the reading of its whole group, so write groups
+    of few rows. Raises InputError for files that pyarrow cannot read.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = tuple(paths)

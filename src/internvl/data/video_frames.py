@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,8 @@ def choose_frames(
     else:
         with opened(source, limits) as clip:
             num_frames, rate = clip.info.num_frames, clip.info.fps
-    try:
+    with _refused_sizes(source):
         indices = _indices(num_frames, rate, draw, limits, num_segments, fps, bound)
-    except OverflowError as reason:
-        raise VideoError(
-            f"clip, num_segments or fps of {describe(source)} is too large: {reason}"
-        ) from reason
     return [names[index] for index in indices] if names else [Frame(source, index) for index in indices]
 
 
@@ -69,8 +66,14 @@ def show_frames(source: Any, *, limits: VideoLimits, **options: Any) -> Sequence
     """Frames as chat shows them, decoded; a list is taken as it is. Raises VideoError."""
     if isinstance(source, list | tuple):
         return source
-    try:
+    with _refused_sizes(source):
         return load_frames(source, **options, limits=limits)
+
+
+@contextmanager
+def _refused_sizes(source: Any) -> Iterator[None]:
+    try:
+        yield
     except OverflowError as reason:
         raise VideoError(
             f"clip, num_segments or fps of {describe(source)} is too large: {reason}"
