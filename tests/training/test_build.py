@@ -121,3 +121,9 @@ def test_a_tower_alone_is_refused(checkpoint: str, tmp_path: Path) -> None:
     save_model(tower, tower.config, tmp_path / "tower", tokenizer_files={"x.txt": b""})
     with pytest.raises(TrainingError, match="is not a chat model"):
         build(ModelSpec(checkpoint=str(tmp_path / "tower")), 0)
+
+
+def test_adapters_cannot_carry_another_layer(checkpoint: str) -> None:
+    spec = ModelSpec(checkpoint=checkpoint, select_layer=-2, adapters=((r"llm\..*out", LoRA(rank=2)),))
+    with pytest.raises(TrainingError, match=r"select_layer -2 differs from the checkpoint's -1"):
+        build(spec, 0)

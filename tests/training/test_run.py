@@ -111,8 +111,11 @@ def base(recipe: Recipe) -> VLM:
 
 def state(out: Path) -> Mapping[str, Tensor]:
     """All tensors of the last checkpoint."""
-    last = sorted((out / "checkpoints").glob("step-*"))[-1]
-    return {name: value for path in last.glob("*.safetensors") for name, value in load_file(path).items()}
+    return tensors(sorted((out / "checkpoints").glob("step-*"))[-1])
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
 
 
 def trained(out: Path) -> dict[str, Tensor]:
@@ -439,6 +442,19 @@ def test_patience_ends_a_run_with_its_result(full: Recipe, tmp_path: Path) -> No
     assert outcome.step < 4
     assert outcome.result is not None
     assert (outcome.result / "config.json").is_file()
+
+
+def test_the_best_weights_can_be_the_result(full: Recipe, tmp_path: Path) -> None:
+    """A rate that leads away from any answer: the first measurement is the best."""
+    evaluation = Evaluation(data=full.data, every=1, examples=4, result="best")
+    run(replace(full, steps=3, params=((".*", AdamW(lr=0.3)),), evaluation=evaluation), tmp_path)
+    best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())["step"]
+    assert best < 3
+    made = load_model(tmp_path / "model").get_parameter("projector.fc1.weight")
+    folders = {path.name: path for path in (tmp_path / "checkpoints").glob("step-*")}
+    kept = {name: tensors(path)["model/projector.fc1.weight"] for name, path in folders.items()}
+    assert torch.equal(made, kept[f"step-{best:08d}"])
+    assert not torch.equal(made, kept["step-00000003"])
 
 
 def test_broken_records_are_written_down(full: Recipe, tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ def _overridden(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
     if spec.drop_path is not None:
         config = replace(config, vision=replace(config.vision, drop_path=spec.drop_path))
     if spec.select_layer is not None:
+        if spec.adapters and spec.select_layer != config.select_layer:
+            raise TrainingError(
+                f"model.select_layer {spec.select_layer} differs from the checkpoint's {config.select_layer}: "
+                "adapters are stored without a configuration, so it would be lost. Train a model without "
+                "adapters at that layer first"
+            )
         config = replace(config, select_layer=spec.select_layer)
     if spec.max_tiles is not None:
         config = replace(config, tiling=replace(config.tiling, max_tiles=spec.max_tiles))

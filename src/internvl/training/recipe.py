@@ -130,7 +130,8 @@ class Evaluation:
     """What is measured every `every` steps, on at most `examples` records of each data set of `data`.
 
     `metric` chooses the best checkpoint: "loss", or a generated one ("cider", "exact"); the run stops after
-    `patience` measurements without a better one.
+    `patience` measurements without a better one. `result`: which weights the run hands over, the last or
+    those of the best measurement.
     """
 
     data: DataSpec | None = None
@@ -139,6 +140,7 @@ class Evaluation:
     metric: Literal["loss", "cider", "exact"] = "loss"
     max_new_tokens: int = 64
     patience: int | None = None
+    result: Literal["last", "best"] = "last"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,14 +26,12 @@ from internvl.config import IMG_CONTEXT
 from internvl.data.bad_samples import BadSamplesLog
 from internvl.data.feed import Feed, Step
 from internvl.data.meta import open_data
-from internvl.errors import TrainingError
-from internvl.training import recipe_file
 from internvl.training.build import Built, build, widen_trained
 from internvl.training.ema import EMA
 from internvl.training.evaluate import Best, Evaluator
 from internvl.training.features import FeatureCache
+from internvl.training.folder import BAD, CHECKPOINTS, claim
 from internvl.training.lock import held
-from internvl.training.log import NAME as LOG
 from internvl.training.log import Log
 from internvl.training.loop import Job, Objected, train
 from internvl.training.objectives import make_objective
@@ -46,14 +44,6 @@ from internvl.training.reference import Reference
 from internvl.training.report import write_report
 from internvl.training.saves import Saves
 from internvl.training.world import World, distribute, open_world, whole
-
-RECIPE = "recipe.json"
-BAD = "bad_samples.jsonl"
-CHECKPOINTS = "checkpoints"
-RESUMABLE: frozenset[str] = frozenset(
-    {"log_every", "tensorboard", "wandb", "saving", "evaluation", "execution"}
-)
-"""Fields that may change when a run goes on: they do not decide what is learnt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,43 +64,10 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu")
     world = open_world(device)
     try:
         with held(out, world):
-            _claim(recipe, out, world, resume=resume)
+            claim(recipe, out, world, resume=resume)
             return _Run(recipe, out, world).finish()
     finally:
         world.close()
-
-
-def _claim(recipe: Recipe, out: Path, world: World, *, resume: bool) -> None:
-    """Makes the folder this recipe's. Raises TrainingError where it is another's that took a step."""
-    path = out / RECIPE
-    if path.is_file() and _has_begun(out):
-        if not resume:
-            raise TrainingError(
-                f"{out} holds a run already: continue it with --resume, or choose another folder"
-            )
-        _check_same(recipe_file.dump(recipe_file.read(path)), recipe_file.dump(recipe), path)
-    world.barrier()
-    if world.is_main:
-        if not _has_begun(out):
-            (out / BAD).unlink(missing_ok=True)
-        recipe_file.write(path, recipe)
-    world.barrier()
-
-
-def _has_begun(out: Path) -> bool:
-    """Whether a run has written something of its own: a row of its log, or a checkpoint."""
-    log = out / LOG
-    return (log.is_file() and log.stat().st_size > 0) or any((out / CHECKPOINTS).glob("*"))
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    differing = [name for name in before if name not in RESUMABLE and before[name] != now[name]]
-    if differing:
-        name = differing[0]
-        raise TrainingError(
-            f"{path} was started with {name} = {before[name]!r}, now it is {now[name]!r}: a run goes on as "
-            f"it began (only {', '.join(sorted(RESUMABLE))} may change); else choose another folder"
-        )
 
 
 class _Run:
@@ -263,6 +220,12 @@ class _Run:
             return replace(step, batches=tuple(cache.features(batch) for batch in step.batches))
 
         return take
+
+    def _take_best(self) -> None:
+        """Puts the weights of the best measurement in place of the last ones, where the recipe wants them."""
+        best = self.saves.best() if self.recipe.evaluation.result == "best" else None
+        if best is not None:
+            self.saves.load(best, self.model, self.optimizer, self.ema)
 
     def _export(self) -> Path:
         """Adapters, with whatever else was trained beside them, or the whole model; averaged weights if the
