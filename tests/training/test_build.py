@@ -125,5 +125,5 @@ def test_a_tower_alone_is_refused(checkpoint: str, tmp_path: Path) -> None:
 
 def test_adapters_cannot_carry_another_layer(checkpoint: str) -> None:
     spec = ModelSpec(checkpoint=checkpoint, select_layer=-2, adapters=((r"llm\..*out", LoRA(rank=2)),))
-    with pytest.raises(TrainingError, match=r"select_layer -2 differs from the checkpoint's -1"):
+    with pytest.raises(TrainingError, match=r"select_layer -2 is not the checkpoint's -1"):
         build(spec, 0)

@@ -101,7 +101,7 @@ def _overridden(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
     if spec.select_layer is not None:
         if spec.adapters and spec.select_layer != config.select_layer:
             raise TrainingError(
-                f"model.select_layer {spec.select_layer} differs from the checkpoint's {config.select_layer}: "
+                f"model.select_layer {spec.select_layer} is not the checkpoint's {config.select_layer}: "
                 "adapters are stored without a configuration, so it would be lost. Train a model without "
                 "adapters at that layer first"
             )

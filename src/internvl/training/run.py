@@ -230,6 +230,7 @@ class _Run:
     def _export(self) -> Path:
         """Adapters, with whatever else was trained beside them, or the whole model; averaged weights if the
         recipe asks for them."""
+        self._take_best()
         write, name = (
             (self._write_adapters, "adapter") if self.built.adapted else (self._write_model, "model")
         )
