@@ -118,15 +118,22 @@ def test_nothing_heavy_is_imported_to_say_so(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "then"),
-    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+    ("given", "name", "then"),
+    [
+        ({}, "GOMP_SPINCOUNT", "10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT", "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "GOMP_SPINCOUNT", "None"),
+        ({}, "THP_MEM_ALLOC_ENABLE", "1"),
+        ({"THP_MEM_ALLOC_ENABLE": "0"}, "THP_MEM_ALLOC_ENABLE", "0"),
+    ],
 )
-def test_waiting_threads_leave_processors_to_others(given: dict[str, str], then: str) -> None:
+def test_settings_that_torch_reads_are_the_users_first(given: dict[str, str], name: str, then: str) -> None:
+    """Waiting threads leave processors to others; memory comes in large pages."""
     code = (
         "import os, sys; sys.argv = ['internvl', '--version']; from internvl.cli.main import main; "
-        "main(); print(os.environ.get('GOMP_SPINCOUNT'))"
+        f"main(); print(os.environ.get({name!r}))"
     )
-    chosen = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    chosen = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE"}
     environment = {name: value for name, value in os.environ.items() if name not in chosen} | given
     finished = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
