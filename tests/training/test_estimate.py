@@ -100,7 +100,7 @@ def test_activations_are_what_autograd_keeps(rules: Sequence[Rule], tiles: int) 
     recipe = make_recipe(rules)
     logits = 8 * size.trained * model.config.text.vocab_size
     expected = activation_bytes(model, recipe, step_load(model, recipe, [size])) - logits
-    assert saved_bytes(model, batch) == pytest.approx(expected, rel=0.25)
+    assert saved_bytes(model, batch) == pytest.approx(expected, rel=0.05)
 
 
 def test_recomputed_layers_keep_their_input() -> None:
@@ -111,7 +111,7 @@ def test_recomputed_layers_keep_their_input() -> None:
     plain = activation_bytes(model, make_recipe(EVERYTHING), load)
     saved = activation_bytes(model, make_recipe(EVERYTHING, recompute=patterns), load)
     config = model.config
-    layer_text = 4 * 300 * (6 * 128 + 4 * 128 + 4 * 384)
+    layer_text = 4 * 300 * (6 * 128 + 3 * 128 + 3 * 384)
     layer_vision = 4 * 6 * 65 * (10 * 96 + 2 * 384)
     inputs = 4 * 300 * 128 * 2 + 4 * 6 * 65 * 96 * 2
     assert config.tokens_per_tile == 16

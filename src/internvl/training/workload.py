@@ -43,13 +43,12 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unit:
-    """A stretch of the model in the order of its work. `kept` values stay for the backward pass where it has
-    trained weights, `passed` where gradients only go through it."""
+    """A stretch of the model in the order of its work. For each position `passed` values stay where gradients
+    only go through it; trained parameters keep more (see `_trained_values`)."""
 
     name: str
     module: nn.Module
     positions: float
-    kept: float
     passed: float
     width: int
     attention: float = 0.0
@@ -86,19 +85,16 @@ def _units(model: VLM, load: Load, *, has_tower: bool) -> Iterator[_Unit]:
         name="vit.embed",
         module=model.vit.embed,
         positions=positions,
-        kept=3 * vision.patch_size**2 + vision.width,
         passed=0,
         width=vision.width,
     )
-    kept, passed = _vision_values(vision)
     attention = 4.0 * patches * vision.width
     for index, block in enumerate(model.vit.layers):
         yield _Unit(
             name=f"vit.layers.{index}",
             module=block,
             positions=positions,
-            kept=kept,
-            passed=passed,
+            passed=_vision_values(vision),
             width=vision.width,
             attention=attention,
         )
@@ -106,44 +102,52 @@ def _units(model: VLM, load: Load, *, has_tower: bool) -> Iterator[_Unit]:
         name="projector",
         module=model.projector,
         positions=slots,
-        kept=3 * width + 3 * made,
-        passed=2 * width + made,
+        passed=width + made,
         width=width,
     )
-    yield _Unit(
-        name="llm.embed", module=model.llm.embed, positions=load.tokens, kept=made, passed=made, width=made
-    )
-    kept, passed = _text_values(text)
+    angles = 2 * text.head_dim
+    yield _Unit(name="llm.embed", module=model.llm.embed, positions=load.tokens, passed=angles, width=made)
     attention = 2.0 * load.attended * text.num_heads * text.head_dim  # half of it is masked
     for index, block in enumerate(model.llm.layers):
         yield _Unit(
             name=f"llm.layers.{index}",
             module=block,
             positions=load.tokens,
-            kept=kept,
-            passed=passed,
+            passed=_text_values(text),
             width=made,
             attention=attention,
         )
-    yield _Unit(
-        name="llm.norm", module=model.llm.norm, positions=load.tokens, kept=3 * made, passed=made, width=made
-    )
-    yield _Unit(
-        name="llm.head", module=model.llm.head, positions=load.trained, kept=made, passed=made, width=made
-    )
+    yield _Unit(name="llm.norm", module=model.llm.norm, positions=load.tokens, passed=made, width=made)
+    yield _Unit(name="llm.head", module=model.llm.head, positions=load.trained, passed=made, width=made)
 
 
-def _vision_values(config: VisionConfig) -> tuple[float, float]:
-    """Values a block keeps for each position: norms, q, k, v, attention, layer scales, MLP before and after
-    GELU."""
-    return 10 * config.width + 2 * config.mlp_width, 6 * config.width + config.mlp_width
+def _vision_values(config: VisionConfig) -> float:
+    """What a block keeps for each position without training: inputs of the norms, q, k, v, input of GELU."""
+    normed = 2 if config.qk_norm else 0
+    return (5 + normed) * config.width + config.mlp_width
 
 
-def _text_values(config: TextConfig) -> tuple[float, float]:
-    """As `_vision_values`; keys and values are repeated for every head, the MLP keeps gate, up, silu and
-    product."""
-    heads = 4 * config.num_heads * config.head_dim
-    return 6 * config.width + heads + 4 * config.mlp_width, 2 * config.width + heads + 3 * config.mlp_width
+def _text_values(config: TextConfig) -> float:
+    """As `_vision_values`, with gate and up."""
+    qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    return 2 * config.width + (2 if config.qk_norm else 1) * qkv + 2 * config.mlp_width
+
+
+def _trained_values(module: nn.Module) -> float:
+    """What trained parameters keep for each position: a matrix its input, a scale what it multiplies.
+
+    The biases and the scale of a layer norm keep nothing more, DoRA's lengths multiply two products.
+    """
+    total = 0.0
+    for part in module.modules():
+        if isinstance(part, (nn.Embedding, nn.LayerNorm)):
+            continue
+        trained = {name: p for name, p in part.named_parameters(recurse=False) if p.requires_grad}
+        total += max((p[0].numel() for p in trained.values() if p.dim() in (2, 4)), default=0)
+        for name, p in trained.items():
+            if p.dim() == 1 and name != "bias":
+                total += p.numel() * (2 if name == "lora_magnitude" else 1)
+    return total
 
 
 def _matrices(module: nn.Module, *, is_trained: bool = False) -> int:
@@ -182,7 +186,7 @@ def activation_bytes(model: VLM, recipe: Recipe, load: Load) -> float:
         has_gradient |= is_trained
         if not has_gradient or not unit.positions:
             continue
-        values = unit.positions * (unit.kept if is_trained else unit.passed)
+        values = unit.positions * (unit.passed + _trained_values(unit.module))
         if _recomputed(recipe, unit.name):
             total += unit.positions * unit.width * FLOAT
             largest = max(largest, values * size)
