@@ -131,6 +131,6 @@ def test_views_of_one_product_recompute_and_no_grad() -> None:
         torch.testing.assert_close(attention(qkv_THD), plain, rtol=0, atol=0)
 
 
-def test_lengths_are_those_of_the_sequences_alone() -> None:
-    expected = [7, 7, 7, 5, 5, 7, 7, 7, 7, 6, 6, 6, 6, 6, 6, 2, 2]
+def test_lengths_are_those_of_the_longest_sequence_of_a_group_with_its_last_token() -> None:
+    expected = [8] * 9 + [7] * 6 + [3] * 2
     assert SharedPrefix(GROUPS).lengths_T.tolist() == expected
