@@ -33,8 +33,8 @@ class SharedPrefix:
         counts: list[int] = []
         for common, branches in groups:
             prefixes += [len(counts)] * (1 + len(branches))
-            # With the last token, which predicts nothing and is not packed. Rotations that depend on the length
-            # (dynamic NTK, longrope) must agree within a group: all have that of its longest sequence.
+            # With the last token, which predicts nothing and is not packed. Rotations that depend on the
+            # length (dynamic NTK, longrope) must agree within a group: all have that of its longest sequence.
             lengths += [common + max(branches, default=0) + 1] * (1 + len(branches))
             counts += [common, *branches]
         part_T = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
