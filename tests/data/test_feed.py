@@ -65,7 +65,13 @@ def make_feed(data: Sequence[Row], spec: DataSpec, *, log: Path | None = None, *
 
 def take(number: int, *arguments: Any, **options: Any) -> list[Step]:
     with closing(make_feed(*arguments, **options)) as feed:
-        return [feed.take() for _ in range(number)]
+        return [made(feed.take()) for _ in range(number)]
+
+
+def made(step: Step) -> Step:
+    """The step with all its batches, to be looked at more than once."""
+    step.batches = tuple(step.batches)  # type: ignore[assignment]
+    return step
 
 
 def content(steps: Sequence[Step]) -> list[list[tuple[str, tuple[int, ...]]]]:
@@ -121,7 +127,7 @@ def test_every_record_comes_once_an_epoch(name: str) -> None:
     number, met = 47, []
     with closing(make_feed(rows(number), SPECS[name])) as feed:
         while feed.position < 3 * number:
-            step = feed.take()
+            step = made(feed.take())
             met += [key for batch in step.batches for key in batch.keys]
     counts = {key: met.count(key) for key in met}
     assert len(counts) == number
@@ -226,7 +232,7 @@ def test_skipped_records_leave_no_trace_but_the_report(tmp_path: Path) -> None:
     met: list[str] = []
     with closing(make_feed(FAULTY, SKIPPING_EXAMPLES, log=log)) as feed:
         while feed.position < 60:
-            step = feed.take()
+            step = made(feed.take())
             assert step.num_examples == 6
             met += [key for batch in step.batches for key in batch.keys]
     assert len(met) + len(read_log(log)) == feed.position
@@ -266,7 +272,7 @@ def test_a_lone_broken_record_gives_way_to_one_that_follows(tmp_path: Path) -> N
     bad = BadSamplesLog(tmp_path / "bad.jsonl", TOLERANT)
     mixture = Mixture([data_set([(4, 1, "decode")], "a"), data_set([(4, 1, "")] * 2, "b")], seed=1)
     with closing(Feed(mixture, FakeExamples(), spec, seed=1, tile_size=2, bad=bad, accumulate=3)) as feed:
-        step = feed.take()
+        step = made(feed.take())
     assert {key[0] for batch in step.batches for key in batch.keys} == {"b"}
     assert [row["key"] for row in read_log(tmp_path / "bad.jsonl")] == ["a:0"]
 
@@ -313,7 +319,7 @@ def test_a_step_that_cannot_be_shared_is_refused() -> None:
 
 def test_closing_in_the_middle_returns() -> None:
     feed = make_feed(FAULTY, BY_PACKS)
-    feed.take()
+    made(feed.take())
     feed.close()
     feed.close()
     with pytest.raises(RuntimeError):

@@ -35,8 +35,9 @@ def test_batching_is_by_examples_or_packs(numbers: dict[str, Any], message: str)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 0}, "workers count from 1, got 8192 and 0"),
-        ({"max_length": 0}, "count from 1, got 0 and 1"),
+        ({"workers": 0}, r"data\.workers counts from 1, got 0"),
+        ({"max_length": 0}, r"data\.max_length counts from 1, got 0"),
+        ({"read_ahead": 0}, r"data\.read_ahead counts from 1, got 0"),
         (
             {"batching": Batching(packs=2), "group_by_length": True},
             "group_by_length is for batching by examples",

@@ -1,4 +1,4 @@
-"""The batches of each step: planned alike on every process, read ahead in threads.
+"""The batches of each step: planned alike on every process, read ahead in threads, made one at a time.
 
 A step depends on the seed and its first position alone, so a run resumes at the exact record, also on another
 number of processes. Knows processes by number; no model, no communication.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from internvl.data.bad_samples import BROKEN, BadSample, BadSamplesLog
@@ -20,44 +20,68 @@ from internvl.data.grouping import Order
 from internvl.data.mixture import Mixture
 from internvl.data.packing import Packs, check_parts, fill_packs, room_left, share_packs
 from internvl.data.places import Maker, Place, Places
+from internvl.data.read_ahead import ReadAhead
 from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
 
 STEPS_AHEAD = 2
+"""Steps that are planned ahead; what is decoded of them, `ReadAhead` bounds."""
 EMPTY_IN_A_ROW = 100
 """Places without a usable record after which none is expected to come."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batches(Iterator[Batch]):
+    """The micro-batches of a step, each made when it is asked for, and once. The length is that of all."""
+
+    def __init__(self, number: int, made: Iterator[Batch]) -> None:
+        self._number, self._made = number, made
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __next__(self) -> Batch:
+        return next(self._made)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Step:
     """What one process computes of a step, a batch for each micro-batch.
 
     The step begins at position `first` and the next one at `position`; these two are the same on every
-    process, the numbers of examples, tiles and packed tokens are its own. `wait`: seconds waited for data.
+    process. `wait`, seconds waited for data, and the numbers of examples, tiles and packed tokens are those
+    of this process and of the batches made so far.
     """
 
-    batches: tuple[Batch, ...]
     first: int
     position: int
     wait: float
-    num_examples: int
-    num_tiles: int
-    num_tokens: int
+    num_examples: int = 0
+    num_tiles: int = 0
+    num_tokens: int = 0
+    batches: Batches = field(init=False)
+
+    def count(self, batch: Batch) -> None:
+        self.num_examples += len(batch.keys)
+        self.num_tiles += len(batch.tiles_N3HW)
+        self.num_tokens += len(batch.ids_T)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Plan:
-    """A whole step. `mine` are the packs of each micro-batch of this process; `reads` their examples, being
-    made. Where the step could not be filled, `packs` is empty."""
+    """A whole step. `mine` are the packs of each micro-batch of this process. Where the step could not be
+    filled, `packs` is empty."""
 
     first: int
     position: int
     places: tuple[Place, ...]
     packs: Packs
     mine: Packs
-    reads: tuple[tuple[tuple[Future[Example], ...], ...], ...]
     num_seen: int
     bad: tuple[BadSample, ...]
+
+    def pack(self, number: int) -> list[Place]:
+        """The places of a pack."""
+        return [self.places[record] for record in self.packs[number]]
 
 
 class Feed:
@@ -76,20 +100,30 @@ class Feed:
         rank: int = 0,
         accumulate: int = 1,
         position: int = 0,
+        prepare: Callable[[Batch], Batch] | None = None,
     ) -> None:
-        """Raises TrainingError where a step is too small to be shared by all processes and micro-batches."""
+        """`prepare` is applied to each batch, and its time is not waiting.
+
+        Raises TrainingError where a step is too small to be shared by all processes and micro-batches.
+        """
         check_parts(spec.batching, world * accumulate)
         self.spec, self.tile_size, self.bad = spec, tile_size, bad
         self.world, self.rank, self.accumulate = world, rank, accumulate
         self.position = self._next = position
+        self._prepare = prepare
+        self._left = 0  # batches of the last step to be made
         self._places = Places(mixture, examples, spec, seed)
         self._readers = ThreadPoolExecutor(spec.workers, "read")
         self._planner = ThreadPoolExecutor(1, "plan")
+        self._examples = ReadAhead(self._places.make, self._readers, spec.read_ahead)
         self._order = Order(self._places, self._readers, len(mixture))
         self._plans: deque[Future[_Plan]] = deque()
 
     def take(self) -> Step:
-        """The next step. Raises TrainingError when bad records end the run; they are written down first."""
+        """The next step, after all batches of the last one were made. It and its batches raise TrainingError
+        when bad records end the run; they are written down first."""
+        if self._left:
+            raise TrainingError(f"{self._left} batches of the step before {self.position} were not computed")
         start = time.perf_counter()
         while len(self._plans) <= STEPS_AHEAD:
             self._plans.append(self._planner.submit(self._plan_next))
@@ -100,17 +134,10 @@ class Feed:
                 f"{plan.num_seen} records in a row from position {plan.first} on cannot be used; the last: "
                 f"{plan.bad[-1].key}: {plan.bad[-1].reason}"
             )
-        batches = tuple(self._batch(plan, part) for part in range(self.accumulate))
-        self.position = plan.position
-        return Step(
-            batches=batches,
-            first=plan.first,
-            position=plan.position,
-            wait=time.perf_counter() - start,
-            num_examples=sum(len(batch.keys) for batch in batches),
-            num_tiles=sum(len(batch.tiles_N3HW) for batch in batches),
-            num_tokens=sum(len(batch.ids_T) for batch in batches),
-        )
+        self.position, self._left = plan.position, self.accumulate
+        step = Step(first=plan.first, position=plan.position, wait=time.perf_counter() - start)
+        step.batches = Batches(self.accumulate, (self._take(step, plan, part) for part in plan.mine))
+        return step
 
     def close(self) -> None:
         """Ends the threads, after what they are reading now."""
@@ -122,6 +149,9 @@ class Feed:
         """Runs in one thread, in order."""
         plan = self._plan(self._next)
         self._next = plan.position
+        for part in plan.mine:
+            for number in part:
+                self._examples.put(plan.pack(number))
         return plan
 
     def _plan(self, first: int) -> _Plan:
@@ -134,17 +164,12 @@ class Feed:
         elif used:
             seen = seen[: used[-1] + 1]
         places = tuple(seen[number] for number in used)
-        mine = self._mine(packs, places)
         return _Plan(
             first=first,
             position=first + len(seen),
             places=places,
             packs=packs,
-            mine=mine,
-            reads=tuple(
-                tuple(self._begin([places[record] for record in packs[number]]) for number in part)
-                for part in mine
-            ),
+            mine=self._mine(packs, places),
             num_seen=len(seen),
             bad=tuple(bad for place in seen for bad in place.bad),
         )
@@ -154,10 +179,6 @@ class Feed:
         sizes = [place.size for place in places if place.size is not None]
         parts = share_packs(packs, sizes, self.spec.batching, self.world * self.accumulate)
         return tuple(parts[part * self.world + self.rank] for part in range(self.accumulate))
-
-    def _begin(self, places: Sequence[Place]) -> tuple[Future[Example], ...]:
-        """The examples of a pack, being made."""
-        return tuple(self._readers.submit(self._places.make, place) for place in places)
 
     def _sizes(self, first: int, seen: list[Place]) -> Iterator[Size]:
         """Sizes of usable records from `first` on; every place looked at is put into `seen`."""
@@ -173,13 +194,22 @@ class Feed:
             if self.spec.bad_samples.policy == "stop" or num_empty == EMPTY_IN_A_ROW:
                 return
 
-    def _batch(self, plan: _Plan, part: int) -> Batch:
-        """A micro-batch; what cannot be decoded is replaced or left out, as the policy says."""
+    def _take(self, step: Step, plan: _Plan, part: Sequence[int]) -> Batch:
+        """The next micro-batch of the step, counted."""
+        start = time.perf_counter()
+        batch = self._batch(plan, part)
+        step.count(batch)
+        step.wait += time.perf_counter() - start
+        self._left -= 1
+        return batch if self._prepare is None else self._prepare(batch)
+
+    def _batch(self, plan: _Plan, part: Sequence[int]) -> Batch:
+        """The micro-batch of these packs; what cannot be decoded is replaced or left out, as the policy
+        says."""
         bad: list[BadSample] = []
         examples: list[tuple[int, Example]] = []
-        for number, reads in zip(plan.mine[part], plan.reads[part], strict=True):
-            places = [plan.places[record] for record in plan.packs[number]]
-            examples += self._examples(places, reads, bad)
+        for number in part:
+            examples += self._pack(plan.pack(number), bad)
         self.bad.add(bad, stands_for=self.world)
         if not examples:
             raise TrainingError(
@@ -189,14 +219,12 @@ class Feed:
         examples.sort(key=lambda pair: pair[0])
         return pack([example for _, example in examples], self.tile_size)
 
-    def _examples(
-        self, places: Sequence[Place], reads: Sequence[Future[Example]], bad: list[BadSample]
-    ) -> Iterator[tuple[int, Example]]:
+    def _pack(self, places: Sequence[Place], bad: list[BadSample]) -> Iterator[tuple[int, Example]]:
         """(position, example) of a pack. A replacement fits into what the others leave, on any process."""
         sizes = [place.size for place in places]
-        for number, (place, read) in enumerate(zip(places, reads, strict=True)):
+        for number, place in enumerate(places):
             try:
-                yield place.position, read.result()
+                yield place.position, self._examples.take()
                 continue
             except BROKEN as error:
                 bad.append(self._places.bad(place, error))

@@ -28,6 +28,7 @@ class Order:
         self.batching = places.spec.batching
         self.window = (self.batching.examples or 0) * STEPS_IN_WINDOW if places.spec.group_by_length else 0
         self._ahead: dict[int, Future[Place]] = {}
+        self._begun = 0
         self._sorted: list[Place] = []
         self._start = 0
 
@@ -37,6 +38,8 @@ class Order:
             return self._read_ahead(index)
         if not self._start <= index < self._start + len(self._sorted):
             self._sort(index)
+        # The next window is measured while this one is used: begun at once, it would hold up decoding.
+        self._begin(index + len(self._sorted) + 1)
         return self._sorted[index - self._start]
 
     def _read_ahead(self, position: int) -> Place:
@@ -53,7 +56,9 @@ class Order:
         epoch, offset = divmod(index, self.epoch)
         start = epoch * self.epoch + offset // self.window * self.window
         end = min(start + self.window, (epoch + 1) * self.epoch)
-        places = list(self.readers.map(self.places.find, range(start, end)))
+        if start not in self._ahead:
+            self._ahead, self._begun = {}, start
+        places = [self._measured(position) for position in range(start, end)]
         works = [0.0 if place.size is None else cost(place.size, self.batching) for place in places]
         order = sorted(range(len(places)), key=lambda number: (-works[number], number))
         size = self.batching.examples or 1
@@ -65,3 +70,14 @@ class Order:
         shuffled = [*order[:head], *(number for step in steps for number in step), *order[tail:]]
         self._sorted = [places[number] for number in shuffled]
         self._start = start
+
+    def _measured(self, position: int) -> Place:
+        """The place of a position of the window; the next ones are begun."""
+        self._begin(position + AHEAD * self.places.spec.workers)
+        return self._ahead.pop(position).result()
+
+    def _begin(self, end: int) -> None:
+        """Measuring of the positions before `end`."""
+        for position in range(self._begun, end):
+            self._ahead[position] = self.readers.submit(self.places.find, position)
+        self._begun = max(self._begun, end)

@@ -58,7 +58,8 @@ class DataSpec:
     the square root of their size, "weight" by their own `weight`. `group_by_length` puts records of like
     length into one step. `share_pictures` lets answers to one picture share its tokens. A record of more than
     `max_length` tokens is a bad sample; nothing is cut. `language` keeps the captions of one language, None
-    those of all. `workers` are the threads that read and decode ahead.
+    those of all. `workers` are the threads that read and decode ahead, up to `read_ahead` tiles on each
+    process; the default is 300 MB of tiles of 448 pixels. The micro-batch in use comes on top.
     """
 
     meta: str | None = None
@@ -70,11 +71,11 @@ class DataSpec:
     batching: Batching = field(default_factory=lambda: Batching(examples=8))
     bad_samples: BadSamples = field(default_factory=BadSamples)
     workers: int = 1
+    read_ahead: int = 128
 
     def __post_init__(self) -> None:
-        if min(self.max_length, self.workers) < 1:
-            raise InputError(
-                f"data.max_length and data.workers count from 1, got {self.max_length} and {self.workers}"
-            )
+        for name in ("max_length", "workers", "read_ahead"):
+            if (number := getattr(self, name)) < 1:
+                raise InputError(f"data.{name} counts from 1, got {number}")
         if self.group_by_length and self.batching.examples is None:
             raise InputError("group_by_length is for batching by examples; packs are evenly long already")

@@ -43,12 +43,19 @@ class StepBatch(Protocol):
     def to(self, device: torch.device) -> Any: ...
 
 
+class StepBatches(Protocol):
+    """The micro-batches of a step, which may be made one at a time."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[StepBatch]: ...
+
+
 class StepData(Protocol):
-    """This process's share of a step; `position` is where the next step begins, `wait` seconds were waited
-    for it."""
+    """This process's share of a step; `position` is where the next step begins. When the batches are made,
+    `wait` is how many seconds were waited for them, and tokens and tiles are counted."""
 
     @property
-    def batches(self) -> Sequence[StepBatch]: ...
+    def batches(self) -> StepBatches: ...
     @property
     def position(self) -> int: ...
     @property
@@ -146,11 +153,16 @@ def _step(job: Job) -> None:
     rate = set_rates(job.optimizer, lr_scale(job.done, job.steps, recipe.schedule))
     job.optimizer.zero_grad(set_to_none=True)
     sums: Counter[str] = Counter()
-    for index, batch in enumerate(data.batches):
-        with _synchronised(job.module, index == len(data.batches) - 1), _autocast(job):
+    keys: list[str] = []
+    batches = iter(data.batches)
+    for left in reversed(range(len(data.batches))):
+        batch = next(batches)
+        with _synchronised(job.module, left == 0), _autocast(job):
             loss = job.module(batch.to(world.device))
             loss.total.backward()
         sums.update({"loss": float(loss.total.detach()), "weight": float(loss.weight), **loss.metrics})
+        keys += batch.keys
+        del batch  # else it stays in memory while the next one is made
     sums.update(tokens=data.num_tokens, tiles=data.num_tiles)
     sums = _over_processes(sums, world)
     norm = _normalise(job, sums["weight"])
@@ -160,7 +172,7 @@ def _step(job: Job) -> None:
         if job.ema is not None:
             job.ema.update()
     else:
-        _refuse(job, data, sums, norm)
+        _refuse(job, keys, sums, norm)
     job.done, job.position = job.done + 1, data.position
     job.tally.add(sums if finite else Counter(), data.wait)
     if job.done % recipe.log_every == 0 or job.done == job.steps:
@@ -191,9 +203,8 @@ def _normalise(job: Job, weight: float) -> float:
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
-def _refuse(job: Job, data: StepData, sums: Counter[str], norm: float) -> None:
+def _refuse(job: Job, keys: Sequence[str], sums: Counter[str], norm: float) -> None:
     """A step that is not finite changes no weight: it is skipped and recorded, or ends the run."""
-    keys = [key for batch in data.batches for key in batch.keys]
     job.skipped += 1
     row = {"step": job.done + 1, "event": "not finite", "loss": sums["loss"], "grad_norm": norm, "keys": keys}
     job.log.write(**{name: str(value) if isinstance(value, float) else value for name, value in row.items()})

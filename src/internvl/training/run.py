@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from internvl.checkpoints.adapters import describe_adapters, save_adapters
 from internvl.checkpoints.write import save_model
 from internvl.config import IMG_CONTEXT
 from internvl.data.bad_samples import BadSamplesLog
-from internvl.data.feed import Feed, Step
+from internvl.data.feed import Feed
 from internvl.data.meta import open_data
 from internvl.training.build import Built, build, widen_trained
 from internvl.training.ema import EMA
@@ -159,6 +159,7 @@ class _Run:
             rank=self.world.rank,
             accumulate=batching.accumulate,
             position=position,
+            prepare=None if self.cache is None else self.cache.features,
         )
 
     def _job(self, facts: dict[str, Any], feed: Feed, log: Log, progress: Progress) -> Job:
@@ -168,7 +169,7 @@ class _Run:
             model=self.model,
             module=self.module,
             optimizer=self.optimizer,
-            take=self._with_features(feed),
+            take=feed.take,
             world=self.world,
             saves=self.saves,
             log=log,
@@ -208,18 +209,6 @@ class _Run:
                 return evaluator.evaluate()
 
         return measure
-
-    def _with_features(self, feed: Feed) -> Callable[[], Step]:
-        """Steps as they come, or with the frozen tower's features in place of tiles."""
-        cache = self.cache
-        if cache is None:
-            return feed.take
-
-        def take() -> Step:
-            step = feed.take()
-            return replace(step, batches=tuple(cache.features(batch) for batch in step.batches))
-
-        return take
 
     def _take_best(self) -> None:
         """Puts the weights of the best measurement in place of the last ones, where the recipe wants them."""
