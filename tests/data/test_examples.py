@@ -429,3 +429,13 @@ def test_numbers_beyond_floats_in_messages(
     row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A."}]}
     with pytest.raises(VideoError):
         hostile[0].measure(row, hostile[1])
+
+
+def test_a_text_that_is_far_too_long_is_not_tokenised(
+    examples: Examples, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processor, "tokenize", lambda *_, **__: pytest.fail("tokenised"))
+    longest = max(len(examples.processor.tokenizer.token(id) or "") for id in range(500))
+    row = {"question": "What is it?", "answer": "panda" * 2048 * longest}
+    with pytest.raises(InputError, match=r"tokens .* the limit is 2048 \(max_length\)"):
+        examples.measure(row, data)

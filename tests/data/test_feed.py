@@ -8,9 +8,10 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from time import sleep
 from typing import Any
+from weakref import finalize
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from internvl.data.bad_samples import BadSamplesLog
-from internvl.data.example import Size
+from internvl.data.batch import Batch
+from internvl.data.example import Example, Size
 from internvl.data.feed import Feed, Step
 from internvl.data.meta import DataSet
 from internvl.data.mixture import Mixture
@@ -304,6 +306,88 @@ def test_workers_change_nothing() -> None:
         for x, y in zip(one, four, strict=True)
         for a, b in zip(x.batches, y.batches, strict=True)
     )
+
+
+class CountedExamples(FakeExamples):
+    """Knows how many tiles were decoded and are still held by someone, and the most there ever were."""
+
+    def __init__(self) -> None:
+        self.num_held = self.most = 0
+        self._lock = Lock()
+
+    def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str) -> Example:
+        made = super().example(row, dataset, seed=seed, key=key)
+        if made.tiles_N3HW is not None:
+            self._add(len(made.tiles_N3HW))
+            finalize(made.tiles_N3HW, self._add, -len(made.tiles_N3HW))
+        return made
+
+    def _add(self, number: int) -> None:
+        with self._lock:
+            self.num_held += number
+            self.most = max(self.most, self.num_held)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("name", SPECS)
+def test_no_more_tiles_are_held_than_is_allowed(name: str, workers: int) -> None:
+    """`read_ahead`, the micro-batch that is put together, and under policy "skip" one record a worker."""
+    batching = replace(SPECS[name].batching, **{"packs" if "packs" in name else "examples": 24})
+    spec = replace(SPECS[name], batching=batching, workers=workers, read_ahead=7)
+    examples, bad = CountedExamples(), BadSamplesLog(None, TOLERANT)
+    mixture = Mixture([data_set(FAULTY)], seed=1)
+    largest = num_tiles = 0
+    with closing(Feed(mixture, examples, spec, seed=1, tile_size=2, bad=bad, accumulate=12)) as feed:
+        for _ in range(3):
+            step = feed.take()
+            assert len(step.batches) == 12
+            for batch in step.batches:
+                largest = max(largest, len(batch.tiles_N3HW))
+            num_tiles += step.num_tiles
+    measuring = 4 * workers if "skip" in name else 0
+    assert examples.most <= 7 + largest + measuring
+    assert num_tiles > 2 * (7 + largest + measuring)
+
+
+def test_batches_are_made_when_they_are_asked_for() -> None:
+    with closing(make_feed(rows(60), BY_PACKS, accumulate=3)) as feed:
+        step = feed.take()
+        assert (len(step.batches), step.num_examples) == (3, 0)
+        numbers = []
+        for batch in step.batches:
+            numbers.append(len(batch.keys))
+            assert step.num_examples == sum(numbers)
+        assert len(numbers) == len(step.batches) == 3
+        assert list(step.batches) == []
+        feed.take()
+        with pytest.raises(TrainingError, match="3 batches of the step before"):
+            feed.take()
+
+
+def test_what_is_done_to_a_batch_is_not_waiting() -> None:
+    def prepare(batch: Batch) -> Batch:
+        sleep(0.2)
+        return replace(batch, keys=("prepared",))
+
+    with closing(make_feed(rows(60), BY_EXAMPLES, prepare=prepare)) as feed:
+        step = feed.take()
+        assert [batch.keys for batch in step.batches] == [("prepared",)]
+    assert step.num_examples == 6
+    assert step.wait < 0.2
+
+
+def test_waiting_is_measured_for_every_batch() -> None:
+    class Slow(FakeExamples):
+        def example(self, *arguments: Any, **options: Any) -> Example:
+            sleep(0.01)
+            return super().example(*arguments, **options)
+
+    bad, spec = BadSamplesLog(None, TOLERANT), replace(BY_EXAMPLES, read_ahead=1)
+    mixture = Mixture([data_set(rows(60))])
+    with closing(Feed(mixture, Slow(), spec, seed=1, tile_size=2, bad=bad, accumulate=2)) as feed:
+        step = feed.take()
+        waits = [step.wait for _ in step.batches]
+    assert 0.02 <= waits[0] <= waits[1] - 0.02
 
 
 def test_a_later_epoch_has_other_seeds() -> None:

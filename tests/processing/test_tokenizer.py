@@ -48,6 +48,39 @@ def test_offsets_tell_where_tokens_come_from(tokenizer: Tokenizer, text: str) ->
             assert text[start:end] == tokenizer.token(id)
 
 
+@pytest.mark.parametrize(
+    "text", [*TEXTS, "", " " * 90, "the red panda " * 9, "\x04\u1f82α\u0313\u0300\u0345" * 9]
+)
+def test_the_least_number_of_tokens_is_no_more_than_there_are(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.least(text) <= len(tokenizer.encode(text, bos=False, eos=False).ids)
+    assert tokenizer.least(text) <= len(tokenizer.encode(text, plain=[(0, len(text))]).ids)
+
+
+@given(st.text(st.sampled_from(" \n\tae\u0301\u0323각\x04🐼▁"), max_size=60))
+def test_the_least_number_of_any_text(tokenizer: Tokenizer, text: str) -> None:
+    for repeated in (text, text * 9):
+        assert tokenizer.least(repeated) <= len(tokenizer.encode(repeated, bos=False).ids)
+
+
+def test_the_least_number_grows_with_the_text(tokenizer: Tokenizer) -> None:
+    least = tokenizer.least("panda, " * 1000)
+    assert 1000 * 6 / 80 <= least <= 1000 * 6
+    assert tokenizer.least("panda, " * 3000) >= 3 * least - 3
+
+
+def test_nothing_is_said_of_vocabularies_with_unknown_characters(tmp_path: Path) -> None:
+    """Any number of them may be one token, or none."""
+    path = tiny.fast(tmp_path)
+    description = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    for part in (
+        {"normalizer": {"type": "Lowercase"}},
+        {"pre_tokenizer": {"type": "CharDelimiterSplit", "delimiter": "a"}},
+        {"decoder": None},
+    ):
+        (path / "tokenizer.json").write_text(json.dumps(description | part), encoding="utf-8")
+        assert load_tokenizer(path).least("panda" * 1000) == 0
+
+
 @pytest.mark.parametrize("text", TEXTS[:3])
 def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
     # A legacy LLaMA tokenizer strips the first space it finds, its own prefix or not.

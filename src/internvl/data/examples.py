@@ -179,6 +179,7 @@ class Examples:
         for index, message in enumerate(conversation.messages):
             if not message.text:
                 raise InputError(f"turn {index} ({message.role.value}) is empty")
+        self._check_text(conversation, tile_counts)
         # Reading thousands of equal vision tokens takes longer than all the text around them.
         tokens = processor.tokenize(conversation, [1] * len(tile_counts), open_answer=False)
         marks = self._text_marks(tokens) if is_raw else tokens.are_answers
@@ -189,6 +190,13 @@ class Examples:
         found = _expand(tokens, (False, *marks[1:]), tile_counts)
         self._check_length(len(found.ids), tile_counts)
         return found
+
+    def _check_text(self, conversation: Conversation, tile_counts: Sequence[int]) -> None:
+        """Raises for far too long a text without reading all of it as tokens, which takes minutes and
+        gigabytes for the longest rows."""
+        text = "".join(message.text for message in conversation.messages)
+        if len(text) > self.max_length:
+            self._check_length(self.processor.tokenizer.least(text), tile_counts)
 
     def _text_marks(self, tokens: Tokens) -> list[bool]:
         """All but pictures and their tags."""

@@ -41,6 +41,7 @@ class ReadAhead:
         try:
             return read.result()
         finally:
+            del read  # an error leads to this frame: what holds the error would keep all that it leads to
             with self._lock:
                 self._held -= tiles
                 self._begin()

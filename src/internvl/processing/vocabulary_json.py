@@ -24,6 +24,9 @@ from internvl.processing.tokenizer_settings import (
 Piece = tuple[int, int, int]
 """Token id, first character, character after the last."""
 
+COMPOSED = 4
+"""Characters that normalisation (NFC) makes one of, at most."""
+WHITE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -41,6 +44,8 @@ class JsonVocabulary:
         self._is_byte_level = isinstance(inner.decoder, decoders.ByteLevel)
         self._ids = inner.get_vocab(with_added_tokens=False)
         self.size = max(self._ids.values(), default=-1) + 1
+        dropped = {chr(byte) for byte in range(0x80) if _BYTE_TO_CHAR[byte] not in self._ids}
+        self._uncounted = dropped.union(WHITE)
         self.adds_prefix = False
         self.glue = ""
 
@@ -60,6 +65,19 @@ class JsonVocabulary:
         """The text itself; normalisation is part of `encode`."""
         return text
 
+    @property
+    def longest(self) -> int:
+        """Of byte-level BPE: a piece has a byte or more for each character that is counted."""
+        # All but ASCII has one of these bytes; ASCII without a token is not counted.
+        has_all = self._ids.keys() >= set(_BYTE_TO_CHAR[0x80:0xC0])
+        if not self._is_byte_level or not has_all or not _keeps_all(self._inner):
+            return 0
+        return max(map(len, self._ids)) * (1 if self._inner.normalizer is None else COMPOSED)
+
+    def weigh(self, text: str) -> int:
+        """The number of characters, but for white space and those that are dropped."""
+        return len(text) - sum(map(text.count, self._uncounted))
+
     def spell(self, text: str, unknown: int) -> list[int]:
         """Ids that write `text` byte by byte: no merged token, so no special one."""
         data = text.encode("utf-8", errors="replace")
@@ -76,6 +94,16 @@ class JsonVocabulary:
                 byte = None if is_added else _CHAR_TO_BYTE.get(char)
                 data += char.encode("utf-8", errors="replace") if byte is None else bytes((byte,))
         return data.decode("utf-8", errors="replace")
+
+
+def _keeps_all(inner: Tokenizer) -> bool:
+    """Whether every character comes to a piece, but for those that NFC joins."""
+    model, cutter = inner.model, inner.pre_tokenizer
+    is_plain = isinstance(model, models.BPE) and not (
+        model.continuing_subword_prefix or model.end_of_word_suffix
+    )
+    drops = cutter is None or any(word in cutter.__getstate__() for word in (b"Removed", b"CharDelimiter"))
+    return is_plain and not drops and isinstance(inner.normalizer, normalizers.NFC | None)
 
 
 def _byte_alphabet() -> tuple[str, ...]:

@@ -68,6 +68,18 @@ class PieceVocabulary:
         """The newer form of LLaMA knows no difference between its mark and a space."""
         return text if self._legacy else text.replace(_SPACE, " ")
 
+    @property
+    def longest(self) -> int:
+        """Of vocabularies with all bytes; others make one token of any number of unknown characters."""
+        if any(self.token_id(f"<0x{byte:02X}>") is None for byte in range(256)):
+            return 0
+        return max(len(self._model.id_to_piece(id)) for id in range(self.size))
+
+    def weigh(self, text: str) -> int:
+        """The number of characters after normalisation, spaces apart."""
+        normal: str = self._model.normalize(text)
+        return len(normal) - normal.count(_SPACE) - normal.count(" ")
+
     def spell(self, text: str, unknown: int) -> list[int]:
         """Ids that write `text` byte by byte: no merged piece, so no special one."""
         names = [f"<0x{byte:02X}>" for byte in text.encode("utf-8", errors="replace")]
