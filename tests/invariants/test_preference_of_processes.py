@@ -9,14 +9,21 @@ import torch
 from safetensors.torch import load_file
 
 from internvl.training.world import Mode, World
-from tests.training.preference_worker import Kind, measure
+from tests.training.preference_worker import KINDS, Kind, measure
 from tests.training.processes import run
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("ddp", "adapters_off"), ("fsdp", "copy")])
-def test_two_processes_are_one(tmp_path: Path, mode: Mode, kind: Kind) -> None:
-    run(2, "tests.training.preference_worker", tmp_path / "two.safetensors", mode, kind)
-    two, one = load_file(tmp_path / "two.safetensors"), measure(World(), mode, kind)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes computed in each mode."""
+    folder = tmp_path_factory.mktemp("two")
+    run(2, "tests.training.preference_worker", folder)
+    return folder
+
+
+@pytest.mark.parametrize(("mode", "kind"), KINDS.items())
+def test_two_processes_are_one(measured: Path, mode: Mode, kind: Kind) -> None:
+    two, one = load_file(measured / f"{mode}.safetensors"), measure(World(), mode, kind)
     assert float(one["count"]) == 2 * 2 * 4
     assert two.keys() == one.keys()
     for name, value in one.items():

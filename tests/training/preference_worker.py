@@ -1,8 +1,10 @@
-"""What the processes of test_preference_of_processes.py do: `python -m ... OUT MODE REFERENCE`."""
+"""What the processes of test_preference_of_processes.py do: `python -m ... FOLDER`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,6 +23,8 @@ from tests.training.tiny import batch, chat_model, preference_pairs
 from tests.training.world_worker import full
 
 Kind = Literal["copy", "adapters_off"]
+KINDS: Mapping[Mode, Kind] = {"ddp": "adapters_off", "fsdp": "copy"}
+"""The reference that is tried with each way to spread a model."""
 
 
 def models(kind: Kind) -> tuple[VLM, VLM]:
@@ -55,14 +59,16 @@ def measure(world: World, mode: Mode, kind: Kind) -> dict[str, Tensor]:
     return kept | {"mean": torch.tensor(objective.mean.value), "count": torch.tensor(objective.mean.count)}
 
 
-def main(out: str, mode: Mode, kind: Kind) -> None:
+def main(folder: str) -> None:
     torch.set_num_threads(1)
     world = open_world("cpu")
-    kept = measure(world, mode, kind)
-    if world.is_main:
-        save_file({name: value.contiguous().clone() for name, value in kept.items()}, out)
+    for mode, kind in KINDS.items():
+        kept = measure(world, mode, kind)
+        if world.is_main:
+            values = {name: value.contiguous().clone() for name, value in kept.items()}
+            save_file(values, Path(folder) / f"{mode}.safetensors")
     world.close()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type]
+    main(sys.argv[1])

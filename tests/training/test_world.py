@@ -15,6 +15,7 @@ from tests.training.processes import run
 from tests.training.world_worker import Run
 
 WORKER = "tests.training.world_worker"
+MODES = ("ddp", "fsdp")
 
 
 def test_one_process_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,11 +59,18 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         open_world("cuda")
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_two_processes_are_one(tmp_path: Path, mode: str) -> None:
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes computed in each mode."""
+    folder = tmp_path_factory.mktemp("two")
+    run(2, WORKER, "gradients", folder, *MODES)
+    return folder
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_are_one(measured: Path, mode: str) -> None:
     """Pictures on one process and text alone on the other: neither hangs, and the gradients are exact."""
-    run(2, WORKER, "gradients", tmp_path / "two.safetensors", mode)
-    two = load_file(tmp_path / "two.safetensors")
+    two = load_file(measured / f"{mode}.safetensors")
     assert two["sum"].tolist() == [3.0, 20.0]
     assert two["any"].tolist() == [True, False]
     one = Run(World())

@@ -72,17 +72,23 @@ class Run:
         return {name: full(value).clone() for name, value in values.items()}
 
 
-def gradients(world: World, out: str, mode: Mode) -> None:
-    run = Run(world, mode)
+def gradients(world: World, folder: str, *modes: Mode) -> None:
+    """What a run of each mode sees and makes, in `folder`/mode.safetensors."""
+    for mode in modes:
+        kept = measured(Run(world, mode))
+        kept["sum"] = world.sum(torch.tensor([world.rank + 1.0, 10.0]))
+        kept["any"] = torch.tensor([world.any(world.rank == 1), world.any(False)])
+        if world.is_main:
+            values = {name: value.contiguous().clone() for name, value in kept.items()}
+            save_file(values, Path(folder) / f"{mode}.safetensors")
+
+
+def measured(run: Run) -> dict[str, Tensor]:
     before = run.states()
     run.backward()
     kept = {f"gradient/{name}": value for name, value in run.gradients().items()}
     kept |= {"before": before, "after": run.states()}
-    kept |= {f"state/{name}": value for name, value in run.state().items()}
-    kept["sum"] = world.sum(torch.tensor([world.rank + 1.0, 10.0]))
-    kept["any"] = torch.tensor([world.any(world.rank == 1), world.any(False)])
-    if world.is_main:
-        save_file({name: value.contiguous().clone() for name, value in kept.items()}, Path(out))
+    return kept | {f"state/{name}": value for name, value in run.state().items()}
 
 
 def save(world: World, folder: str, mode: Mode, steps: str) -> None:
@@ -96,15 +102,16 @@ def save(world: World, folder: str, mode: Mode, steps: str) -> None:
         save_file(tensors, Path(folder) / f"whole-{steps}.safetensors")
 
 
-def reshard(world: World, source: str, target: str, mode: Mode) -> None:
-    """The latest checkpoint of `source`, saved again in `target` by these processes."""
-    run = Run(world, mode, 1)
-    saves = Saves(Path(source), world, keep=3)
-    path = saves.latest()
-    assert path is not None
-    facts = saves.load(path, run.model, run.optimizer, run.ema)
-    again = Saves(Path(target), world, keep=3)
-    again.save(facts["steps"], run.model, run.optimizer, facts, ema=run.ema, wait=True)
+def reshard(world: World, source: str, target: str, *modes: Mode) -> None:
+    """The latest checkpoint of `source`, saved again in `target`/mode by these processes."""
+    for mode in modes:
+        run = Run(world, mode, 1)
+        saves = Saves(Path(source), world, keep=3)
+        path = saves.latest()
+        assert path is not None
+        facts = saves.load(path, run.model, run.optimizer, run.ema)
+        again = Saves(Path(target) / mode, world, keep=3)
+        again.save(facts["steps"], run.model, run.optimizer, facts, ema=run.ema, wait=True)
 
 
 def stall(world: World, folder: str, mode: Mode, rank: str) -> None:
