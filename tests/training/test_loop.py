@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import pytest
 import torch
@@ -179,6 +180,35 @@ def test_a_step_follows_the_mean_over_all_micro_batches(tmp_path: Path, parts: S
 
 def weight(step: int) -> float:
     return float(points(step)[0].weight_N.sum())
+
+
+class OneByOne:
+    """Micro-batches that are made when asked for, and know whether the one before is gone."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.are_gone = step, [True]
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[Points]:
+        for number in range(3):
+            assert self.are_gone.pop()
+            batch = points(self.step, (2, 2, 2))[number]
+            finalize(batch, self.are_gone.append, True)
+            yield batch
+            del batch
+
+
+class LazyRun(Run):
+    def _take(self) -> Any:
+        return replace(super()._take(), batches=OneByOne(self.job.position // 6))
+
+
+def test_no_micro_batch_is_kept_while_the_next_one_is_made(tmp_path: Path) -> None:
+    lazy, run = LazyRun(tmp_path / "lazy"), Run(tmp_path / "run", parts=(2, 2, 2))
+    assert lazy() == run() == "finished"
+    assert torch.equal(lazy.model.weight, run.model.weight)
 
 
 def test_gradients_are_clipped_and_logged_as_they_were(tmp_path: Path) -> None:
