@@ -8,7 +8,9 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -140,6 +142,22 @@ def endless(model: str) -> list[str]:
     return [sys.executable, "-u", "-m", "internvl", "chat", "--model", model, "--threads", "1", *length]
 
 
+@contextmanager
+def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that Ctrl-C reaches, even if whoever started the tests made them ignore it (as `nohup` and
+    `&` of a shell do), and that does not outlive its test."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, **options)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def interrupt_when_it_writes(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout is not None
     assert process.stdout.read(1)
@@ -149,7 +167,7 @@ def interrupt_when_it_writes(process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.timeout(120)
 def test_a_real_ctrl_c_in_one_answer(endless: list[str]) -> None:
     pipe = subprocess.PIPE
-    with subprocess.Popen([*endless, "Go on"], stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
+    with started([*endless, "Go on"], stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
         interrupt_when_it_writes(process)
         _, err = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED
@@ -159,7 +177,7 @@ def test_a_real_ctrl_c_in_one_answer(endless: list[str]) -> None:
 @pytest.mark.timeout(120)
 def test_a_real_ctrl_c_in_a_session(endless: list[str]) -> None:
     pipe = subprocess.PIPE
-    with subprocess.Popen(endless, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    with started(endless, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdin is not None
         process.stdin.write(b"Go on\n")
         process.stdin.flush()
@@ -184,9 +202,7 @@ def test_at_a_terminal(model: str) -> None:
     long = ["--max-new-tokens", "1200", "--min-new-tokens", "1200"]
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", AT_A_TERMINAL, "chat", "--model", model, "--threads", "1", *long]
-    with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-    ) as process:
+    with started(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
         os.close(theirs)
         wait_for(ours, b"> ")
         os.write(ours, b"Go on\n")
