@@ -170,7 +170,10 @@ def test_text_that_is_learnt_whole() -> None:
     [
         ({}, "nothing to learn"),
         ({"image": "a"}, "nothing to learn in the keys 'image'"),
-        ({"question": "Q", "answer": ""}, "question without an answer"),
+        ({"question": "Q", "answer": ""}, "question without an answer in the keys 'question', 'answer'"),
+        ({"file": "a.jpg", "question": "Q", "answer": "A"}, "no picture is read from the key 'file'"),
+        ({"image_path": "a.PNG", "conversations": BOTH}, "'image_path' .*a.PNG.* name it 'image'"),
+        ({"messages": [{"role": "user", "content": "Q"}], "pictures": ["a.jpg"]}, "the key 'pictures'"),
         ({"image": "a", "answer": "A"}, "answer without a question"),
         ({"conversations": "x"}, "list that is not empty"),
         ({"conversations": [1]}, "turn 0 needs"),

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from internvl.data.source_folder import PICTURES
 from internvl.errors import InputError
 from internvl.processing.conversation import IMAGE_MARK, Message, Part, Picture, Role, label_frame, shorten
 from internvl.processing.messages import DASHED_FRAMES
@@ -24,6 +25,7 @@ from internvl.processing.tiling import TileChoice
 VIDEO_MARK = "<video>"
 ONE_TILE = TileChoice(max_tiles=1)
 """Frames of a video are not cut."""
+LIKE_A_PICTURE = re.compile("image|img|picture|photo|file|path", re.IGNORECASE)
 
 Turn: TypeAlias = tuple[Role, str]
 FrameReader: TypeAlias = Callable[..., Sequence[Any]]
@@ -39,7 +41,8 @@ class Media:
 
 
 def find_media(row: Mapping[str, Any], root: Path, read_video: FrameReader) -> Media:
-    """What `image` or `images`, and `video` with `clip` name. Raises InputError."""
+    """What `image` or `images`, and `video` with `clip` name. Raises InputError, also where a row has none of
+    them but a picture under another key."""
     pictures = [Picture(resolve(source, root)) for source in listed(row, "image", "images")]
     videos = listed(row, "video", "videos")
     if len(videos) > 1:
@@ -49,7 +52,22 @@ def find_media(row: Mapping[str, Any], root: Path, read_video: FrameReader) -> M
         for video in videos
         for frame in read_video(resolve(video, root), bound=row.get("clip"))
     ]
+    if not pictures and not frames:
+        _check_keys(row)
     return Media(tuple(pictures), tuple(frames))
+
+
+def _check_keys(row: Mapping[str, Any]) -> None:
+    """Raises InputError where a row without pictures names one under a key that is not read: its picture
+    would be lost without a word."""
+    for key, value in row.items():
+        if not isinstance(key, str) or not LIKE_A_PICTURE.search(key):
+            continue
+        for name in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(name, str) and Path(name).suffix.lower() in PICTURES:
+                raise InputError(
+                    f"no picture is read from the key {key!r} ({shorten(name)}); name it 'image'"
+                )
 
 
 def listed(row: Mapping[str, Any], *keys: str) -> list[Any]:

@@ -153,7 +153,7 @@ class RecordReader:
 
     def _no_form(self, row: Mapping[str, Any]) -> str:
         if _text(row, *QUESTION_KEYS) is not None:
-            return "a question without an answer"
+            return f"a question without an answer in the keys {', '.join(map(repr, list(row)[:12]))}"
         captions = "caption(s)" if self.language is None else f"captions in {self.language!r}"
         return (
             f"nothing to learn in the keys {', '.join(map(repr, list(row)[:12]))}: a row has conversations, "
