@@ -5,6 +5,7 @@ A record may hold line breaks inside quotes. Knows cells and byte offsets; not w
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from array import array
@@ -33,8 +34,8 @@ class TableRows:
         if not len(self.offsets):
             raise InputError(f"{path} is empty; its first line must name the columns")
         try:
-            cells = self._cells(self.offsets.read(0).decode("utf-8-sig"))
-        except (InputError, UnicodeDecodeError) as reason:
+            cells = self._cells(_decode(self.offsets.read(0).removeprefix(codecs.BOM_UTF8)))
+        except InputError as reason:
             raise InputError(f"{path}, first line: {reason}") from reason
         self._columns = tuple(cell.strip().lower() for cell in cells)
         if not all(self._columns) or len(set(self._columns)) < len(self._columns):
@@ -48,8 +49,8 @@ class TableRows:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} rows, there is no row {index}")
         try:
-            cells = self._cells(self.offsets.read(index + 1).decode("utf-8"))
-        except (InputError, UnicodeDecodeError) as reason:
+            cells = self._cells(_decode(self.offsets.read(index + 1)))
+        except InputError as reason:
             raise InputError(f"{self.where(index)}: {reason}") from reason
         if len(cells) != len(self._columns):
             raise InputError(
@@ -66,6 +67,13 @@ class TableRows:
             return next(csv.reader(io.StringIO(record), delimiter=self._separator, strict=True))
         except csv.Error as reason:
             raise InputError(f"not a row of a table: {reason}") from reason
+
+
+def _decode(record: bytes) -> str:
+    try:
+        return record.decode("utf-8")
+    except UnicodeDecodeError as reason:
+        raise InputError(f"not UTF-8 ({reason}); save the table as 'CSV UTF-8'") from reason
 
 
 class _Lines:

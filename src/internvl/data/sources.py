@@ -120,6 +120,8 @@ def _open_folder(folder: Path) -> Source:
 
 
 def _open_shards(path: Path, files: Sequence[Path]) -> Source:
+    if not files:
+        raise InputError(f"no file is called {path}")
     suffixes = {file.suffix.lower() for file in files}
     if len(suffixes) != 1:
         raise InputError(f"{path} names files of {len(suffixes)} kinds ({', '.join(sorted(suffixes))})")
