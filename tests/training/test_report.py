@@ -57,6 +57,19 @@ def test_the_plot_is_a_picture(folder: Path) -> None:
     assert not list(folder.glob("*.partial"))
 
 
+def test_a_single_row_is_seen_in_the_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    log = Log(tmp_path)
+    log.write(step=9, loss=5.9)
+    log.close()
+    write_report(tmp_path, RECIPE, {})
+    with Image.open(tmp_path / "loss.png") as picture:
+        middle = picture.convert("RGB").crop((400, 200, 600, 320))  # without the legend
+    colours = middle.getcolors(1 << 20)
+    assert colours is not None
+    assert any(max(pixel) - min(pixel) > 50 for _, pixel in colours)
+
+
 def test_without_matplotlib_the_report_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     text = write_report(folder, RECIPE, {}).read_text(encoding="utf-8")

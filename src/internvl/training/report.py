@@ -19,6 +19,8 @@ BAD_SAMPLES = "bad_samples.jsonl"
 SHOWN_REASONS = 10
 SHOWN_ROWS = 20
 DOTS_PER_INCH = 120
+FEW_POINTS = 50
+"""Up to so many are drawn as points too."""
 
 
 def write_report(folder: Path, recipe: Recipe, facts: Mapping[str, object]) -> Path:
@@ -80,10 +82,13 @@ def _picture(folder: Path, rows: Sequence[Row]) -> str:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
-    axes.plot(*zip(*_points(rows, "loss"), strict=True), linewidth=1, label="training")
+    losses = _points(rows, "loss")
+    marker = "." if len(losses) <= FEW_POINTS else ""  # a single point has no line
+    axes.plot(*zip(*losses, strict=True), linewidth=1, marker=marker, label="training")
     held_out = _names(rows, "val_loss")
     for name in held_out[:1] if len(held_out) == 2 else held_out:  # of one data set the mean is the same
         axes.plot(*zip(*_points(rows, name), strict=True), marker="o", markersize=3, label=name)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     partial = folder / f"{PLOT}.partial"
