@@ -88,9 +88,10 @@ def test_a_run_goes_on_in_its_folder(run: Run, trained: Trained, saved: Path) ->
 
 def test_an_interrupted_run_says_how_it_goes_on(run: Run, trained: Trained, tmp_path: Path) -> None:
     trained.reason = "interrupted"
-    finished = run("train", "lora", "--out", str(tmp_path))
+    folder = tmp_path / "a run"
+    finished = run("train", "lora", "--out", str(folder))
     assert finished.status == INTERRUPTED
-    assert f"internvl train {tmp_path} --resume" in finished.err
+    assert f"internvl train '{folder}' --resume" in finished.err
 
 
 def test_one_of_several_processes_tells(run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +106,8 @@ def test_one_of_several_processes_tells(run: Run, trained: Trained, monkeypatch:
         ((), WRONG_USE, "--list"),
         (("lara",), WRONG_USE, "no recipe 'lara'"),
         (("none.json",), WRONG_USE, "no recipe file none.json"),
+        (("runs/none", "--resume"), WRONG_USE, "no run in runs/none: there is no such folder"),
+        ((__file__,), WRONG_USE, "data go in --data"),
         (("lora", "--set", "schedule.wormup=1"), WRONG_USE, "no field 'wormup'; there are kind, warmup"),
         (("lora", "--set", "steps=5"), FAILED, "give steps or epochs"),
         (("lora", "--threads", "0"), WRONG_USE, "--threads"),

@@ -7,6 +7,7 @@ when something is to be trained, so that `--help` and `--list` are quick.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Options:
     out: File = None
     """The folder of the run; runs/NAME by default."""
     resume: Flag = False
-    """Go on from the last complete checkpoint in the folder."""
+    """Go on from the last complete checkpoint in the folder; where there is none, from the start."""
     dry_run: Flag = False
     """Only tell parameters, memory and time."""
     list: Flag = False
@@ -78,9 +79,13 @@ def resolve(name: str, options: Options) -> tuple[Recipe, Path]:
     path = Path(name).expanduser()
     if path.is_dir():
         recipe, folder = recipe_file.read(path / SAVED), path
-    elif path.suffix == ".json" or path.is_file():
+    elif path.suffix == ".json":
         recipe = recipe_file.read(path)
         folder = RUNS / recipe.name
+    elif path.is_file():
+        raise InputError(f"{name} is no recipe (.json); data go in --data, e.g. `train lora --data {name}`")
+    elif len(path.parts) > 1:
+        raise InputError(f"no run in {name}: there is no such folder")
     else:
         recipe = catalog.find(name)
         folder = RUNS / recipe.name
@@ -132,6 +137,6 @@ def _train(options: Options, recipe: Recipe, folder: Path) -> int:
             output.note(f"{outcome.reason} after {outcome.step} steps; report: {folder / 'report.md'}")
             output.write(f"{result or folder}\n")
     if outcome.reason == "interrupted":
-        output.note(f"go on with: internvl train {folder} --resume")
+        output.note(f"go on with: internvl train {shlex.quote(str(folder))} --resume")
         return INTERRUPTED
     return 0

@@ -199,10 +199,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise TrainingError(f"recipe {self.name}: give steps or epochs, one of them")
+            raise TrainingError(
+                f"recipe {self.name}: give steps or epochs, one of them, and none for the other (--set "
+                f"epochs=none); got steps = {self.steps}, epochs = {self.epochs}"
+            )
         length = self.epochs if self.steps is None else self.steps
         if length is None or length <= 0:
-            raise TrainingError(f"recipe {self.name}: the run has no length ({length})")
+            raise TrainingError(f"recipe {self.name}: the run has no length ({length}), it is above 0")
         if self.clip_norm is not None:
             _require(self.clip_norm > 0, f"recipe {self.name}: clip_norm is above 0, or none", self.clip_norm)
         counts = {
