@@ -24,6 +24,8 @@ from internvl.errors import InputError
 from internvl.models.layers import Linear
 from internvl.ops.linear import linear
 
+MAX_RANK = 1 << 16
+"""No matrix of a model is wider; a typing error must not ask for terabytes."""
 ALPHA_PER_RANK = 2
 """InternVL trains every adapter with alpha = 2 r, so the scale is 2 at any rank."""
 
@@ -41,9 +43,10 @@ class LoRA:
     """Learn the length of every output row apart from its direction (DoRA, arXiv 2402.09353)."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 <= self.dropout < 1:
+        if not 1 <= self.rank <= MAX_RANK or not 0 <= self.dropout < 1:
             raise InputError(
-                f"an adapter has a rank from 1 and a dropout in [0, 1), got {self.rank} and {self.dropout}"
+                f"an adapter has a rank from 1 to {MAX_RANK} and a dropout in [0, 1), got {self.rank} and "
+                f"{self.dropout}"
             )
 
     @property

@@ -170,6 +170,9 @@ class Execution:
     non_finite_limit: int = 10
     """Skipped steps after which the run stops all the same."""
 
+    def __post_init__(self) -> None:
+        _require(self.non_finite_limit >= 0, "non_finite_limit is not negative", self.non_finite_limit)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
