@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -65,9 +66,7 @@ def test_a_single_row_is_seen_in_the_plot(tmp_path: Path) -> None:
     write_report(tmp_path, RECIPE, {})
     with Image.open(tmp_path / "loss.png") as picture:
         middle = picture.convert("RGB").crop((400, 200, 600, 320))  # without the legend
-    colours = middle.getcolors(1 << 20)
-    assert colours is not None
-    assert any(max(pixel) - min(pixel) > 50 for _, pixel in colours)
+    assert np.ptp(np.asarray(middle, dtype=int), axis=-1).max() > 50  # a colour, not white and grey
 
 
 def test_without_matplotlib_the_report_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

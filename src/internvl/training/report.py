@@ -77,6 +77,7 @@ def _picture(folder: Path, rows: Sequence[Row]) -> str:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return 'No plot: matplotlib is not installed (`pip install "internvl[train]"`).'
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -88,7 +89,7 @@ def _picture(folder: Path, rows: Sequence[Row]) -> str:
     held_out = _names(rows, "val_loss")
     for name in held_out[:1] if len(held_out) == 2 else held_out:  # of one data set the mean is the same
         axes.plot(*zip(*_points(rows, name), strict=True), marker="o", markersize=3, label=name)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     partial = folder / f"{PLOT}.partial"
