@@ -156,10 +156,13 @@ def test_a_folder_of_different_data_is_ambiguous(tmp_path: Path) -> None:
         ("a.xlsx", "save the table as CSV"),
         ("a.docx", "known are .jsonl"),
         ("missing.jsonl", "no such file"),
+        ("missing folder", "no such file or folder"),
         ("none-*.tar", "no file is called .*none-"),
     ],
 )
 def test_what_cannot_be_read_says_what_to_do(tmp_path: Path, name: str, message: str) -> None:
+    if name.startswith("a."):
+        (tmp_path / name).touch()
     with pytest.raises(InputError, match=message):
         open_source(tmp_path / name)
 

@@ -101,6 +101,9 @@ class Joined:
 
 
 def _open_file(path: Path) -> Source:
+    if not path.exists():
+        where = "" if path.is_absolute() else f" (in {Path.cwd()})"
+        raise InputError(f"no such file or folder: {path}{where}")
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         remedy = REMEDIES.get(suffix, f"known are {', '.join(FORMATS)}, and folders")
