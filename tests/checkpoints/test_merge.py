@@ -117,6 +117,12 @@ def test_a_merge_that_changes_the_answer_is_refused(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_in_use_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").touch()
+    with pytest.raises(CheckpointError, match="is not empty"):
+        merge_checkpoint(tmp_path / "no base", tmp_path / "no adapter", tmp_path)
+
+
 def test_files_that_do_not_read_back_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = saved(chat_config("qwen2"), tmp_path / "base")
     adapted(base, tmp_path / "adapter", r"llm\..*out")

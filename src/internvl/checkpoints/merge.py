@@ -21,7 +21,7 @@ from internvl.checkpoints.layouts import family_called
 from internvl.checkpoints.lazy import Held, Lazy, pieces
 from internvl.checkpoints.load import load_opened
 from internvl.checkpoints.resolve import Checkpoint, open_checkpoint
-from internvl.checkpoints.shards import Progress
+from internvl.checkpoints.shards import Progress, check_replaceable
 from internvl.checkpoints.write import Target, write_checkpoint
 from internvl.config import ChatConfig, TextConfig, VisionConfig
 from internvl.errors import ConfigError, WeightsError
@@ -72,6 +72,8 @@ def merge_checkpoint(
         WeightsError: the merged model does not answer like the model with adapters, or the files do
             not hold what was written. There is then no new directory.
     """
+    if Path(directory).is_dir():  # before the minutes that merging takes
+        check_replaceable(Path(directory), overwrite=overwrite)
     opened = open_checkpoint(base, template=template, vision_path=vision_path)
     config = opened.description.config
     if isinstance(config, TextConfig):

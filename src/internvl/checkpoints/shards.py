@@ -48,7 +48,7 @@ def fresh_directory(directory: Path, *, overwrite: bool = False) -> Iterator[Pat
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory} is a file, not a directory to save in")
     if directory.is_dir():
-        _check_replaceable(directory, overwrite=overwrite)
+        check_replaceable(directory, overwrite=overwrite)
     temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -171,7 +171,7 @@ def _code(key: str, tensor: Lazy) -> str:
     raise WeightsError(f"{key} is {tensor.dtype}, which is not written to safetensors here")
 
 
-def _check_replaceable(directory: Path, *, overwrite: bool) -> None:
+def check_replaceable(directory: Path, *, overwrite: bool) -> None:
     """The directory is replaced as a whole, so nothing but a checkpoint may be in it."""
     entries = sorted(directory.iterdir())
     if not entries:
