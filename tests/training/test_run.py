@@ -420,6 +420,17 @@ def test_a_folder_belongs_to_one_run(full: Recipe, tmp_path: Path) -> None:
         run(replace(full, steps=2), tmp_path, resume=True)
 
 
+def test_a_run_goes_on_from_any_folder(full: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path(full.data.meta or "")
+    monkeypatch.chdir(place.parent)
+    with Ending(tmp_path, "ask", 2):
+        run(replace(full, data=replace(full.data, meta=place.name)), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    saved = recipe_file.read(tmp_path / "recipe.json")
+    assert saved.data.meta == str(place)
+    assert run(saved, tmp_path, resume=True).reason == "finished"
+
+
 def test_what_decides_nothing_may_change(full: Recipe, tmp_path: Path) -> None:
     with Ending(tmp_path, "ask", 2):
         run(full, tmp_path)

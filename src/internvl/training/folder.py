@@ -5,9 +5,11 @@ Knows nothing of what is written there (see `training.run`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
 from internvl.training import recipe_file
 from internvl.training.log import NAME as LOG
@@ -54,3 +56,22 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None
             f"{path} was started with {name} = {before[name]!r}, now it is {now[name]!r}: a run goes on as "
             f"it began (only {', '.join(sorted(RESUMABLE))} may change); else choose another folder"
         )
+
+
+def anchored(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths, so that its run can go on from any folder."""
+    model = replace(recipe.model, checkpoint=_whole(recipe.model.checkpoint))
+    evaluation = recipe.evaluation
+    if evaluation.data is not None:
+        evaluation = replace(evaluation, data=_anchored(evaluation.data))
+    return replace(recipe, model=model, data=_anchored(recipe.data), evaluation=evaluation)
+
+
+def _anchored(data: DataSpec) -> DataSpec:
+    return data if data.meta is None else replace(data, meta=_whole(data.meta))
+
+
+def _whole(name: str) -> str:
+    """A name of the zoo and a pattern stay as they are."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name

@@ -30,7 +30,7 @@ from internvl.training.build import Built, build, widen_trained
 from internvl.training.ema import EMA
 from internvl.training.evaluate import Best, Evaluator
 from internvl.training.features import FeatureCache
-from internvl.training.folder import BAD, CHECKPOINTS, claim
+from internvl.training.folder import BAD, CHECKPOINTS, anchored, claim
 from internvl.training.lock import held
 from internvl.training.log import Log
 from internvl.training.loop import Job, Objected, train
@@ -61,7 +61,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu")
     Raises TrainingError for a folder that is in use or holds another run, a recipe that cannot start, or a
     run that must stop; InputError and CheckpointError for data and weights that cannot be read.
     """
-    world = open_world(device)
+    recipe, world = anchored(recipe), open_world(device)
     try:
         with held(out, world):
             claim(recipe, out, world, resume=resume)
