@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from internvl.config import (
@@ -658,3 +659,13 @@ CARDS: tuple[ModelCard, ...] = (_NANO, *_CHAT_1, *_CHAT_2, *_CHAT_2_5, *_CHAT_3,
 """Every row; later code finds rows by name with `find`."""
 
 EXAMPLES = ("nano", "InternVL2_5-1B", "InternVL2-8B", "InternViT-300M-448px-V2_5")
+
+
+def template_of(name_or_path: str | Path) -> str | None:
+    """The template of a zoo name, which tells older models' system messages apart; None for a path."""
+    if Path(name_or_path).expanduser().exists():
+        return None
+    try:
+        return find(str(name_or_path)).template
+    except UnknownNameError:  # a repository of the hub that is in the cache, but no row
+        return None

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from internvl import zoo
 from internvl.api.chat import ChatModel
 from internvl.api.vision import VisionModel
 from internvl.checkpoints.configs import describe_normalization
@@ -15,11 +14,12 @@ from internvl.checkpoints.load import load_opened, resolve_device
 from internvl.checkpoints.resolve import open_checkpoint
 from internvl.checkpoints.write import save_model
 from internvl.config import IMG_CONTEXT, ChatConfig
-from internvl.errors import InputError, UnknownNameError
+from internvl.errors import InputError
 from internvl.processing.colour import ImagePolicy
 from internvl.processing.image import ImageLimits
 from internvl.processing.processor import Processor
 from internvl.processing.tokenizer import load_tokenizer
+from internvl.zoo import template_of
 
 
 def load(
@@ -73,16 +73,6 @@ def load(
     processor = Processor(config, load_tokenizer(directory), limits=limits, policy=policy)
     model = load_opened(checkpoint, dtype=dtype, device=device)
     return ChatModel(model, processor, source=directory)  # type: ignore[arg-type]
-
-
-def template_of(name_or_path: str | Path) -> str | None:
-    """The template of a zoo name, which tells older models' system messages apart; None for a path."""
-    if Path(name_or_path).expanduser().exists():
-        return None
-    try:
-        return zoo.find(str(name_or_path)).template
-    except UnknownNameError:  # a repository of the hub that is in the cache, but no row
-        return None
 
 
 def save(

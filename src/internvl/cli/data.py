@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 import torch
 from tyro.conf import Positional, arg
 
-from internvl.api.load import template_of
 from internvl.checkpoints.configs import describe
 from internvl.cli import output
 from internvl.cli.arguments import File, Flag, Whole, Word, parse
@@ -29,6 +28,7 @@ from internvl.processing.processor import Processor
 from internvl.processing.tokenizer import load_tokenizer
 from internvl.training.estimate import Estimate, duration, estimate, measure_rate
 from internvl.training.recipe import AdamW, Recipe
+from internvl.zoo import template_of
 
 SHOWN = 20
 BAR = 40

@@ -23,7 +23,6 @@ from internvl.api.explanation import (
     explain_inputs,
     explain_picture,
 )
-from internvl.api.load import template_of
 from internvl.api.request import Request, read_request
 from internvl.checkpoints.configs import describe
 from internvl.checkpoints.hub import resolve
@@ -39,6 +38,7 @@ from internvl.processing.processor import Processor
 from internvl.processing.tiling import plan, split_budget
 from internvl.processing.tiling import resolve as resolve_tiling
 from internvl.processing.tokenizer import load_tokenizer
+from internvl.zoo import template_of
 
 VALUE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 REPEATED = re.compile(rf"(?:{re.escape(IMG_CONTEXT)}){{2,}}")

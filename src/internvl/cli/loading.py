@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from internvl.api.chat import ChatModel
-from internvl.api.load import load, template_of
+from internvl.api.load import load
 from internvl.checkpoints import hub
 from internvl.cli import output
 from internvl.cli.arguments import ModelOptions
 from internvl.errors import InputError
+from internvl.zoo import template_of
 
 
 def find(name: str) -> Path:

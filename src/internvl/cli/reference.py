@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from internvl.api.load import template_of
 from internvl.checkpoints.load import load_model
 from internvl.cli import output
 from internvl.cli.loading import find
@@ -20,6 +19,7 @@ from internvl.models.vlm import VLM
 from internvl.processing.processor import Processor
 from internvl.processing.tokenizer import load_tokenizer
 from internvl.training.reference import store
+from internvl.zoo import template_of
 
 META = "meta.json"
 

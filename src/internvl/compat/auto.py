@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from internvl.api.chat import ChatModel
-from internvl.api.load import load, template_of
+from internvl.api.load import load
 from internvl.checkpoints.hub import resolve
 from internvl.compat.chat_model import InternVLChatModel
 from internvl.compat.configuration import FILES as CONFIG_FILES
@@ -23,6 +23,7 @@ from internvl.compat.vision_model import InternVisionModel
 from internvl.errors import InputError
 from internvl.processing.tokenizer import load_tokenizer
 from internvl.processing.tokenizer_settings import FILES as TOKENIZER_FILES
+from internvl.zoo import template_of
 
 WITHOUT_EFFECT = frozenset(
     {

@@ -1,4 +1,4 @@
-"""How the default model was trained: tower, projector, both, then adapters on the whole mixture.
+"""How the next default model is trained: tower, projector, both, then adapters on the whole mixture.
 
     python -m internvl.recipes.nano_tower DATA runs/tower           the tower, by distillation
     python -m internvl.recipes.nano_probe DATA runs/tower/model     what that did for it
@@ -8,8 +8,8 @@
     internvl train nano-2 --model runs/nano-1.5/model --data runs/data/all.json --out runs/nano-2
     python -m internvl.recipes.nano_assets runs/nano-1.5/model runs/nano-2/adapter OUT
 
-The stages follow InternVL 2.5 (arXiv 2412.05271). Cost and result of the shipped run:
-docs/model-cards/nano.md.
+The stages follow InternVL 2.5 (arXiv 2412.05271). The weights that are shipped now are older: only the
+projector was trained, see docs/model-cards/nano.md.
 """
 
 from __future__ import annotations

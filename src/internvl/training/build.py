@@ -11,19 +11,19 @@ from pathlib import Path
 
 import torch
 
-from internvl import zoo
 from internvl.adapt.int8 import quantize_linears
 from internvl.adapt.lora import add_adapters
 from internvl.checkpoints.hub import resolve
 from internvl.checkpoints.load import load_opened, resolve_dtype
 from internvl.checkpoints.resolve import Checkpoint, open_checkpoint
 from internvl.config import ChatConfig
-from internvl.errors import TrainingError, UnknownNameError
+from internvl.errors import TrainingError
 from internvl.models.projector import Projector
 from internvl.models.vlm import VLM
 from internvl.processing.processor import Processor
 from internvl.processing.tokenizer import load_tokenizer
 from internvl.training.recipe import ModelSpec
+from internvl.zoo import template_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def build(spec: ModelSpec, seed: int) -> Built:
     """
     path = resolve(spec.checkpoint)
     checkpoint = _overridden(
-        open_checkpoint(path, template=spec.template or _template(spec.checkpoint)), spec
+        open_checkpoint(path, template=spec.template or template_of(spec.checkpoint)), spec
     )
     model = load_opened(checkpoint, dtype=spec.dtype)
     if not isinstance(model, VLM):
@@ -77,16 +77,6 @@ def widen_trained(model: VLM, dtype: str) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(resolve_dtype(dtype))
-
-
-def _template(name: str) -> str | None:
-    """The template of a zoo name, which tells older models' system messages apart; None for a path."""
-    if Path(name).expanduser().exists():
-        return None
-    try:
-        return zoo.find(name).template
-    except UnknownNameError:  # a repository of the hub that is in the cache, but no row
-        return None
 
 
 def _overridden(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
