@@ -148,3 +148,26 @@ class ChatConfig:
         """Vision tokens of one tile: 256 at 448 px."""
         patches = (self.tiling.tile_size // self.vision.patch_size) ** 2
         return patches // self.projector.cells
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastiveConfig:
+    """InternVL-C and -G: tower, text model, and the space in which pictures and texts meet.
+
+    With `num_queries` 0 it is InternVL-C alone: no query tokens, no cross attention, no captions. Cross
+    attention is in every `cross_every`-th block of the text model, from the first on.
+    """
+
+    vision: VisionConfig
+    text: TextConfig
+    embed_dim: int = 768
+    pool_heads: int = 16
+    num_queries: int = 96
+    cross_every: int = 2
+    image_size: int = 224
+    normalization: Normalization = "imagenet"
+
+    @property
+    def is_generative(self) -> bool:
+        """Whether it has mode G: query features, matching and captions."""
+        return self.num_queries > 0

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from internvl.errors import InputError
 from internvl.generation.prefill import decode_step, make_cache, plan_passes, prefill
+from internvl.generation.prompt import Prompt
+from internvl.generation.sampling import Sampling
 from internvl.models.attention import Packed
 from tests.generation.tiny import CONFIG, make_decoder
 
@@ -37,7 +39,7 @@ def test_a_chunk_of_nothing() -> None:
 def test_scores_follow_the_last_token_of_each_prompt() -> None:
     llm = make_decoder()
     ids = [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
-    prompts = [llm.embed(torch.tensor(row)) for row in ids]
+    prompts = [Prompt(llm.embed(torch.tensor(row)), Sampling(max_new_tokens=4)) for row in ids]
     cache = make_cache(prompts, CONFIG, 3, 4)
     assert (cache.capacity, cache.keys[0].shape[0]) == (9, 3)
     found = [prefill(llm, cache, prompts), decode_step(llm, cache, [2, 0], [10, 11])]

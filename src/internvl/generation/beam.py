@@ -137,8 +137,8 @@ def search(
     check_prompt(prompt, llm.config)
     sampling = prompt.sampling
     finals, running = Finals(sampling), Running(sampling, prompt.seen_ids)
-    cache = make_cache([prompt.x_TD], llm.config, sampling.num_beams, sampling.max_new_tokens)
-    logits_BV = prefill(llm, cache, [prompt.x_TD], prefill_chunk)
+    cache = make_cache([prompt], llm.config, sampling.num_beams, sampling.max_new_tokens)
+    logits_BV = prefill(llm, cache, [prompt], prefill_chunk)
     num_filled = 1  # rows of the cache that hold the prompt; beams can only become more
     for length in range(1, sampling.max_new_tokens + 1):
         parents = running.advance(logits_BV, finals)

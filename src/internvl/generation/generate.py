@@ -40,7 +40,7 @@ class Batch:
         for prompt in prompts:
             check_prompt(prompt, llm.config)
         self.llm, self.prefill_chunk = llm, prefill_chunk
-        self.inputs = [prompt.x_TD for prompt in prompts]
+        self.prompts = list(prompts)
         self.answers = [Answer(prompt, decode) for prompt in prompts]
         self.cache: KVCache | None = None
 
@@ -65,8 +65,8 @@ class Batch:
     def _logits(self, rows: list[int]) -> Tensor:
         if self.cache is None:
             longest = max(answer.sampling.max_new_tokens for answer in self.answers)
-            self.cache = make_cache(self.inputs, self.llm.config, len(self.inputs), longest)
-            return prefill(self.llm, self.cache, self.inputs, self.prefill_chunk)
+            self.cache = make_cache(self.prompts, self.llm.config, len(self.prompts), longest)
+            return prefill(self.llm, self.cache, self.prompts, self.prefill_chunk)
         return decode_step(self.llm, self.cache, rows, [self.answers[row].ids[-1] for row in rows])
 
 

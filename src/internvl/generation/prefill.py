@@ -1,19 +1,21 @@
 """From prompts to a filled cache and the scores of each first new token.
 
-Knows decoder inputs (embeddings) and positions; no sampling and no text.
-Shape letters: T tokens, D width, B sequences, V vocabulary.
+Knows decoder inputs (embeddings), positions and query tokens; no sampling and no text.
+Shape letters: T tokens, D width, B sequences, V vocabulary, R rows of queries, Q queries of a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from internvl.config import TextConfig
 from internvl.errors import InputError
-from internvl.models.attention import KVCache
+from internvl.generation.prompt import Prompt
+from internvl.models.attention import KVCache, Looks
 from internvl.models.decoder import Decoder
 
 PREFILL_CHUNK = 4096
@@ -23,23 +25,27 @@ Piece = tuple[int, int, int]
 """Sequence, first position, end."""
 
 
-def make_cache(prompts: Sequence[Tensor], config: TextConfig, batch: int, max_new_tokens: int) -> KVCache:
+def make_cache(prompts: Sequence[Prompt], config: TextConfig, batch: int, max_new_tokens: int) -> KVCache:
     """An empty cache with room for `batch` sequences of the longest prompt and answer."""
-    capacity = max(map(len, prompts)) + max_new_tokens
-    return KVCache(config, batch, capacity, dtype=prompts[0].dtype, device=prompts[0].device)
+    capacity = max(len(prompt.x_TD) for prompt in prompts) + max_new_tokens
+    x_TD = prompts[0].x_TD
+    return KVCache(config, batch, capacity, dtype=x_TD.dtype, device=x_TD.device)
 
 
-def prefill(llm: Decoder, cache: KVCache, prompts: Sequence[Tensor], chunk: int = PREFILL_CHUNK) -> Tensor:
-    """Runs prompts x_TD into the cache's first rows; returns the scores (B, V) after each one's last token.
+def prefill(llm: Decoder, cache: KVCache, prompts: Sequence[Prompt], chunk: int = PREFILL_CHUNK) -> Tensor:
+    """Runs prompts into the cache's first rows; returns the scores (B, V) after each one's last token.
 
-    Prompts are packed into passes of at most `chunk` tokens; only a prompt longer than that is cut.
+    Prompts are packed into passes of at most `chunk` tokens; only a prompt longer than that is cut. Raises
+    InputError for one that would be cut within its query tokens.
     """
     lasts: dict[int, Tensor] = {}
-    for pieces in plan_passes([len(x_TD) for x_TD in prompts], chunk):
-        x_TD = torch.cat([prompts[row][first:end] for row, first, end in pieces])
+    for pieces in plan_passes([len(prompt.x_TD) for prompt in prompts], chunk):
+        x_TD = torch.cat([prompts[row].x_TD[first:end] for row, first, end in pieces])
         counts = [end - first for _, first, end in pieces]
-        attend = cache.extend(counts, [row for row, _, _ in pieces])
-        full = torch.tensor([len(prompts[row]) for row, _, _ in pieces], device=x_TD.device)
+        prefixes = [prompts[row].num_queries if first == 0 else 0 for row, first, _ in pieces]
+        attend = cache.extend(counts, [row for row, _, _ in pieces], prefixes=prefixes)
+        attend.looks = _looks(prompts, pieces, counts, prefixes)
+        full = torch.tensor([len(prompts[row].x_TD) for row, _, _ in pieces], device=x_TD.device)
         attend.lengths_T = full.repeat_interleave(
             torch.tensor(counts, device=x_TD.device)
         )  # rope of the whole prompt
@@ -47,6 +53,29 @@ def prefill(llm: Decoder, cache: KVCache, prompts: Sequence[Tensor], chunk: int 
         x_TD = llm(x_TD, attend.pos_T, attend)
         lasts.update({row: x_TD[end - 1] for (row, _, _), end in zip(pieces, ends, strict=True)})
     return llm.logits(torch.stack([lasts[row] for row in range(len(prompts))]))
+
+
+def _looks(
+    prompts: Sequence[Prompt], pieces: Sequence[Piece], counts: Sequence[int], prefixes: Sequence[int]
+) -> Looks | None:
+    """The query tokens of one pass; all its prompts with queries have equally many."""
+    starts = accumulate(counts, initial=0)
+    rows, features = [], []
+    for (row, _, _), start, count, prefix in zip(pieces, starts, counts, prefixes, strict=False):
+        if count < prefix:
+            raise InputError(f"a prefill chunk cuts {prefix} query tokens after {count}: make it larger")
+        if prefix:
+            rows.append(torch.arange(start, start + prefix))
+            features.append(prompts[row].features_PC)
+    if not rows:
+        return None
+    if len({len(row) for row in rows}) > 1:
+        raise InputError(
+            f"prompts of one batch have {sorted(map(len, rows))} query tokens: give all the same"
+        )
+    features_BPC = torch.stack([one for one in features if one is not None])
+    device = features_BPC.device
+    return Looks(torch.stack(rows).to(device), torch.arange(len(rows), device=device), features_BPC)
 
 
 def plan_passes(lengths: Sequence[int], chunk: int) -> Iterator[list[Piece]]:

@@ -20,12 +20,16 @@ class Prompt:
     """Decoder input x_TD, how to continue it, and the ids that its repetition penalty counts as seen.
 
     `seen_ids` come on top of the generated ids: none, the prompt's own (transformers with ids as input), or
-    the one start id with which the released chat models' generation from embeddings begins.
+    the one start id with which the released chat models' generation from embeddings begins. The first
+    `num_queries` tokens are query tokens that all see each other and look at the picture `features_PC`
+    (`models.qllama`).
     """
 
     x_TD: Tensor
     sampling: Sampling
     seen_ids: Sequence[int] = ()
+    num_queries: int = 0
+    features_PC: Tensor | None = None
 
 
 DYNAMIC_REACH = 16
@@ -51,6 +55,11 @@ def check_prompt(prompt: Prompt, config: TextConfig) -> None:
         raise InputError(f"a prompt must be embeddings (T, {config.width}), got {tuple(x_TD.shape)}")
     if not len(x_TD):
         raise InputError("a prompt must have at least one token")
+    if prompt.num_queries > len(x_TD) or (prompt.num_queries > 0) != (prompt.features_PC is not None):
+        raise InputError(
+            f"{prompt.num_queries} query tokens in a prompt of {len(x_TD)}: they are part of it and need the "
+            "features of a picture, and nothing else does"
+        )
     check_room(len(x_TD), prompt.sampling.max_new_tokens, config)
     sampling = prompt.sampling
     named = {"stop_ids": sampling.stop_ids, "logit_bias": sampling.logit_bias, "seen_ids": prompt.seen_ids}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,10 +19,21 @@ from torch.nn.functional import scaled_dot_product_attention
 from internvl.config import TextConfig
 
 
+class Looks(NamedTuple):
+    """Query tokens that look at pictures: those at packed rows `rows_RQ[i]` see picture `pictures_R[i]` of
+    `features_BPC`, the tower's output."""
+
+    rows_RQ: Tensor
+    pictures_R: Tensor
+    features_BPC: Tensor
+
+
 class Attend(Protocol):
-    """Attention over packed tokens. `lengths_T`: full length of each token's sequence."""
+    """Attention over packed tokens. `lengths_T`: full length of each token's sequence. `looks`: which of the
+    tokens look at pictures, in decoders with cross attention (`models.qllama`)."""
 
     lengths_T: Tensor
+    looks: Looks | None
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Returns (T, H, D)."""
@@ -48,18 +59,42 @@ def causal_attention(q_THD: Tensor, k_KSD: Tensor, v_KSD: Tensor) -> Tensor:
     return out_1HTD[0].transpose(0, 1)
 
 
-class Packed:
-    """Whole sequences laid end to end; each token sees its own sequence up to itself."""
+def prefix_attention(q_THD: Tensor, k_KSD: Tensor, v_KSD: Tensor, prefix: int) -> Tensor:
+    """As `causal_attention` of a whole sequence, but its first `prefix` tokens all see each other."""
+    if not prefix:
+        return causal_attention(q_THD, k_KSD, v_KSD)
+    group = q_THD.shape[1] // len(k_KSD)
+    k_HPD, v_HPD = (x[:, :prefix].repeat_interleave(group, dim=0) for x in (k_KSD, v_KSD))
+    first_1HPD = scaled_dot_product_attention(q_THD[:prefix].transpose(0, 1)[None], k_HPD[None], v_HPD[None])
+    first_PHD = first_1HPD[0].transpose(0, 1)
+    if len(q_THD) == prefix:
+        return first_PHD
+    return torch.cat((first_PHD, causal_attention(q_THD[prefix:], k_KSD, v_KSD)))
 
-    def __init__(self, seqlens: Sequence[int], device: torch.device | None = None) -> None:
+
+class Packed:
+    """Whole sequences laid end to end; each token sees its own sequence up to itself, and the first
+    `prefixes[i]` tokens of sequence i all see each other."""
+
+    def __init__(
+        self,
+        seqlens: Sequence[int],
+        device: torch.device | None = None,
+        *,
+        prefixes: Sequence[int] | None = None,
+        looks: Looks | None = None,
+    ) -> None:
         self.bounds = list(pairwise(accumulate(seqlens, initial=0)))
+        self.prefixes = [0] * len(seqlens) if prefixes is None else list(prefixes)
+        self.looks = looks
         counts = torch.tensor(list(seqlens), device=device)
         self.lengths_T = counts.repeat_interleave(counts)
+        self.pos_T = torch.cat([torch.arange(count, device=device) for count in seqlens])
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         outs = [
-            causal_attention(q_THD[a:b], k_TKD[a:b].transpose(0, 1), v_TKD[a:b].transpose(0, 1))
-            for a, b in self.bounds
+            prefix_attention(q_THD[a:b], k_TKD[a:b].transpose(0, 1), v_TKD[a:b].transpose(0, 1), prefix)
+            for (a, b), prefix in zip(self.bounds, self.prefixes, strict=True)
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
@@ -76,13 +111,20 @@ class KVCache:
         self.lengths = [0] * batch
         self.capacity = capacity
 
-    def extend(self, counts: Sequence[int], rows: Sequence[int] | None = None) -> Extension:
-        """Makes room for `counts[i]` new tokens of sequence `rows[i]` (default: every sequence in order)."""
+    def extend(
+        self,
+        counts: Sequence[int],
+        rows: Sequence[int] | None = None,
+        *,
+        prefixes: Sequence[int] | None = None,
+    ) -> Extension:
+        """Makes room for `counts[i]` new tokens of sequence `rows[i]` (default: every sequence in order), the
+        first `prefixes[i]` of which all see each other; those begin the sequence."""
         rows = range(len(self.lengths)) if rows is None else rows
         starts = [self.lengths[row] for row in rows]
         for row, count in zip(rows, counts, strict=True):
             self.lengths[row] += count
-        return Extension(self, list(rows), starts, list(counts))
+        return Extension(self, list(rows), starts, list(counts), prefixes or [0] * len(starts))
 
     def reorder(self, rows: Sequence[int], since: int = 0) -> None:
         """Row i continues what row `rows[i]` held; used by beam search. All rows must be equally long.
@@ -102,8 +144,12 @@ class Extension:
     `pos_T` are the positions of the new tokens in their sequences.
     """
 
-    def __init__(self, cache: KVCache, rows: list[int], starts: list[int], counts: list[int]) -> None:
+    def __init__(
+        self, cache: KVCache, rows: list[int], starts: list[int], counts: list[int], prefixes: Sequence[int]
+    ) -> None:
         self.cache, self.rows, self.starts, self.counts = cache, rows, starts, counts
+        self.prefixes = prefixes
+        self.looks: Looks | None = None
         device, repeats = cache.keys[0].device, torch.tensor(counts)
         ends = torch.tensor(starts) + repeats
         self.lengths_T = ends.repeat_interleave(repeats).to(device)
@@ -113,10 +159,12 @@ class Extension:
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         outs, first = [], 0
-        for row, start, count in zip(self.rows, self.starts, self.counts, strict=True):
+        spans = zip(self.rows, self.starts, self.counts, self.prefixes, strict=True)
+        for row, start, count, prefix in spans:
             last, end = first + count, start + count
             keys[row, :, start:end] = k_TKD[first:last].transpose(0, 1)
             values[row, :, start:end] = v_TKD[first:last].transpose(0, 1)
-            outs.append(causal_attention(q_THD[first:last], keys[row, :, :end], values[row, :, :end]))
+            seen = keys[row, :, :end], values[row, :, :end]
+            outs.append(prefix_attention(q_THD[first:last], *seen, prefix))
             first = last
         return outs[0] if len(outs) == 1 else torch.cat(outs)

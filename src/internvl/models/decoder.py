@@ -6,7 +6,7 @@ Shape letters: T packed tokens, D width (head width after H or K), H heads, K ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
@@ -56,7 +56,7 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Token embeddings, blocks, final norm and output head; the head is never tied."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, make_block: Callable[[TextConfig, int], Block] = Block) -> None:
         super().__init__()
         if config.num_heads % config.num_kv_heads:
             raise ConfigError(
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
             )
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
+        self.layers = nn.ModuleList(make_block(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = Linear(config.width, config.vocab_size, bias=False)
 

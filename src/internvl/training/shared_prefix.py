@@ -26,6 +26,8 @@ Groups = Sequence[tuple[int, Sequence[int]]]
 class SharedPrefix:
     """`groups`: (prefix length, branch lengths) in packed order; a branch may have no packed tokens."""
 
+    looks = None
+
     def __init__(self, groups: Groups, device: torch.device | None = None) -> None:
         groups = [_plain(common, branches) for common, branches in groups]
         prefixes: list[int] = []

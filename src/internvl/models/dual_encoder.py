@@ -1,0 +1,98 @@
+"""InternVL-C and InternVL-G: pictures and texts as vectors of one space, and captions from query tokens.
+
+Embeddings are those of the released encoders, before the final normalisation. Knows no text and no files.
+Shape letters: B pictures or texts, P patches and class token, C vision width, Q queries, T packed tokens,
+D text width, E width of the common space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from internvl.config import ContrastiveConfig
+from internvl.errors import ConfigError, InputError
+from internvl.models.attention import Looks, Packed
+from internvl.models.decoder import Decoder
+from internvl.models.layers import Linear
+from internvl.models.pooling import AttentionPool
+from internvl.models.qllama import QLlama
+from internvl.models.vit import VisionTower
+
+INITIAL_SCALE = math.log(1 / 0.07)
+
+
+class TextEncoder(nn.Module):
+    """Texts to vectors: the text model, read at a text's last token, and a projection."""
+
+    def __init__(self, config: ContrastiveConfig) -> None:
+        super().__init__()
+        self.qllama = QLlama(config) if config.is_generative else Decoder(config.text)
+        if not config.is_generative:
+            del self.qllama.head  # embeds, never writes
+        self.text_projection = nn.Parameter(
+            torch.randn(config.text.width, config.embed_dim) * config.text.width**-0.5
+        )
+
+    def text_states(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Final hidden states of each text, (T, D); every token sees those before it."""
+        if not ids or not all(ids):
+            raise InputError("a text needs at least one token")
+        device = self.text_projection.device
+        attend = Packed([len(row) for row in ids], device)
+        x_TD = self.qllama.embed(torch.tensor([id for row in ids for id in row], device=device))
+        states_TD: Tensor = self.qllama(x_TD, attend.pos_T, attend)
+        return list(states_TD.split([len(row) for row in ids]))
+
+    def embed_texts(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """(B, E): the state of each text's last token, the end mark, projected."""
+        last_BD = torch.stack([states_TD[-1] for states_TD in self.text_states(ids)])
+        return last_BD @ self.text_projection
+
+
+class DualEncoder(TextEncoder):
+    """With a vision tower and its pool; in mode G also queries, their pool and a head that matches pairs."""
+
+    def __init__(self, config: ContrastiveConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        self.vit = VisionTower(config.vision)
+        self.image_pool = AttentionPool(config.vision.width, config.pool_heads, config.embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
+        if config.is_generative:
+            self.query_pool = AttentionPool(config.text.width, config.pool_heads, config.embed_dim)
+            self.itm_head = Linear(config.text.width, 2)
+
+    def pool_images(self, features_BPC: Tensor, *, generative: bool = False) -> Tensor:
+        """(B, E) of the tower's last states: pooled (InternVL-C), or the sum of both pools' directions, that
+        of the states and that of the queries (InternVL-G)."""
+        pooled_BE: Tensor = self.image_pool(features_BPC)
+        if not generative:
+            return pooled_BE
+        queried_BE = self.query_pool(self.query_states(features_BPC))
+        return normalize(queried_BE, dim=-1) + normalize(pooled_BE, dim=-1)
+
+    def query_states(self, features_BPC: Tensor) -> Tensor:
+        """What the queries make of each picture, (B, Q, D); they all see each other."""
+        qllama, (num, device) = self.generator, (len(features_BPC), features_BPC.device)
+        count = self.config.num_queries
+        pictures_B = torch.arange(num, device=device)
+        looks = Looks(torch.arange(num * count, device=device).view(num, count), pictures_B, features_BPC)
+        attend = Packed([count] * num, device, prefixes=[count] * num, looks=looks)
+        x_TD = qllama.queries.expand(num, -1, -1).flatten(0, 1)
+        states_TD: Tensor = qllama(x_TD, attend.pos_T, attend)
+        return states_TD.view(num, count, -1)
+
+    @property
+    def generator(self) -> QLlama:
+        """The text model with queries. Raises ConfigError for InternVL-C alone."""
+        if not isinstance(self.qllama, QLlama):
+            raise ConfigError(
+                "this checkpoint is InternVL-C alone: without query tokens no mode G, no matching and no "
+                "caption"
+            )
+        return self.qllama
