@@ -74,10 +74,10 @@ class CaptionLines:
         return f"{self.offsets.path}, line {self.offsets.line(index)}"
 
 
-class Sidecars:
-    """Pictures of a folder and its subfolders, by name, each with its caption in a .txt file of its name.
+class Pictures:
+    """Pictures of a folder and its subfolders, by name. Hidden files and linked folders are left out.
 
-    The names are kept as one run of bytes with offsets. A picture without text is a broken row.
+    The names are kept as one run of bytes with offsets.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,7 +92,29 @@ class Sidecars:
         return len(self._starts) - 1
 
     def row(self, index: int) -> Mapping[str, Any]:
-        picture = self._picture(index)
+        return {"image": self.picture(index)}
+
+    def where(self, index: int) -> str:
+        return str(self._folder / self.picture(index))
+
+    def picture(self, index: int) -> str:
+        """Its path from the folder."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} pictures, there is no picture {index}")
+        return os.fsdecode(self._names[int(self._starts[index]) : int(self._starts[index + 1])])
+
+
+class Sidecars:
+    """`Pictures`, each with its caption in a .txt file of its name. A picture without text is a broken row."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name, self._folder, self._pictures = folder.name, folder, Pictures(folder)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        picture = self._pictures.picture(index)
         text = (self._folder / picture).with_suffix(".txt")
         if not text.is_file():
             raise InputError(f"{self.where(index)}: no caption beside it ({text.name})")
@@ -109,12 +131,7 @@ class Sidecars:
         return {"image": picture, "caption": caption}
 
     def where(self, index: int) -> str:
-        return str(self._folder / self._picture(index))
-
-    def _picture(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} pictures, there is no picture {index}")
-        return os.fsdecode(self._names[int(self._starts[index]) : int(self._starts[index + 1])])
+        return self._pictures.where(index)
 
 
 def find_captions(folder: Path) -> Described | CaptionLines | None:
