@@ -98,6 +98,22 @@ def test_the_records(data: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_captions_that_agree_come_first() -> None:
+    """The odd one out is dropped; of the others the one that shares most words with all is first."""
+    photos = [
+        {"image": "a", "en": ["a cat sits on a wall", "clouds", "a cat sits on a red wall", "cat on a wall"]},
+        {"image": "b", "en": ["two dogs run fast", "two dogs run", "a picture of mine", "two dogs run home"]},
+    ]
+    found = nano_data.agreed(photos, keep=3)
+    assert [set(row["en"]) for row in found] == [
+        {"a cat sits on a wall", "a cat sits on a red wall", "cat on a wall"},
+        {"two dogs run fast", "two dogs run", "two dogs run home"},
+    ]
+    assert [row["image"] for row in found] == ["a", "b"]
+    assert found[0]["en"][0] == "a cat sits on a wall"
+    assert len(photos[0]["en"]) == 4
+
+
 def test_rendered_text_is_in_the_picture(data: Path, tmp_path: Path) -> None:
     out = prepare(data, tmp_path / "out")
     rendered = rows(out / "rendered.jsonl")
@@ -117,7 +133,8 @@ def test_every_record_makes_an_example(data: Path, tmp_path: Path, golden_dir: G
         DataSpec(max_length=1024),
     )
     names = {"captions": ["captions_en"], "val": ["captions_val", "shapes_test"]}
-    names["all"] = ["captions_en", "captions_zh", "shapes_train", "words", "rendered"]
+    others = ["captions_zh", "shapes_train", "words", "rendered"]
+    names |= {"all": ["captions_en", *others], "agreed": ["captions_agreed", *others]}
     for meta, expected in names.items():
         datasets = open_data(out / f"{meta}.json")
         assert [dataset.name for dataset in datasets] == expected

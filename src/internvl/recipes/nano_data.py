@@ -4,8 +4,9 @@
 
 DATA holds `flickr8k/` and `iiit5k/` with their train.jsonl, val.jsonl and pictures; questions come from the
 package `easy-vqa` (PyPI, MIT), fetched with pip. OUT receives pictures that had to be made, a JSONL file for
-each set, and the meta files captions.json, all.json and val.json. The same call writes the same files. Of
-test splits only easy-VQA's is read: it is in val.json, to be measured on, and nothing learns from it.
+each set, and the meta files captions.json, all.json, agreed.json and val.json. The same call writes the same
+files. Of test splits only easy-VQA's is read: it is in val.json, to be measured on, and nothing learns from
+it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from internvl.checkpoints.wheels import Wheel, fetch_wheel
+from internvl.evaluation.scores import cider_d
 
 CAPTION = "Provide a one-sentence caption for the provided image."
 OTHERS = (
@@ -54,6 +56,7 @@ def write(data: Path, out: Path) -> None:
     flickr = data / "flickr8k"
     rows = {split: _read(flickr / f"{split}.jsonl") for split in ("train", "val")}
     _write(out / "captions_en.jsonl", _captions(rows["train"], "en", (CAPTION, *OTHERS)))
+    _write(out / "captions_agreed.jsonl", _captions(agreed(rows["train"]), "en", (CAPTION, *OTHERS)))
     _write(out / "captions_zh.jsonl", _captions(rows["train"], "zh", CHINESE, keep=2))
     _write(out / "captions_val.jsonl", _captions(rows["val"], "en", (CAPTION,)))
     words = _read(data / "iiit5k" / "train.jsonl")
@@ -70,9 +73,11 @@ def write(data: Path, out: Path) -> None:
         "words": (data / "iiit5k", 1.0),
         "rendered": (out / "rendered", 0.5),
     }
+    agreeing = {name: one for name, one in everything.items() if name != "captions_en"}
     for name, sets in {
         "captions": captions,
         "all": everything,
+        "agreed": {"captions_agreed": (flickr, 4.0)} | agreeing,
         "val": {"captions_val": (flickr, 1.0), "shapes_test": (out / "shapes" / "test", 1.0)},
     }.items():
         meta = {
@@ -92,6 +97,23 @@ def _captions(
         question = questions[0 if not others or source.random() < 0.5 else 1 + source.randrange(others)]
         answers = [tidy(text) if language == "en" else text.strip() for text in row[language][:keep]]
         yield {"image": row["image"], "question": question, "answers": answers}
+
+
+def agreed(rows: Sequence[Mapping[str, Any]], keep: int = 2) -> list[dict[str, Any]]:
+    """The same pictures with those of their English captions that the others agree with most (CIDEr-D)."""
+    numbers = range(min(len(row["en"]) for row in rows))
+    scores = [
+        cider_d(
+            [row["en"][number] for row in rows],
+            [[*row["en"][:number], *row["en"][number + 1 :]] for row in rows],
+        )[1]
+        for number in numbers
+    ]
+    found = []
+    for row, *values in zip(rows, *scores, strict=True):
+        order = sorted(numbers, key=values.__getitem__, reverse=True)
+        found.append({**row, "en": [row["en"][number] for number in order[:keep]]})
+    return found
 
 
 def tidy(caption: str) -> str:
