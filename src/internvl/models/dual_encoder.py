@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,25 @@ class DualEncoder(TextEncoder):
         x_TD = qllama.queries.expand(num, -1, -1).flatten(0, 1)
         states_TD: Tensor = qllama(x_TD, attend.pos_T, attend)
         return states_TD.view(num, count, -1)
+
+    def match(self, features_BPC: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
+        """(B, 2): scores that picture i and text i do not belong together, and that they do.
+
+        Queries and text all see each other; every query gives its opinion, the mean counts.
+        """
+        qllama, (num, device) = self.generator, (len(features_BPC), features_BPC.device)
+        if num != len(ids):
+            raise InputError(f"{num} pictures and {len(ids)} texts make no pairs: give one text for each")
+        lengths = [self.config.num_queries + len(row) for row in ids]
+        starts_B = torch.tensor(list(accumulate(lengths, initial=0))[:-1], device=device)
+        rows_BQ = starts_B[:, None] + torch.arange(self.config.num_queries, device=device)
+        looks = Looks(rows_BQ, torch.arange(num, device=device), features_BPC)
+        attend = Packed(lengths, device, prefixes=lengths, looks=looks)
+        words = qllama.embed(torch.tensor([id for row in ids for id in row], device=device))
+        parts = zip([qllama.queries[0]] * num, words.split([len(row) for row in ids]), strict=True)
+        x_TD = torch.cat([part for pair in parts for part in pair])
+        scores_BQ2 = self.itm_head(qllama(x_TD, attend.pos_T, attend)[rows_BQ])
+        return scores_BQ2.mean(dim=1)  # type: ignore[no-any-return]
 
     @property
     def generator(self) -> QLlama:
