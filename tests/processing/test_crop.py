@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from internvl.errors import ImageError
-from internvl.processing.crop import centre_square
+from internvl.errors import ImageError, InputError
+from internvl.processing.crop import centre_square, fit_square
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -29,3 +29,17 @@ def test_equals_clip_preprocessing(size: tuple[int, int]) -> None:
 def test_refuses_other_modes() -> None:
     with pytest.raises(ImageError, match="not L"):
         centre_square(Image.new("L", (5, 5)), 4)
+
+
+def test_squashed_pictures_are_whole() -> None:
+    image = noise(101, 70)
+    expected = image.resize((56, 56), Image.Resampling.BICUBIC)
+    assert fit_square(image, 56, "squash").tobytes() == expected.tobytes()
+    assert fit_square(image, 56, "crop").tobytes() == centre_square(image, 56).tobytes()
+
+
+def test_a_fit_that_does_not_exist() -> None:
+    with pytest.raises(InputError, match="not 'pad'"):
+        fit_square(noise(8, 8), 4, "pad")  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="not L"):
+        fit_square(noise(8, 8).convert("L"), 4, "squash")
