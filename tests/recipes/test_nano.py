@@ -35,7 +35,13 @@ def test_then_adapters_and_the_projector() -> None:
     assert not recipe.model.fresh_projector
 
 
+def test_then_the_same_adapters_again() -> None:
+    recipe = nano.agree()
+    assert recipe.model.adapters == nano.instruct().model.adapters
+    assert set(learning(recipe.params)) == {"projector", "adapters"}
+
+
 def test_a_picture_is_one_tile() -> None:
-    for recipe in (nano.align(), nano.tune_tower(), nano.instruct()):
+    for recipe in (nano.align(), nano.tune_tower(), nano.instruct(), nano.agree()):
         assert recipe.data.batching.max_tiles == 1
         assert recipe.data.max_length <= recipe.data.batching.max_tokens

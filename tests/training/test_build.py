@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from internvl.adapt.int8 import Int8Linear
 from internvl.adapt.lora import LoRA, LoRAInt8Linear, adapters
+from internvl.checkpoints.adapters import save_adapters
 from internvl.checkpoints.write import save_model
 from internvl.errors import InputError, TrainingError
 from internvl.models.layers import DropPath
@@ -103,6 +105,27 @@ def test_int8_weights_lie_under_adapters(checkpoint: str, frozen: str | None) ->
     rounding = 2**-8 if frozen else 0.0
     limit = module.weight_scale * 0.501 + rounding * weight.abs()
     assert bool(((module.dense_weight() - weight).abs() <= limit).all())
+
+
+def test_adapters_of_a_run_before(checkpoint: str, tmp_path: Path) -> None:
+    """Training goes on with their values; what the recipe says of them must be true."""
+    rules = ((ATTENTION, LoRA(rank=2)),)
+    before = build(ModelSpec(checkpoint=checkpoint, adapters=rules), 1).model
+    for module in adapters(before).values():
+        torch.nn.init.normal_(module.lora_up)
+    save_adapters(before, tmp_path / "adapter", trained=["projector.fc1.weight"])
+    spec = ModelSpec(checkpoint=checkpoint, adapters=rules, adapter=str(tmp_path / "adapter"))
+    built = build(replace(spec, frozen_dtype="bfloat16"), 2)
+    assert built.adapted == tuple(adapters(before))
+    for name, module in adapters(built.model).items():
+        assert torch.equal(module.lora_up, adapters(before)[name].lora_up)
+        assert torch.equal(module.lora_down, adapters(before)[name].lora_down)
+    with pytest.raises(TrainingError, match=r"in 6 modules.*rank 2,.*rank 4,"):
+        build(replace(spec, adapters=((ATTENTION, LoRA(rank=4)),)), 0)
+    with pytest.raises(TrainingError, match=r"in 3 modules.*says None"):
+        build(replace(spec, adapters=((r"llm\..*attn.qkv", LoRA(rank=2)),)), 0)
+    with pytest.raises(TrainingError, match="say which in"):
+        ModelSpec(adapter="somewhere")
 
 
 def test_int8_without_adapters_could_not_be_saved() -> None:

@@ -11,7 +11,10 @@ from internvl.training.recipe import Recipe
 
 Make = Callable[[], Recipe]
 
-_OWN: tuple[Make, ...] = (finetune.lora, finetune.full, nano.align, nano.tune_tower, nano.instruct)
+_OWN: tuple[Make, ...] = (
+    *(finetune.lora, finetune.full),
+    *(nano.align, nano.tune_tower, nano.instruct, nano.agree),
+)
 _PUBLISHED: tuple[Make, ...] = (
     *(partial(stage, size) for size in v1_5.ROWS for stage in (v1_5.pretrain, v1_5.sft)),
     *(partial(stage, size) for size in v2_5.ROWS for stage in (v2_5.stage1, v2_5.stage2)),

@@ -1,4 +1,4 @@
-"""How the next default model is trained: tower, projector, both, then adapters on the whole mixture.
+r"""How the next default model is trained: tower, projector, both, then adapters on the whole mixture.
 
     python -m internvl.recipes.nano_tower DATA runs/tower           the tower, by distillation
     python -m internvl.recipes.nano_probe DATA runs/tower/model     what that did for it
@@ -6,13 +6,17 @@
     internvl train nano-1 --model runs/tower/model --data runs/data/captions.json --out runs/nano-1
     internvl train nano-1.5 --model runs/nano-1/model --data runs/data/captions.json --out runs/nano-1.5
     internvl train nano-2 --model runs/nano-1.5/model --data runs/data/all.json --out runs/nano-2
-    python -m internvl.recipes.nano_assets runs/nano-1.5/model runs/nano-2/adapter OUT
+    internvl train nano-3 --model runs/nano-1.5/model --data runs/data/agreed.json \
+        --set model.adapter=runs/nano-2/adapter --out runs/nano-3
+    python -m internvl.recipes.nano_assets runs/nano-1.5/model runs/nano-3/adapter OUT
 
 The stages follow InternVL 2.5 (arXiv 2412.05271). The weights that are shipped now are older: only the
 projector was trained, see docs/model-cards/nano.md.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import Batching, DataSpec
@@ -79,4 +83,21 @@ def instruct() -> Recipe:
         evaluation=Evaluation(every=500),
         saving=Saving(every=100),
         execution=EXECUTION,
+    )
+
+
+def agree() -> Recipe:
+    """Stage 3: the adapters go on with those captions of a photo that its others agree with; `model.adapter`
+    says where they are."""
+    return replace(
+        instruct(),
+        name="nano-3",
+        params=(
+            (parts.ADAPTERS, AdamW(lr=2e-4, betas=BETAS)),
+            (r"projector\..*", AdamW(lr=2e-4, betas=BETAS)),
+            parts.FROZEN,
+        ),
+        steps=400,
+        schedule=Schedule(warmup=20),
+        evaluation=Evaluation(every=200),
     )

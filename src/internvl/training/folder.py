@@ -61,6 +61,8 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None
 def anchored(recipe: Recipe) -> Recipe:
     """The recipe with whole paths, so that its run can go on from any folder."""
     model = replace(recipe.model, checkpoint=_whole(recipe.model.checkpoint))
+    if model.adapter is not None:
+        model = replace(model, adapter=_whole(model.adapter))
     evaluation = recipe.evaluation
     if evaluation.data is not None:
         evaluation = replace(evaluation, data=_anchored(evaluation.data))
