@@ -193,6 +193,11 @@ class ContrastiveModel(TextModel):
         return texts if isinstance(images, list | tuple | Tensor) else texts[0]
 
     @torch.inference_mode()
+    def encode_tiles(self, tiles_B3HW: Tensor) -> Tensor:
+        """The tower's last states (B, P, C) of prepared pictures (B, 3, S, S), class token first."""
+        return self.encoder.vit(tiles_B3HW.to(self.device))  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
     def continue_prompts(
         self, ids: Sequence[Sequence[int]], features_BPC: Tensor, sampling: Sampling
     ) -> list[tuple[int, ...]]:
@@ -235,8 +240,7 @@ class ContrastiveModel(TextModel):
         if not len(sources):
             raise ImageError("there are no pictures: hand over at least one")
         for part in _batches(sources, batch):
-            tiles_B3HW = self.prepare(part, fit=fit, limits=limits)
-            yield self.encoder.vit(tiles_B3HW.to(self.device))
+            yield self.encode_tiles(self.prepare(part, fit=fit, limits=limits))
 
     def _is_generative(self, mode: Mode) -> bool:
         if mode not in ("C", "G"):

@@ -9,6 +9,7 @@ system message shared between threads) is refused or put right here.
 
 from internvl.compat.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from internvl.compat.chat_model import InternVLChatModel
+from internvl.compat.contrastive_model import InternVLModel
 from internvl.compat.generation_config import GenerationConfig
 from internvl.compat.image_processor import CLIPImageProcessor
 from internvl.compat.images import (
@@ -36,6 +37,7 @@ __all__ = [
     "CLIPImageProcessor",
     "GenerationConfig",
     "InternVLChatModel",
+    "InternVLModel",
     "InternVisionModel",
     "InterpolationMode",
     "TextIteratorStreamer",

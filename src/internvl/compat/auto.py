@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from internvl.api.chat import ChatModel
+from internvl.api.contrastive import ContrastiveModel
 from internvl.api.load import load
 from internvl.checkpoints.hub import resolve
 from internvl.compat.chat_model import InternVLChatModel
 from internvl.compat.configuration import FILES as CONFIG_FILES
 from internvl.compat.configuration import Config, fetch, published_config
+from internvl.compat.contrastive_model import InternVLModel
 from internvl.compat.placement import DeviceMap, choose_device
 from internvl.compat.tokenizer import Tokenizer
 from internvl.compat.vision_model import InternVisionModel
@@ -54,7 +56,7 @@ class AutoModel:
         load_in_4bit: bool = False,
         device_map: DeviceMap = None,
         **options: Any,
-    ) -> InternVLChatModel | InternVisionModel:
+    ) -> InternVLChatModel | InternVLModel | InternVisionModel:
         """Load a directory, a name of the zoo, or "owner/name" of the hub; in float32 unless told otherwise.
 
         `options`: revision, cache_dir, local_files_only; those of `WITHOUT_EFFECT` are accepted.
@@ -73,6 +75,8 @@ class AutoModel:
         config = published_config(path, model.config)
         if isinstance(model, ChatModel):
             return InternVLChatModel(model, config)
+        if isinstance(model, ContrastiveModel):
+            return InternVLModel(model, config)
         return InternVisionModel(model, config)
 
 
@@ -89,12 +93,15 @@ class AutoTokenizer:
         *,
         add_bos_token: bool | None = None,
         add_eos_token: bool | None = None,
-        padding_side: str = "left",
+        padding_side: str | None = None,
         model_max_length: int | None = None,
         **options: Any,
     ) -> Tokenizer:
-        """It behaves as the published slow tokenizers, whatever `use_fast` says. Raises TokenizerError."""
-        if padding_side not in ("left", "right"):
+        """It behaves as the published slow tokenizers, whatever `use_fast` says. Raises TokenizerError.
+
+        `padding_side` None is that of tokenizer_config.json, else "right".
+        """
+        if padding_side not in ("left", "right", None):
             raise InputError(f"padding_side must be 'left' or 'right', not {padding_side!r}")
         path = fetch(name_or_path, TOKENIZER_FILES, **_download_options(options))
         return Tokenizer(

@@ -5,7 +5,8 @@ Ids come from `processing.tokenizer`, which behaves as the published slow tokeni
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from internvl.compat.named import Named
 from internvl.errors import InputError
 from internvl.processing import tokenizer as inner
+from internvl.processing.tokenizer_settings import CONFIG
 
 Ids: TypeAlias = int | Sequence[int] | Tensor
 Padding: TypeAlias = bool | Literal["longest", "max_length", "do_not_pad"]
@@ -30,14 +32,14 @@ class Tokenizer:
         name_or_path: str = "",
         add_bos_token: bool | None = None,
         add_eos_token: bool | None = None,
-        padding_side: str = "left",
+        padding_side: str | None = None,
         model_max_length: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self.name_or_path = name_or_path
         self.add_bos_token = tokenizer.adds_bos if add_bos_token is None else add_bos_token
         self.add_eos_token = tokenizer.adds_eos if add_eos_token is None else add_eos_token
-        self.padding_side = padding_side
+        self.padding_side = padding_side or _configured_side(tokenizer.files)
         self.model_max_length = model_max_length
         self.pad_token_id = tokenizer.pad_id
 
@@ -180,6 +182,12 @@ class Tokenizer:
     def _fill(self, row: list[int], values: list[int], filler: int, width: int) -> list[int]:
         missing = [filler] * max(0, width - len(row))
         return [*missing, *values] if self.padding_side == "left" else [*values, *missing]
+
+
+def _configured_side(files: Mapping[str, bytes]) -> str:
+    """Right, as transformers has it, unless tokenizer_config.json says left."""
+    config = json.loads(files.get(CONFIG, b"{}"))
+    return "left" if config.get("padding_side") == "left" else "right"
 
 
 def _width(rows: Sequence[Sequence[int]], padding: Padding, max_length: int | None) -> int:
