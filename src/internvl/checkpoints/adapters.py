@@ -23,6 +23,7 @@ from internvl.checkpoints.adapter_config import read_adapter_config, write_adapt
 from internvl.checkpoints.adapter_factors import Factors, plan_adapter, stored_factors
 from internvl.checkpoints.adapter_names import Naming, find_naming, namings
 from internvl.checkpoints.lazy import Held, Lazy, fetch
+from internvl.checkpoints.load import Model
 from internvl.checkpoints.peft_names import Role, parse_name
 from internvl.checkpoints.read import read_json
 from internvl.checkpoints.rules import convert, original_names
@@ -30,8 +31,6 @@ from internvl.checkpoints.shards import fresh_directory, write_json, write_safet
 from internvl.checkpoints.weight_files import read_file
 from internvl.errors import CheckpointError, ConfigError, WeightsError
 from internvl.models.layers import Linear
-from internvl.models.vit import VisionTower
-from internvl.models.vlm import VLM
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -40,7 +39,7 @@ NUM_LISTED = 5
 
 
 def save_adapters(
-    model: VLM | VisionTower,
+    model: Model,
     directory: str | Path,
     layout: str = "official",
     *,
@@ -73,7 +72,7 @@ def save_adapters(
 
 
 def describe_adapters(
-    model: VLM | VisionTower,
+    model: Model,
     layout: str = "official",
     *,
     trained: Sequence[str] = (),
@@ -140,7 +139,7 @@ class Loaded(NamedTuple):
     replaced: tuple[str, ...]
 
 
-def load_adapters(model: VLM | VisionTower, directory: str | Path) -> Loaded:
+def load_adapters(model: Model, directory: str | Path) -> Loaded:
     """Put adapters that PEFT, or `save_adapters`, wrote onto a model.
 
     The base model's layout is recognised by the names. Modules stored whole replace those of the
@@ -183,7 +182,7 @@ def _read(directory: Path) -> _Found:
     return found
 
 
-def _recognize(model: VLM | VisionTower, found: _Found, directory: Path) -> Naming:
+def _recognize(model: Model, found: _Found, directory: Path) -> Naming:
     """The naming that knows every name of the file."""
     ours = [f"{name}.weight" for name in linear_modules(model)]
     fewest: list[str] | None = None

@@ -1,4 +1,4 @@
-"""What a checkpoint directory is, from its config.json: a chat model, a vision tower or a language model.
+"""What a checkpoint directory is, from its config.json: a chat or contrastive model, or a part of one.
 
 Chooses the form and the layouts its weights may have. Reads no weights.
 """
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from internvl.checkpoints.chat_config import RECORD, read_chat, read_hf_chat, read_llava
+from internvl.checkpoints.contrastive_config import read_contrastive
 from internvl.checkpoints.fields import Fields
 from internvl.checkpoints.layouts import (
+    CONTRASTIVE,
     FAMILIES,
     HF,
     HF_UNPREFIXED,
@@ -20,6 +22,7 @@ from internvl.checkpoints.layouts import (
     OFFICIAL,
     TEXT,
     TIMM,
+    TIMM_CONTRASTIVE,
     VISION,
     Family,
     Kind,
@@ -31,11 +34,12 @@ from internvl.checkpoints.read import read_json
 from internvl.checkpoints.rules import Heads
 from internvl.checkpoints.text_config import read_text
 from internvl.checkpoints.vision_config import read_hf_vision, read_vision
-from internvl.config import ChatConfig, Normalization, TextConfig, VisionConfig
+from internvl.config import ChatConfig, ContrastiveConfig, Normalization, TextConfig, VisionConfig
 from internvl.errors import ConfigError
 
 SUPPORTED = (
-    "InternVLChatModel, InternVLForConditionalGeneration, LLaVA (InternVL-Chat 1.0), InternVisionModel"
+    "InternVLChatModel, InternVLForConditionalGeneration, LLaVA (InternVL-Chat 1.0), InternVLModel, "
+    "InternVisionModel"
 )
 
 
@@ -48,7 +52,7 @@ class Description:
     """
 
     kind: Kind
-    config: ChatConfig | VisionConfig | TextConfig
+    config: ChatConfig | ContrastiveConfig | VisionConfig | TextConfig
     layouts: tuple[Layout, ...]
     family: Family | None = None
     origin: Family | None = None
@@ -59,8 +63,13 @@ class Description:
 
     @property
     def heads(self) -> Heads:
-        text = self.config.text if isinstance(self.config, ChatConfig) else self.config
-        return Heads(text.num_heads, text.num_kv_heads) if isinstance(text, TextConfig) else Heads(1, 1)
+        return heads_of(self.config)
+
+
+def heads_of(config: ChatConfig | ContrastiveConfig | VisionConfig | TextConfig) -> Heads:
+    """Those of the language model; one each where there is none."""
+    text = config.text if isinstance(config, ChatConfig | ContrastiveConfig) else config
+    return Heads(text.num_heads, text.num_kv_heads) if isinstance(text, TextConfig) else Heads(1, 1)
 
 
 def describe(
@@ -107,6 +116,8 @@ def describe_json(
             dtype=stored,
             raw=fields.values,
         )
+    if fields.has("qllama_config"):
+        return _describe_contrastive(fields, preprocessor, stored)
     if fields.has("text_config") and fields.has("vision_config"):
         return _describe_hf(fields, preprocessor, template, stored)
     if fields.has("mm_projector_type") or fields.has("mm_vision_tower"):
@@ -122,6 +133,20 @@ def describe_json(
             raw=fields.values,
         )
     return _describe_part(fields, stored)
+
+
+def _describe_contrastive(fields: Fields, preprocessor: Fields, dtype: str | None) -> Description:
+    config, family = read_contrastive(fields, preprocessor)
+    return Description(
+        kind="contrastive",
+        config=config,
+        layouts=(CONTRASTIVE, TIMM_CONTRASTIVE),
+        family=family,
+        origin=family,
+        lora_ranks=(_rank(fields, "use_backbone_lora"), _rank(fields, "use_qllama_lora")),
+        dtype=dtype,
+        raw=fields.values,
+    )
 
 
 def _describe_hf(
@@ -176,7 +201,7 @@ def _describe_part(fields: Fields, dtype: str | None) -> Description:
 
 
 def describe_vision(directory: str | Path) -> VisionConfig:
-    """The tower's configuration, from its own config.json or from that of a chat model around it.
+    """The tower's configuration, from its own config.json or from that of a model around it.
 
     Raises:
         ConfigError: the directory describes no tower.
@@ -190,8 +215,13 @@ def describe_vision(directory: str | Path) -> VisionConfig:
     kind = inner.text("model_type", "")
     if kind == "internvl_vision":
         return read_hf_vision(inner)
-    is_inside = fields.has("llm_config") or fields.has("qllama_config")
-    if is_inside or kind == "intern_vit_6b" or inner.first("architectures") == "InternVisionModel":
+    if fields.has("qllama_config"):
+        return read_contrastive(fields, Fields({}))[0].vision
+    if (
+        fields.has("llm_config")
+        or kind == "intern_vit_6b"
+        or inner.first("architectures") == "InternVisionModel"
+    ):
         return read_vision(inner)
     raise ConfigError(f"{path} describes no vision tower of this family (model_type {kind!r})")
 

@@ -11,10 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from internvl.checkpoints.contrastive_rules import COMMON_SPACE, QUERIES
 from internvl.checkpoints.rules import Rule, copy, drop, fused, linear, regrouped, under
+from internvl.checkpoints.vision_rules import HF_VIT, INTERN_VIT, TIMM_VIT
 from internvl.errors import UnknownNameError
 
-Kind = Literal["chat", "vision", "text"]
+Kind = Literal["chat", "vision", "text", "contrastive"]
+OURS: Mapping[Kind, str] = {"chat": "llm.", "text": "", "contrastive": "qllama."}
+"""Where the language model is in our models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,73 +50,19 @@ class Layout:
     anchor: str
     vision: tuple[Rule, ...] = ()
     projector: tuple[Rule, ...] = ()
+    common_space: tuple[Rule, ...] = ()
     body_prefix: str | None = None
     head_prefix: str = ""
 
     def rules(self, family: Family | None) -> tuple[Rule, ...]:
         """All rules of a checkpoint whose language model is of `family` (None: it has none)."""
-        fixed = self.vision + self.projector
+        fixed = self.vision + self.projector + self.common_space
         if self.body_prefix is None or family is None:
             return fixed
-        ours = "llm." if self.kind == "chat" else ""
+        ours = OURS[self.kind]
         body = under(family.body, self.body_prefix, ours)
         return fixed + body + under(family.head, self.head_prefix, ours)
 
-
-# --- vision towers ---------------------------------------------------------------------------
-
-INTERN_VIT: tuple[Rule, ...] = (
-    copy("embeddings.class_embedding", "embed.class_token"),
-    copy("embeddings.position_embedding", "embed.position"),
-    *linear("embeddings.patch_embedding", "embed.patch"),
-    *linear("encoder.layers.{i}.norm1", "layers.{i}.norm1"),
-    *linear("encoder.layers.{i}.norm2", "layers.{i}.norm2"),
-    *linear("encoder.layers.{i}.attn.qkv", "layers.{i}.attn.qkv"),
-    *linear("encoder.layers.{i}.attn.proj", "layers.{i}.attn.out"),
-    copy("encoder.layers.{i}.attn.q_norm.weight", "layers.{i}.attn.q_norm.weight"),
-    copy("encoder.layers.{i}.attn.k_norm.weight", "layers.{i}.attn.k_norm.weight"),
-    copy("encoder.layers.{i}.ls1", "layers.{i}.ls1"),
-    copy("encoder.layers.{i}.ls2", "layers.{i}.ls2"),
-    *linear("encoder.layers.{i}.mlp.fc1", "layers.{i}.mlp.fc1"),
-    *linear("encoder.layers.{i}.mlp.fc2", "layers.{i}.mlp.fc2"),
-    *drop("embeddings.position_ids"),
-)
-
-HF_VIT: tuple[Rule, ...] = (
-    copy("embeddings.cls_token", "embed.class_token"),
-    copy("embeddings.position_embeddings", "embed.position"),
-    *linear("embeddings.patch_embeddings.projection", "embed.patch"),
-    *linear("encoder.layer.{i}.layernorm_before", "layers.{i}.norm1"),
-    *linear("encoder.layer.{i}.layernorm_after", "layers.{i}.norm2"),
-    *fused([f"encoder.layer.{{i}}.attention.{part}_proj" for part in "qkv"], "layers.{i}.attn.qkv"),
-    *linear("encoder.layer.{i}.attention.projection_layer", "layers.{i}.attn.out"),
-    copy("encoder.layer.{i}.attention.q_norm.weight", "layers.{i}.attn.q_norm.weight"),
-    copy("encoder.layer.{i}.attention.k_norm.weight", "layers.{i}.attn.k_norm.weight"),
-    copy("encoder.layer.{i}.lambda_1", "layers.{i}.ls1"),
-    copy("encoder.layer.{i}.lambda_2", "layers.{i}.ls2"),
-    *linear("encoder.layer.{i}.mlp.fc1", "layers.{i}.mlp.fc1"),
-    *linear("encoder.layer.{i}.mlp.fc2", "layers.{i}.mlp.fc2"),
-    *drop("embeddings.mask_token"),
-)
-
-# The `.pth` files of the 6B tower. Its poolers and, in the 14B file, the text tower belong to
-# the contrastive model and are left where they are.
-TIMM_VIT: tuple[Rule, ...] = (
-    copy("cls_token", "embed.class_token"),
-    copy("pos_embed", "embed.position"),
-    *linear("patch_embed.proj", "embed.patch"),
-    *linear("blocks.{i}.norm1", "layers.{i}.norm1"),
-    *linear("blocks.{i}.norm2", "layers.{i}.norm2"),
-    *linear("blocks.{i}.attn.qkv", "layers.{i}.attn.qkv"),
-    *linear("blocks.{i}.attn.proj", "layers.{i}.attn.out"),
-    copy("blocks.{i}.attn.q_norm.weight", "layers.{i}.attn.q_norm.weight"),
-    copy("blocks.{i}.attn.k_norm.weight", "layers.{i}.attn.k_norm.weight"),
-    copy("blocks.{i}.ls1.gamma", "layers.{i}.ls1"),
-    copy("blocks.{i}.ls2.gamma", "layers.{i}.ls2"),
-    *linear("blocks.{i}.mlp.fc1", "layers.{i}.mlp.fc1"),
-    *linear("blocks.{i}.mlp.fc2", "layers.{i}.mlp.fc2"),
-    *drop("clip_projector.{any}", "transformer.{any}", "text_projection", "logit_scale"),
-)
 
 # --- projectors ------------------------------------------------------------------------------
 
@@ -271,14 +221,47 @@ VISION = Layout(
     name="vision", kind="vision", anchor="embeddings.class_embedding", vision=under(INTERN_VIT, "")
 )
 HF_VISION = Layout(name="hf-vision", kind="vision", anchor="embeddings.cls_token", vision=under(HF_VIT, ""))
-TIMM = Layout(name="timm", kind="vision", anchor="pos_embed", vision=under(TIMM_VIT, ""))
+# Of the poolers in the `.pth` of the 6B tower nothing can be made without a text model.
+TIMM = Layout(name="timm", kind="vision", anchor="pos_embed", vision=TIMM_VIT + drop("clip_projector.{any}"))
 TEXT = Layout(name="text", kind="text", anchor="model.norm.weight", body_prefix="model.")
+CONTRASTIVE = Layout(
+    name="contrastive",
+    kind="contrastive",
+    anchor="qllama.model.norm.weight",
+    vision=under(INTERN_VIT, "vision_model.", "vit."),
+    common_space=COMMON_SPACE + QUERIES,
+    body_prefix="qllama.model.",
+    head_prefix="qllama.",
+)
+# The `.pth` of InternVL-C: the tower's own names, and a language model without prefix and head.
+TIMM_CONTRASTIVE = Layout(
+    name="timm-contrastive",
+    kind="contrastive",
+    anchor="transformer.norm.weight",
+    vision=under(TIMM_VIT, "", "vit."),
+    common_space=COMMON_SPACE,
+    body_prefix="transformer.",
+)
 
 LAYOUTS: Mapping[str, Layout] = {
-    layout.name: layout for layout in (OFFICIAL, HF, HF_UNPREFIXED, LLAVA, VISION, HF_VISION, TIMM, TEXT)
+    layout.name: layout
+    for layout in (
+        CONTRASTIVE,
+        OFFICIAL,
+        HF,
+        HF_UNPREFIXED,
+        LLAVA,
+        VISION,
+        HF_VISION,
+        TIMM_CONTRASTIVE,
+        TIMM,
+        TEXT,
+    )
 }
+"""In the order in which their anchors are looked for."""
 
 PUBLISHED_VISION_CODE = "OpenGVLab/InternViT-300M-448px"
+PUBLISHED_CONTRASTIVE_CODE = "OpenGVLab/InternVL-14B-224px"
 
 
 def family_called(name: str) -> Family:

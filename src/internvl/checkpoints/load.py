@@ -17,12 +17,21 @@ from internvl.checkpoints.lazy import Lazy, pieces, section
 from internvl.checkpoints.read import read_tensors
 from internvl.checkpoints.resolve import Checkpoint, check, open_checkpoint, open_tower
 from internvl.checkpoints.rules import Heads, convert, strictly, under
-from internvl.config import ChatConfig, ProjectorConfig, TextConfig, TilingConfig, VisionConfig
+from internvl.config import (
+    ChatConfig,
+    ContrastiveConfig,
+    ProjectorConfig,
+    TextConfig,
+    TilingConfig,
+    VisionConfig,
+)
 from internvl.errors import ConfigError, DeviceError, WeightsError
+from internvl.models.dual_encoder import DualEncoder
 from internvl.models.projector import Projector
 from internvl.models.vit import VisionTower
 from internvl.models.vlm import VLM
 
+Model = VLM | DualEncoder | VisionTower
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -34,8 +43,10 @@ def load_model(
     check_finite: bool = True,
     template: str | None = None,
     vision_path: str | Path | None = None,
-) -> VLM | VisionTower:
-    """Load a chat model or a vision tower from disk, in evaluation mode; `model.config` describes it.
+) -> Model:
+    """Load a chat model, a contrastive model or a vision tower from disk, in evaluation mode.
+
+    `model.config` describes it.
 
     Args:
         path: a checkpoint directory in any layout, or a weight file.
@@ -60,7 +71,7 @@ def load_opened(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     check_finite: bool = True,
-) -> VLM | VisionTower:
+) -> Model:
     """As `load_model`, for a checkpoint whose configuration was looked at first."""
     target = resolve_device(device)
     config = checkpoint.description.config
@@ -73,10 +84,12 @@ def load_opened(
     return model.eval()
 
 
-def build(config: ChatConfig | VisionConfig) -> VLM | VisionTower:
+def build(config: ChatConfig | ContrastiveConfig | VisionConfig) -> Model:
     """The model of a configuration on the meta device: shapes without storage."""
     with torch.device("meta"):
-        return VLM(config) if isinstance(config, ChatConfig) else VisionTower(config)
+        if isinstance(config, ChatConfig):
+            return VLM(config)
+        return DualEncoder(config) if isinstance(config, ContrastiveConfig) else VisionTower(config)
 
 
 def load_vision(

@@ -14,20 +14,21 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from internvl.adapt.lora import merge_adapters
 from internvl.checkpoints.adapters import load_adapters
 from internvl.checkpoints.layouts import family_called
 from internvl.checkpoints.lazy import Held, Lazy, pieces
-from internvl.checkpoints.load import load_opened
+from internvl.checkpoints.load import Model, load_opened
 from internvl.checkpoints.resolve import Checkpoint, open_checkpoint
 from internvl.checkpoints.shards import Progress, check_replaceable
 from internvl.checkpoints.write import Target, write_checkpoint
-from internvl.config import ChatConfig, TextConfig, VisionConfig
+from internvl.config import ChatConfig, ContrastiveConfig, TextConfig, VisionConfig
 from internvl.errors import ConfigError, WeightsError
 from internvl.models.attention import Packed
+from internvl.models.dual_encoder import DualEncoder
 from internvl.models.vit import VisionTower
-from internvl.models.vlm import VLM
 
 TOLERANCE = 1e-3
 """Of merging, before weights are rounded to the dtypes of the files."""
@@ -77,7 +78,7 @@ def merge_checkpoint(
     opened = open_checkpoint(base, template=template, vision_path=vision_path)
     config = opened.description.config
     if isinstance(config, TextConfig):
-        raise ConfigError(f"{base} is a language model alone: merge into the chat model")
+        raise ConfigError(f"{base} is a language model alone: merge into the whole model")
     # In float32 whatever the files hold: half-precision arithmetic alone moves an answer by a quarter.
     model = load_opened(opened, dtype=reduce(torch.promote_types, _dtypes(opened.tensors), torch.float32))
     plain = answer(model)
@@ -111,10 +112,11 @@ def merge_checkpoint(
 
 
 @torch.no_grad()
-def answer(model: VLM | VisionTower) -> Tensor:
-    """What a model makes of a fixed picture and, a chat model, of fixed words: logits or features.
+def answer(model: Model) -> Tensor:
+    """What a model makes of a fixed picture and, unless it is a tower, of fixed words: logits or features.
 
-    Logits are those of the words (T, V); a shift of them all means nothing and is taken out.
+    Logits are those of the words (T, V); a shift of them all means nothing and is taken out. Of a contrastive
+    model, the embeddings of the picture in each mode and of the words, each of length 1.
     """
     config = model.config
     size = config.tiling.tile_size if isinstance(config, ChatConfig) else config.image_size
@@ -123,14 +125,27 @@ def answer(model: VLM | VisionTower) -> Tensor:
     if isinstance(model, VisionTower):
         features: Tensor = model(wave).float()
         return features
+    if isinstance(model, DualEncoder):
+        return _embeddings(model, model.vit(wave))
     vision_SD = model.encode_tiles(wave).flatten(0, 1)
-    words = torch.linspace(0, model.config.text.vocab_size - 1, NUM_WORDS).long()
+    words = _words(model.config.text)
     ids_T = torch.cat((words.new_zeros(len(vision_SD)), words)).to(reference.device)
     pos_T = torch.arange(len(ids_T), device=reference.device)
     x_TD = model.embed(ids_T, pos_T[: len(vision_SD)], vision_SD)
     last_TD = model.llm(x_TD, pos_T, Packed([len(ids_T)], reference.device))[-NUM_WORDS:]
     logits_TV = model.llm.logits(last_TD).float()
     return logits_TV - logits_TV.mean(-1, keepdim=True)
+
+
+def _embeddings(model: DualEncoder, features_1PC: Tensor) -> Tensor:
+    found = [model.pool_images(features_1PC), model.embed_texts([_words(model.config.text).tolist()])]
+    if model.config.is_generative:
+        found.append(model.pool_images(features_1PC, generative=True))
+    return normalize(torch.cat(found).float(), dim=-1)
+
+
+def _words(config: TextConfig) -> Tensor:
+    return torch.linspace(0, config.vocab_size - 1, NUM_WORDS).long()
 
 
 def distance(expected: Tensor, found: Tensor) -> float:
@@ -143,7 +158,7 @@ def _dtypes(tensors: Mapping[str, Lazy]) -> set[torch.dtype]:
 
 
 @torch.no_grad()
-def _as_stored(model: VLM | VisionTower, stored: Mapping[str, Lazy], changed: list[str]) -> dict[str, Lazy]:
+def _as_stored(model: Model, stored: Mapping[str, Lazy], changed: list[str]) -> dict[str, Lazy]:
     """The changed tensors in the dtypes of the base's files; the model gets what that rounding leaves."""
     rounded: dict[str, Lazy] = {}
     for name in changed:
@@ -167,7 +182,9 @@ def _check(report: MergeReport) -> None:
         )
 
 
-def _check_files(folder: Path, tensors: Mapping[str, Lazy], config: ChatConfig | VisionConfig) -> None:
+def _check_files(
+    folder: Path, tensors: Mapping[str, Lazy], config: ChatConfig | ContrastiveConfig | VisionConfig
+) -> None:
     """The files hold the tensors, to the bit."""
     template = config.template if isinstance(config, ChatConfig) else None
     found = open_checkpoint(folder, template=template).tensors

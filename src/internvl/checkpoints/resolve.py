@@ -77,7 +77,7 @@ def open_checkpoint(
 
 
 def open_tower(path: str | Path) -> Checkpoint:
-    """Open the vision tower of any checkpoint: stand-alone, a bare `.pth`, or inside a chat model."""
+    """Open the vision tower of any checkpoint: stand-alone, a bare `.pth`, or inside another model."""
     path = Path(path)
     tensors = read_tensors(path)
     if path.is_file() and not (path.parent / "config.json").is_file():
@@ -85,12 +85,13 @@ def open_tower(path: str | Path) -> Checkpoint:
     config = describe_vision(path)
     tensors = unwrap_adapters(tensors, (0, 0))
     layout = find_layout(tensors, tuple(LAYOUTS.values()), path)
-    prefix = "vit." if layout.kind == "chat" else ""
+    is_inside = layout.kind != "vision"
+    prefix = "vit." if is_inside else ""
     converted = convert(tensors, layout.vision, Heads(1, 1))
     ours = {name.removeprefix(prefix): tensor for name, tensor in converted.tensors.items()}
     description = Description(kind="vision", config=config, layouts=(layout,), raw={})
-    # Everything outside the tower of a chat model is left where it is.
-    unexpected = () if layout.kind == "chat" else converted.unexpected
+    # Everything outside the tower of a larger model is left where it is.
+    unexpected = () if is_inside else converted.unexpected
     return Checkpoint(path=path, description=description, layout=layout, tensors=ours, unexpected=unexpected)
 
 

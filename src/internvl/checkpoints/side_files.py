@@ -16,8 +16,9 @@ from internvl.chat_templates import TEMPLATES
 from internvl.checkpoints.chat_config import write_chat, write_hf_chat, write_llava
 from internvl.checkpoints.chat_jinja import chat_jinja
 from internvl.checkpoints.configs import describe_normalization
+from internvl.checkpoints.contrastive_config import write_contrastive
 from internvl.checkpoints.fields import Fields
-from internvl.checkpoints.layouts import PUBLISHED_VISION_CODE, Family
+from internvl.checkpoints.layouts import PUBLISHED_CONTRASTIVE_CODE, PUBLISHED_VISION_CODE, Family
 from internvl.checkpoints.read import read_json
 from internvl.checkpoints.shards import write_json
 from internvl.checkpoints.text_config import CARRIED, write_text
@@ -28,6 +29,7 @@ from internvl.config import (
     IMG_START,
     NORMALIZATION_STATISTICS,
     ChatConfig,
+    ContrastiveConfig,
     Normalization,
     TextConfig,
     VisionConfig,
@@ -50,7 +52,7 @@ HF_TOKENS: Mapping[str, str] = {
 
 
 def write_side_files(
-    config: ChatConfig | VisionConfig | TextConfig,
+    config: ChatConfig | ContrastiveConfig | VisionConfig | TextConfig,
     family: Family | None,
     directory: Path,
     *,
@@ -81,7 +83,10 @@ def write_side_files(
         written = _vision_json(config, layout, given)
         size, pixels = config.image_size, normalization or _normalization_of(source)
     elif family is None:
-        raise ConfigError("a chat model is saved as one of the language-model families; none was given")
+        raise ConfigError("a model is saved as one of the language-model families; none was given")
+    elif isinstance(config, ContrastiveConfig):
+        written = write_contrastive(config, family, given if "qllama_config" in given else {})
+        size, pixels = config.image_size, config.normalization
     else:
         token = image_token_id if layout != "hf" else _image_token_id(image_token_id, given, directory)
         written = _chat_json(config, family, layout, given, token)
@@ -91,8 +96,10 @@ def write_side_files(
         _link_code(written, family, has_code=any(CODE.fullmatch(name) for name in carried))
     write_json(written, directory / "config.json")
     write_json(_preprocessor(config, layout, size, pixels), directory / "preprocessor_config.json")
-    if isinstance(config, ChatConfig):
-        _write_chat_extras(config, directory, layout, given)
+    if not isinstance(config, VisionConfig):
+        _write_generation(directory, given)
+    if isinstance(config, ChatConfig) and layout == "hf":
+        _write_processors(config, directory)
 
 
 def _write_text_files(
@@ -110,7 +117,7 @@ def _write_text_files(
     if family is None:
         raise ConfigError("a language model is saved as one of the families; none was given")
     given = read_json(source / "config.json") if source and (source / "config.json").is_file() else {}
-    forms = (given.get(name) for name in ("llm_config", "text_config"))
+    forms = (given.get(name) for name in ("llm_config", "text_config", "qllama_config"))
     base = next((form for form in forms if isinstance(form, dict)), given)
     written = write_text(config, family, base, modern=layout == "hf")
     written["torch_dtype"] = str(dtype).removeprefix("torch.")
@@ -162,6 +169,12 @@ def _link_code(written: dict[str, Any], family: Family | None, *, has_code: bool
             "AutoModel": f"{place}modeling_internvl_chat.InternVLChatModel",
             "AutoModelForCausalLM": f"{place}modeling_internvl_chat.InternVLChatModel",
         }
+    elif "qllama_config" in written:
+        place = f"{PUBLISHED_CONTRASTIVE_CODE}--"
+        written["auto_map"] = {
+            "AutoConfig": f"{place}configuration_internvl.InternVLConfig",
+            "AutoModel": f"{place}modeling_internvl.InternVLModel",
+        }
 
 
 def _files_of(source: Path, layout: str) -> dict[str, bytes]:
@@ -178,7 +191,10 @@ def _files_of(source: Path, layout: str) -> dict[str, bytes]:
 
 
 def _preprocessor(
-    config: ChatConfig | VisionConfig, layout: str, size: int, normalization: Normalization
+    config: ChatConfig | ContrastiveConfig | VisionConfig,
+    layout: str,
+    size: int,
+    normalization: Normalization,
 ) -> dict[str, Any]:
     mean, std = NORMALIZATION_STATISTICS[normalization]
     shared = {"do_normalize": True, "do_resize": True, "image_mean": mean, "image_std": std, "resample": 3}
@@ -202,14 +218,17 @@ def _preprocessor(
     }
 
 
-def _write_chat_extras(config: ChatConfig, directory: Path, layout: str, given: Mapping[str, Any]) -> None:
+def _write_generation(directory: Path, given: Mapping[str, Any]) -> None:
     generation = directory / "generation_config.json"
     if not generation.is_file():
-        text = given.get("llm_config") or given.get("text_config") or given
+        forms = (given.get(name) for name in ("llm_config", "text_config", "qllama_config"))
+        text = next((form for form in forms if form), given)
         ids = {name: text[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in text}
         write_json({"_from_model_config": True, **ids}, generation)
-    if layout != "hf":
-        return
+
+
+def _write_processors(config: ChatConfig, directory: Path) -> None:
+    """What transformers' processors read."""
     processor = {"processor_class": "InternVLProcessor", "image_seq_length": config.tokens_per_tile}
     write_json(processor, directory / "processor_config.json")
     write_json(

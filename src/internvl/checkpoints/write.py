@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from internvl.checkpoints.configs import describe
+from internvl.checkpoints.configs import describe, heads_of
 from internvl.checkpoints.layouts import (
+    CONTRASTIVE,
     HF,
     HF_VISION,
     LLAVA,
@@ -23,16 +24,16 @@ from internvl.checkpoints.layouts import (
     family_called,
 )
 from internvl.checkpoints.lazy import Held, Lazy
-from internvl.checkpoints.rules import Heads, convert, strictly
+from internvl.checkpoints.load import Model
+from internvl.checkpoints.rules import convert, strictly
 from internvl.checkpoints.shards import Progress, fresh_directory, write_weights
 from internvl.checkpoints.side_files import write_side_files
 from internvl.checkpoints.text_config import guess_family
-from internvl.config import ChatConfig, Normalization, TextConfig, VisionConfig
+from internvl.config import ChatConfig, ContrastiveConfig, Normalization, TextConfig, VisionConfig
 from internvl.errors import CheckpointError, ConfigError, UnknownNameError
-from internvl.models.vit import VisionTower
-from internvl.models.vlm import VLM
 
 CHAT_LAYOUTS: Mapping[str, Layout] = {"official": OFFICIAL, "hf": HF, "llava": LLAVA}
+CONTRASTIVE_LAYOUTS: Mapping[str, Layout] = {"official": CONTRASTIVE}
 VISION_LAYOUTS: Mapping[str, Layout] = {"official": VISION, "hf": HF_VISION}
 TEXT_LAYOUTS: Mapping[str, Layout] = {"official": TEXT, "hf": TEXT}
 
@@ -58,8 +59,8 @@ class Target:
 
 
 def save_model(
-    model: VLM | VisionTower,
-    config: ChatConfig | VisionConfig,
+    model: Model,
+    config: ChatConfig | ContrastiveConfig | VisionConfig,
     directory: str | Path,
     layout: str = "official",
     max_shard_bytes: float = 5e9,
@@ -74,7 +75,7 @@ def save_model(
     """Write a model as a checkpoint directory, whole or not at all.
 
     Args:
-        model: a chat model or a vision tower.
+        model: a chat model, a contrastive model or a vision tower.
         config: what to record; normally `model.config`.
         directory: must be empty or absent unless `overwrite`.
         layout: "official", "hf" (transformers) or, for InternVL-Chat 1.0, "llava".
@@ -86,7 +87,7 @@ def save_model(
             `extra_files_from`, else what the configuration implies.
         image_token_id: id of <IMG_CONTEXT> for "hf", when no tokenizer files are given.
         normalization: what a tower's pictures are normalised by; by default as in
-            `extra_files_from`, else ImageNet's. A chat model's configuration says it itself.
+            `extra_files_from`, else ImageNet's. The configuration of other models says it itself.
         overwrite: replace a directory that holds files.
 
     Raises:
@@ -111,22 +112,23 @@ def save_model(
 
 
 def write_checkpoint(
-    tensors: Mapping[str, Lazy], config: ChatConfig | VisionConfig | TextConfig, target: Target
+    tensors: Mapping[str, Lazy],
+    config: ChatConfig | ContrastiveConfig | VisionConfig | TextConfig,
+    target: Target,
 ) -> None:
     """Write tensors that carry our names.
 
     Raises:
         CheckpointError, ConfigError, UnknownNameError: as `save_model`.
     """
-    layouts = TEXT_LAYOUTS if isinstance(config, TextConfig) else VISION_LAYOUTS
-    layouts = CHAT_LAYOUTS if isinstance(config, ChatConfig) else layouts
+    layouts = _layouts(config)
     if target.layout not in layouts:
-        raise UnknownNameError(f"cannot save in layout {target.layout!r}; there are {', '.join(layouts)}")
+        raise UnknownNameError(
+            f"cannot save this model in layout {target.layout!r}; there are {', '.join(layouts)}"
+        )
     packing = target.family
     if target.layout == "hf" and packing is not None and packing.name == "internlm2":
         packing = family_called("llama")
-    text = config.text if isinstance(config, ChatConfig) else config
-    heads = Heads(text.num_heads, text.num_kv_heads) if isinstance(text, TextConfig) else Heads(1, 1)
     dtype = next(iter(tensors.values())).dtype
     with fresh_directory(target.directory, overwrite=target.overwrite) as directory:
         write_side_files(
@@ -141,10 +143,20 @@ def write_checkpoint(
             normalization=target.normalization,
         )
         # Only now: a configuration that the layout cannot express says more than a name without a rule.
-        renamed = strictly(convert(tensors, layouts[target.layout].rules(packing), heads, back=True))
+        rules = layouts[target.layout].rules(packing)
+        renamed = strictly(convert(tensors, rules, heads_of(config), back=True))
         write_weights(renamed, directory, target.max_shard_bytes, target.progress)
         if target.verify is not None:
             target.verify(directory)
+
+
+def _layouts(config: ChatConfig | ContrastiveConfig | VisionConfig | TextConfig) -> Mapping[str, Layout]:
+    """What a model can be saved in, by name."""
+    if isinstance(config, ChatConfig):
+        return CHAT_LAYOUTS
+    if isinstance(config, ContrastiveConfig):
+        return CONTRASTIVE_LAYOUTS
+    return VISION_LAYOUTS if isinstance(config, VisionConfig) else TEXT_LAYOUTS
 
 
 def _source(directory: str | Path | None, *, is_needed: bool) -> Path | None:
@@ -161,15 +173,18 @@ def _source(directory: str | Path | None, *, is_needed: bool) -> Path | None:
     return None
 
 
-def _family(config: ChatConfig | VisionConfig, name: str | None, source: Path | None) -> Family | None:
+def _family(
+    config: ChatConfig | ContrastiveConfig | VisionConfig, name: str | None, source: Path | None
+) -> Family | None:
     """As asked for, as the source directory says, or as the configuration implies."""
-    if not isinstance(config, ChatConfig):
+    if isinstance(config, VisionConfig):
         return None
     if name is not None:
         return family_called(name)
     if source is not None and (source / "config.json").is_file():
+        template = config.template if isinstance(config, ChatConfig) else None
         try:
-            origin = describe(source, template=config.template).origin
+            origin = describe(source, template=template).origin
         except ConfigError:
             origin = None
         if origin is not None:

@@ -20,7 +20,7 @@ from internvl.checkpoints.load import build
 from internvl.checkpoints.resolve import open_checkpoint
 from internvl.cli import machine, output
 from internvl.cli.arguments import Flag, parse
-from internvl.config import ChatConfig, TextConfig, VisionConfig
+from internvl.config import ChatConfig, ContrastiveConfig, TextConfig, VisionConfig
 from internvl.errors import CheckpointError, ConfigError, HubError, UnknownNameError
 
 LONGEST_TUPLE = 4
@@ -90,7 +90,7 @@ def describe_card(card: zoo.ModelCard) -> dict[str, Any]:
     return found if card.config is None else {**found, **describe_config(card.config)}
 
 
-def describe_config(config: ChatConfig | VisionConfig | TextConfig) -> dict[str, Any]:
+def describe_config(config: ChatConfig | ContrastiveConfig | VisionConfig | TextConfig) -> dict[str, Any]:
     """Configuration, exact number of parameters, vision tokens of a tile."""
     described: dict[str, Any] = {"config": asdict(config)}
     if not isinstance(config, TextConfig):

@@ -1,0 +1,89 @@
+"""config.json of InternVL-C and -G (`InternVLModel`) and `ContrastiveConfig`, both ways.
+
+Knows fields and their defaults; knows no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from internvl.checkpoints.fields import Fields
+from internvl.checkpoints.layouts import Family
+from internvl.checkpoints.normalization import read_normalization
+from internvl.checkpoints.text_config import read_text, refuse_quantized, write_text
+from internvl.checkpoints.vision_config import read_vision, write_vision
+from internvl.config import ContrastiveConfig
+
+POOL_HEADS, NUM_QUERIES, CROSS_EVERY = 16, 96, 2
+"""Of the released code, where a file says nothing."""
+
+MAX_QUERIES = 1 << 16
+
+
+def read_contrastive(fields: Fields, preprocessor: Fields) -> tuple[ContrastiveConfig, Family]:
+    """The official form.
+
+    `force_image_size` is the size that the position table was resized to, whatever `vision_config` says.
+    `num_query_token` 0 is this package's own: InternVL-C alone.
+
+    Raises:
+        ConfigError: a field that is missing, mistyped or cannot be built.
+    """
+    refuse_quantized(fields)
+    vision, inner = read_vision(fields.inner("vision_config")), fields.inner("qllama_config")
+    text, family = read_text(Fields({"model_type": "llama", **inner.values}, inner.place))
+    size = fields.count("force_image_size", vision.image_size)
+    every = fields if fields.has("cross_attention_frequency") else inner
+    config = ContrastiveConfig(
+        vision=replace(vision, image_size=size),
+        text=text,
+        embed_dim=fields.count("clip_embed_dim", 768),
+        pool_heads=fields.count("attn_pool_num_heads", POOL_HEADS),
+        num_queries=_num_queries(fields if fields.has("num_query_token") else inner),
+        cross_every=every.count("cross_attention_frequency", CROSS_EVERY),
+        image_size=size,
+        normalization=read_normalization(preprocessor),
+    )
+    for width, name in ((vision.width, "vision_config"), (text.width, "qllama_config")):
+        if width % config.pool_heads:
+            raise fields.wrong("attn_pool_num_heads", f"a divisor of the width {width} of {name}")
+    return config, family
+
+
+def write_contrastive(config: ContrastiveConfig, family: Family, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The official form. `base` is the official object the model came from, or {}.
+
+    Raises:
+        ConfigError: the family cannot express the language model.
+    """
+    queries = {
+        "num_query_token": config.num_queries,
+        "cross_attention_frequency": config.cross_every,
+    }
+    text = base.get("qllama_config", {})
+    return {
+        "label_smoothing": 0.0,
+        "initializer_range": 0.02,
+        **base,
+        "architectures": ["InternVLModel"],
+        "model_type": "internvl",
+        "vision_config": write_vision(config.vision, base.get("vision_config", {})),
+        "qllama_config": {**write_text(config.text, family, text, modern=False), **queries},
+        "hidden_size": config.text.width,
+        "clip_embed_dim": config.embed_dim,
+        "attn_pool_num_heads": config.pool_heads,
+        **queries,
+        "force_image_size": None if config.image_size == config.vision.image_size else config.image_size,
+        "use_backbone_lora": 0,
+        "use_qllama_lora": 0,
+        "tie_word_embeddings": False,
+    }
+
+
+def _num_queries(fields: Fields) -> int:
+    number = fields.whole("num_query_token", NUM_QUERIES)
+    if not 0 <= number <= MAX_QUERIES:
+        raise fields.wrong("num_query_token", f"a whole number from 0 to {MAX_QUERIES}")
+    return number
