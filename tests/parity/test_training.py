@@ -19,7 +19,8 @@ from internvl.checkpoints.rules import Heads, convert, strictly
 from internvl.data.batch import Batch, pack
 from internvl.data.example import Branch, Example
 from internvl.models.vlm import VLM
-from internvl.training.objectives import Loss, Reduction, next_token, token_weights
+from internvl.training.loss import Loss
+from internvl.training.objectives import Reduction, next_token, token_weights
 from tests.conftest import GoldenFixtures
 
 FIXTURES = ("internvl2_5_qwen2", "internvl1_5_internlm2")

@@ -20,7 +20,7 @@ from internvl.training.ema import EMA
 from internvl.training.evaluate import Best
 from internvl.training.log import Log
 from internvl.training.loop import Job, Objected, train
-from internvl.training.objectives import Loss, Objective
+from internvl.training.loss import Loss, Objective
 from internvl.training.optim import lr_scale
 from internvl.training.progress import Progress
 from internvl.training.recipe import AdamW, Evaluation, Execution, Recipe, Saving, Schedule

@@ -13,8 +13,8 @@ from internvl.data.example import Branch, Example
 from internvl.errors import TrainingError
 from internvl.models.vlm import VLM
 from internvl.training.forward import trained_states
+from internvl.training.loss import Loss
 from internvl.training.objectives import (
-    Loss,
     MixedPreference,
     Reduction,
     make_objective,

@@ -19,7 +19,7 @@ from internvl.config import ProjectorConfig
 from internvl.errors import InputError
 from internvl.models.projector import unshuffle
 from internvl.models.vit import VisionTower
-from internvl.training.objectives import Loss
+from internvl.training.loss import Loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,12 @@ tokens, S slots, A trained tokens, N tiles, P patches, C vision width, D text wi
 from __future__ import annotations
 
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from internvl.data.batch import Batch
 from internvl.models.attention import Attend, Packed
 from internvl.models.vlm import VLM
 from internvl.training.shared_prefix import SharedPrefix
+from internvl.training.world import is_sharded
 
 
 def trained_states(model: VLM, batch: Batch, vision_SD: Tensor | None = None) -> Tensor:
@@ -45,7 +45,7 @@ def vision_tokens(model: VLM, batch: Batch) -> Tensor:
         projected_NPD: Tensor = model.projector(features_NPC)
         return projected_NPD.flatten(0, 1)
     tiles_N3HW = batch.tiles_N3HW
-    at_once = max(1, len(tiles_N3HW)) if _is_sharded(model) else None
+    at_once = max(1, len(tiles_N3HW)) if is_sharded(model) else None
     return model.encode_tiles(tiles_N3HW, at_once).flatten(0, 1)
 
 
@@ -56,8 +56,3 @@ def attention(batch: Batch) -> Attend:
     if device.type != "cpu" and all(len(branches) == 1 for _, branches in batch.groups):
         return Packed([common + branches[0] for common, branches in batch.groups], device)
     return SharedPrefix(batch.groups, device)
-
-
-def _is_sharded(model: VLM) -> bool:
-    """Sharded blocks gather their weights in every call, so the tower must be called once on each process."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())

@@ -23,7 +23,7 @@ from internvl.errors import TrainingError
 from internvl.training.ema import EMA
 from internvl.training.evaluate import Best
 from internvl.training.log import Log
-from internvl.training.objectives import Loss, Objective
+from internvl.training.loss import Loss, Objective
 from internvl.training.optim import lr_scale, set_rates
 from internvl.training.progress import Progress
 from internvl.training.recipe import Recipe

@@ -8,9 +8,8 @@ Shape letters: A trained tokens, B branches, U pairs, S slots, D text width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,30 +17,19 @@ from torch import Tensor
 from internvl.data.batch import Batch
 from internvl.errors import TrainingError
 from internvl.models.vlm import VLM
+from internvl.training.contrastive import ContrastiveObjective
 from internvl.training.cross_entropy import cross_entropy
 from internvl.training.forward import trained_states, vision_tokens
+from internvl.training.loss import Loss, Objective
 from internvl.training.preference import PairLosses, RunningMean, mixed, pair_losses, rewards
-from internvl.training.recipe import NextToken, ObjectiveSpec, Preference
+from internvl.training.recipe import Contrastive, NextToken, ObjectiveSpec, Preference
 from internvl.training.reference import log_probs, stored, without_adapters
+from internvl.training.world import World
 
 Reduction = Literal["token", "sample", "square"]
 
 POWERS: Mapping[Reduction, float] = {"token": 0.0, "sample": -1.0, "square": -0.5}
 """The weight of a token is this power of the number of trained tokens of its branch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
-    """The mean loss of a step is the sum of `total` over the sum of `weight`, over micro-batches and
-    processes; `metrics` are sums too."""
-
-    total: Tensor
-    weight: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-Objective = Callable[[Any, Any], Loss]
-"""`objective(model, batch) -> Loss`. One that keeps something between steps has `state()` and `restore()`."""
 
 
 def identity(x: Tensor) -> Tensor:
@@ -51,17 +39,20 @@ def identity(x: Tensor) -> Tensor:
 def make_objective(
     spec: ObjectiveSpec,
     *,
-    total: Callable[[Tensor], Tensor] = identity,
+    world: World | None = None,
     reference: Callable[[Batch], Tensor] | None = None,
 ) -> Objective:
-    """The objective of a recipe. `total` sums a tensor over processes.
+    """The objective of a recipe, on one of the processes of `world` (default: alone).
 
     `reference` gives the summed log-probabilities of a batch's answers under the frozen copy (`Reference`)
     that a recipe may ask for. Raises TrainingError where it is asked for and not given.
     """
     if isinstance(spec, NextToken):
         return partial(next_token, reduction=spec.reduction)
-    return MixedPreference(spec, total, reference)
+    world = world or World()
+    if isinstance(spec, Contrastive):
+        return ContrastiveObjective(spec, world)
+    return MixedPreference(spec, world.sum, reference)
 
 
 def next_token(model: VLM, batch: Batch, *, reduction: Reduction = "token") -> Loss:

@@ -12,6 +12,7 @@ from typing import Literal
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
+from internvl.training.parts import ContrastiveParts
 
 
 def _require(holds: bool, rule: str, *values: float) -> None:
@@ -59,10 +60,15 @@ class ModelSpec:
     drop_path: float | None = None
     max_tiles: int | None = None
     fresh_projector: bool = False
+    contrastive: ContrastiveParts | None = None
+    """Begins a dual encoder from the checkpoint's tower; None for one that is a checkpoint already."""
     dtype: str = "float32"
     frozen_dtype: str | None = None
     adapters: tuple[tuple[str, LoRA], ...] = ()
     """Patterns over the names of linear modules, e.g. `llm\\.layers\\..*`; the first match decides."""
+    adapter: str | None = None
+    """A directory of adapters, of the kind that `adapters` says, that training goes on with; else they are
+    new."""
     int8: tuple[str, ...] = ()
     """Patterns over linear modules whose frozen weights are kept in int8 under their adapters (QLoRA)."""
 
@@ -71,6 +77,8 @@ class ModelSpec:
             _require(0 <= self.drop_path < 1, "drop_path lies in [0, 1)", self.drop_path)
         if self.max_tiles is not None:
             _require(self.max_tiles >= 1, "max_tiles counts from 1", self.max_tiles)
+        if self.adapter is not None and not self.adapters:
+            raise TrainingError("model.adapter goes on with adapters: say which in model.adapters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +110,52 @@ class Preference:
         _require(min(weights) >= 0 < max(weights), rule, *weights)
 
 
-ObjectiveSpec = NextToken | Preference
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrastive:
+    """Pictures against texts, over all pairs of a step (stage 1 of InternVL 1.0, arXiv 2312.14238).
+
+    "softmax" is CLIP's loss, "sigmoid" SigLIP's with a fixed `bias`, for which checkpoints have no place.
+    `soft_targets`: captions of one picture share the target. `mode`: which embedding of a picture.
+    """
+
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: float = 0.0
+    soft_targets: bool = False
+    mode: Literal["C", "G"] = "C"
+    bias: float = -10.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.label_smoothing < 1, "label_smoothing lies in [0, 1)", self.label_smoothing)
+        if self.loss == "sigmoid":
+            _require(self.label_smoothing == 0, "label_smoothing is for softmax alone", self.label_smoothing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage2:
+    """Query tokens learn to compare, to match and to write: weights of the three losses (InternVL 1.0).
+
+    `itc` compares them with texts as `Contrastive` does, with `backbone` the pooled tower too, as retrieval
+    fine-tuning does. `itm` tells a picture's caption from another's: similar ones are drawn more often with
+    `hard_negatives`; "half" has one text a picture, right and wrong in turn, "both" has two. `itg` writes.
+    """
+
+    itc: float = 1.0
+    itm: float = 1.0
+    itg: float = 1.0
+    label_smoothing: float = 0.0
+    soft_targets: bool = False
+    backbone: bool = False
+    hard_negatives: bool = True
+    matches: Literal["half", "both"] = "both"
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.label_smoothing < 1, "label_smoothing lies in [0, 1)", self.label_smoothing)
+        weights = (self.itc, self.itm, self.itg)
+        rule = "the weights of itc, itm and itg are not negative, nor all 0"
+        _require(min(weights) >= 0 < max(weights), rule, *weights)
+
+
+ObjectiveSpec = NextToken | Preference | Contrastive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,15 +182,15 @@ class Schedule:
 class Evaluation:
     """What is measured every `every` steps, on at most `examples` records of each data set of `data`.
 
-    `metric` chooses the best checkpoint: "loss", or a generated one ("cider", "exact"); the run stops after
-    `patience` measurements without a better one. `result`: which weights the run hands over, the last or
+    `metric` chooses the best checkpoint: "loss", a generated one ("cider", "exact"), or of pairs "recall", the
+    mean of R@1, 5 and 10 both ways; the run stops after `patience` measurements without a better one. `result`: which weights the run hands over, the last or
     those of the best measurement.
     """
 
     data: DataSpec | None = None
     every: int = 500
     examples: int = 200
-    metric: Literal["loss", "cider", "exact"] = "loss"
+    metric: Literal["loss", "cider", "exact", "recall"] = "loss"
     max_new_tokens: int = 64
     patience: int | None = None
     result: Literal["last", "best"] = "last"
@@ -221,6 +274,12 @@ class Recipe:
             "saving.keep": self.saving.keep,
             "execution.accumulate": self.execution.accumulate,
         }
+        if isinstance(self.objective, Contrastive | Stage2) and self.execution.accumulate > 1:
+            raise TrainingError(
+                f"recipe {self.name}: execution.accumulate is {self.execution.accumulate}, but contrastive "
+                "pairs are compared within one micro-batch: set it to 1 and lower data.batching.examples, or "
+                "start more processes"
+            )
         if self.model.frozen_dtype is not None and self.execution.autocast is None:
             raise TrainingError(f"recipe {self.name}: model.frozen_dtype needs execution.autocast")
         if self.model.int8 and not self.model.adapters:

@@ -85,7 +85,7 @@ class _Run:
         recompute(self.model, recipe.execution.recompute)
         self.mixture = open_mixture(recipe.data, recipe.seed)
         self.steps = count_steps(recipe, len(self.mixture))
-        self.objective = make_objective(recipe.objective, total=world.sum, reference=self.reference)
+        self.objective = make_objective(recipe.objective, world=world, reference=self.reference)
         self.module = distribute(Objected(self.model, self.objective), recipe.execution.parallel, world)
         self.optimizer = make_optimizer(self.model, recipe.params)
         self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from internvl.models.attention import Looks
 from internvl.ops.attention import Block, block_attention
 
 BLOCK = 192
@@ -26,7 +27,7 @@ Groups = Sequence[tuple[int, Sequence[int]]]
 class SharedPrefix:
     """`groups`: (prefix length, branch lengths) in packed order; a branch may have no packed tokens."""
 
-    looks = None
+    looks: Looks | None = None
 
     def __init__(self, groups: Groups, device: torch.device | None = None) -> None:
         groups = [_plain(common, branches) for common, branches in groups]

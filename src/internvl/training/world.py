@@ -52,6 +52,24 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def place(self, count: int) -> tuple[int, int]:
+        """Where this process's `count` rows begin among those of all processes in order of rank, and how
+        many all have; processes may hold different numbers."""
+        counts = torch.zeros(self.size, dtype=torch.long, device=self.device)
+        counts[self.rank] = count
+        numbers = self.sum(counts).tolist()
+        return sum(numbers[: self.rank]), sum(numbers)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """`rows` of all processes in order of rank, on every process; gradients come back from all."""
+        if self.size == 1:
+            return rows
+        first, total = self.place(len(rows))
+        shape = rows.shape[1:]
+        before, after = rows.new_zeros(first, *shape), rows.new_zeros(total - first - len(rows), *shape)
+        out: Tensor = _Sum.apply(torch.cat((before, rows, after)))  # type: ignore[no-untyped-call]
+        return out
+
     def any(self, flag: bool) -> bool:
         """Whether `flag` holds on some process; the same answer on every process."""
         return bool(self.sum(torch.tensor(int(flag))) > 0)
@@ -64,6 +82,20 @@ class World:
         """Leaves the process group; the last call of a run."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes, each of which has a loss of its own: gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor) -> Tensor:
+        total = table.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Sum.forward(None, grad)
 
 
 def open_world(device: str) -> World:
@@ -119,6 +151,12 @@ def distribute(module: nn.Module, mode: Mode, world: World) -> nn.Module:
     # The root too: outside of `forward`, optimiser and checkpoints must see shards only.
     fully_shard(module, reshard_after_forward=True)
     return module
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether parts of `module` gather their weights in every call, so that all processes must call them
+    equally often."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 @contextmanager
