@@ -221,8 +221,9 @@ VISION = Layout(
     name="vision", kind="vision", anchor="embeddings.class_embedding", vision=under(INTERN_VIT, "")
 )
 HF_VISION = Layout(name="hf-vision", kind="vision", anchor="embeddings.cls_token", vision=under(HF_VIT, ""))
-# Of the poolers in the `.pth` of the 6B tower nothing can be made without a text model.
-TIMM = Layout(name="timm", kind="vision", anchor="pos_embed", vision=TIMM_VIT + drop("clip_projector.{any}"))
+# The tower alone; its pooler and, in the 14B file, the text model are left where they are.
+_NOT_OF_THE_TOWER = drop("clip_projector.{any}", "transformer.{any}", "text_projection", "logit_scale")
+TIMM = Layout(name="timm", kind="vision", anchor="pos_embed", vision=TIMM_VIT + _NOT_OF_THE_TOWER)
 TEXT = Layout(name="text", kind="text", anchor="model.norm.weight", body_prefix="model.")
 CONTRASTIVE = Layout(
     name="contrastive",
