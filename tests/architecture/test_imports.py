@@ -59,8 +59,9 @@ ALLOWED = {
             "errors",
         }
     ),
+    "search": frozenset({"api", "checkpoints", "data", "processing", "evaluation", "config", "errors"}),
     "serving": frozenset({"api", "engine", "processing", "config", "errors"}),
-    "integrations": frozenset({"api", "config", "errors"}),
+    "integrations": frozenset({"api", "checkpoints", "models", "processing", "config", "errors"}),
     "cli": ANYTHING,
     "__main__": frozenset({"cli"}),
     "": ANYTHING,
