@@ -105,7 +105,7 @@ class Pictures:
 
 
 class Sidecars:
-    """`Pictures`, each with its caption in a .txt file of its name. A picture without text is a broken row."""
+    """`Pictures`, each with its caption in a .txt file of its name. One without text is a broken row."""
 
     def __init__(self, folder: Path) -> None:
         self.name, self._folder, self._pictures = folder.name, folder, Pictures(folder)

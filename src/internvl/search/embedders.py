@@ -1,0 +1,148 @@
+"""What makes vectors of pictures: the one interface that jobs know, and the models behind it.
+
+Shape letters: B pictures, S side of the square, E width of the vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from internvl.api.contrastive import ContrastiveModel, Mode
+from internvl.api.load import load
+from internvl.api.vision import VisionModel
+from internvl.checkpoints.configs import describe, describe_normalization
+from internvl.checkpoints.hub import resolve
+from internvl.checkpoints.load import load_vision
+from internvl.config import ContrastiveConfig
+from internvl.errors import InputError
+from internvl.processing.crop import Fit, fit_square
+from internvl.processing.tiles import normalize as to_tiles
+
+SAMPLED = 64
+"""Values of a parameter that stand for all of it in a digest."""
+
+
+class Embedder(Protocol):
+    """Pictures to vectors. `prepare` is called from several threads, `embed` from one."""
+
+    @property
+    def width(self) -> int:
+        """E."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What decides the vectors, as values that JSON knows: the model, its weights, and how it is used."""
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An RGB picture as (3, S, S). Raises InputError for one that cannot be used."""
+
+    def embed(self, tiles_B3SS: Tensor) -> Tensor:
+        """Vectors (B, E)."""
+
+
+class ContrastiveEmbedder:
+    """InternVL-C or -G: vectors that texts can be compared with."""
+
+    def __init__(
+        self,
+        model: ContrastiveModel,
+        name: str,
+        *,
+        mode: Mode = "C",
+        fit: Fit = "squash",
+        normalized: bool = False,
+    ) -> None:
+        self.model, self.mode, self.fit, self.normalized = model, mode, fit, normalized
+        self.width = model.config.embed_dim
+        seen = [
+            item for item in model.encoder.named_parameters() if item[0].startswith(("vit.", "image_pool."))
+        ]
+        self.identity = _identity(name, seen, mode=mode, fit=fit, normalized=normalized)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        config = self.model.config
+        return to_tiles([fit_square(image, config.image_size, self.fit)], config.normalization)[0]
+
+    def embed(self, tiles_B3SS: Tensor) -> Tensor:
+        return self.model.embed_images(
+            tiles_B3SS, self.mode, normalize=self.normalized, batch=len(tiles_B3SS)
+        )
+
+
+class VisionEmbedder:
+    """A vision tower alone: its class token. Only pictures can be compared with it."""
+
+    def __init__(self, model: VisionModel, name: str, *, fit: Fit = "crop", normalized: bool = False) -> None:
+        self.model, self.fit, self.normalized = model, fit, normalized
+        self.width = model.config.width
+        seen = model.tower.named_parameters()
+        self.identity = _identity(name, seen, mode=None, fit=fit, normalized=normalized)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        return to_tiles(
+            [fit_square(image, self.model.config.image_size, self.fit)], self.model.normalization
+        )[0]
+
+    @torch.inference_mode()
+    def embed(self, tiles_B3SS: Tensor) -> Tensor:
+        pooled_BE = self.model.tower(tiles_B3SS.to(self.model.device))[:, 0]
+        return normalize(pooled_BE, dim=-1) if self.normalized else pooled_BE
+
+
+def open_embedder(
+    name: str,
+    *,
+    mode: Mode = "C",
+    fit: Fit | None = None,
+    normalized: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> ContrastiveEmbedder | VisionEmbedder:
+    """The embedder of a checkpoint: both towers of InternVL-C and -G, or the vision tower of anything else.
+
+    `fit` None is "squash" for the former (the retrieval protocol), "crop" for a tower alone. Raises as
+    `internvl.load`, and InputError for mode G of a tower.
+    """
+    path = resolve(name)
+    said = str(path) if Path(name).exists() else name
+    if isinstance(describe(path if path.is_dir() else path.parent).config, ContrastiveConfig):
+        model = load(path, device=device, dtype=dtype)
+        if not isinstance(model, ContrastiveModel):
+            raise InputError(f"{name} is described as a contrastive model, but holds {type(model).__name__}")
+        return ContrastiveEmbedder(model, said, mode=mode, fit=fit or "squash", normalized=normalized)
+    if mode != "C":
+        raise InputError(f"{name} has no mode {mode}: that is of InternVL-G; leave the mode out")
+    tower = VisionModel(
+        load_vision(path, device=device, dtype=dtype), normalization=describe_normalization(path)
+    )
+    return VisionEmbedder(tower, said, fit=fit or "crop", normalized=normalized)
+
+
+def _identity(
+    name: str, parameters: Iterable[tuple[str, nn.Parameter]], *, mode: str | None, fit: str, normalized: bool
+) -> dict[str, Any]:
+    """`mode` is None for a tower alone. Some values of every weight stand for all."""
+    digest = hashlib.blake2b(digest_size=16)
+    dtype = "none"
+    with torch.no_grad():
+        for parameter_name, parameter in parameters:
+            values = parameter.detach().flatten()
+            some = values[:: max(1, len(values) // SAMPLED)].cpu().double()
+            digest.update(f"{parameter_name} {some.tolist()}\n".encode())
+            dtype = str(parameter.dtype).removeprefix("torch.")
+    return {
+        "model": name,
+        "weights": digest.hexdigest(),
+        "dtype": dtype,
+        "mode": mode,
+        "fit": fit,
+        "normalized": normalized,
+    }
