@@ -61,7 +61,7 @@ ALLOWED = {
     ),
     "search": frozenset({"api", "checkpoints", "data", "processing", "evaluation", "config", "errors"}),
     "serving": frozenset({"api", "engine", "processing", "config", "errors"}),
-    "integrations": frozenset({"api", "checkpoints", "models", "processing", "config", "errors"}),
+    "integrations": frozenset({"api", "search", "checkpoints", "models", "processing", "config", "errors"}),
     "cli": ANYTHING,
     "__main__": frozenset({"cli"}),
     "": ANYTHING,
@@ -79,7 +79,7 @@ THIRD_PARTY = {
 }
 
 # Where names differ from those of the distributions.
-IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
+IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub", "faiss-cpu": "faiss"}
 
 # Rooms that may import anything of the package inside functions, so that starting is quick.
 LAZY = frozenset({"", "cli", "__main__"})
