@@ -5,8 +5,8 @@ scores is ever held. Knows no model and no files. Shape letters: I pictures, T t
 Q queries, N candidates.
 
 A query's rank is the number of wrong candidates that score at least as high as its best right one, so ties
-count against the model: one that embeds everything alike finds nothing. Scores are cosines in float64, and
-two within `TIE` of each other are equal: what differs less differs by rounding alone.
+count against the model: one that embeds everything alike finds nothing. Scores are cosines in float64 on the
+CPU, and two within `TIE` of each other are equal: what differs less differs by rounding alone.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def ranks(images_IE: Tensor, texts_TE: Tensor, image_of_text: Sequence[int] | Te
     grow with the number of pairs. Raises InputError for shapes that do not fit, no text, a row that does
     not exist, and embeddings that are not finite.
     """
+    images_IE, texts_TE = images_IE.cpu(), texts_TE.cpu()  # not every device has float64
     image_of_T = _checked(images_IE, texts_TE, image_of_text)
     right_T = _right_scores(images_IE, texts_TE, image_of_T)
     best_I = right_T.new_full((len(images_IE),), -torch.inf)
@@ -105,6 +106,8 @@ def rank_scores(scores_QN: Tensor, is_right_QN: Tensor) -> Tensor:
         raise InputError(f"scores {tuple(scores_QN.shape)} and marks {tuple(is_right_QN.shape)} do not fit")
     if scores_QN.isnan().any() or not is_right_QN.any(1).all():
         raise InputError("some scores are NaN, or a query has no right candidate")
+    scores_QN = scores_QN.cpu().double()
+    is_right_QN = is_right_QN.cpu().bool()
     best_Q = scores_QN.masked_fill(~is_right_QN, -torch.inf).amax(1)
     return ((scores_QN >= best_Q[:, None] - TIE) & ~is_right_QN).sum(1)
 
@@ -131,7 +134,7 @@ def _right_scores(images_IE: Tensor, texts_TE: Tensor, image_of_T: Tensor) -> Te
 
 
 def _checked(images_IE: Tensor, texts_TE: Tensor, image_of_text: Sequence[int] | Tensor) -> Tensor:
-    image_of_T = torch.as_tensor(image_of_text, device=images_IE.device)
+    image_of_T = torch.as_tensor(image_of_text).cpu()
     shapes = [tuple(one.shape) for one in (images_IE, texts_TE, image_of_T)]
     if [len(shape) for shape in shapes] != [2, 2, 1] or shapes[0][1] != shapes[1][1]:
         raise InputError(f"embeddings are (I, E) and (T, E), and texts name T pictures; got {shapes}")
