@@ -27,6 +27,7 @@ from internvl.generation.generate import generate
 from internvl.generation.prompt import Prompt
 from internvl.generation.sampling import Sampling
 from internvl.models.dual_encoder import DualEncoder, TextEncoder
+from internvl.processing.colour import ImagePolicy
 from internvl.processing.crop import Fit, fit_square
 from internvl.processing.image import ImageLimits, ImageSource, load_image
 from internvl.processing.texts import CAPTION_PROMPT, PREFIX, TextProcessor
@@ -107,8 +108,18 @@ class ContrastiveModel(TextModel):
 
     encoder: DualEncoder
 
-    def __init__(self, model: DualEncoder, processor: TextProcessor, *, source: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: DualEncoder,
+        processor: TextProcessor,
+        *,
+        source: Path | None = None,
+        limits: ImageLimits | None = None,
+        policy: ImagePolicy | None = None,
+    ) -> None:
+        """`limits` hold for pictures whose call names none."""
         super().__init__(model, processor, source=source)
+        self.limits, self.policy = limits, policy
 
     @property
     def config(self) -> ContrastiveConfig:
@@ -221,7 +232,10 @@ class ContrastiveModel(TextModel):
         if isinstance(images, Tensor):
             return images
         size = self.config.image_size
-        squares = [fit_square(load_image(source, limits), size, fit) for source in as_list(images)]
+        limits = limits or self.limits
+        squares = [
+            fit_square(load_image(source, limits, self.policy), size, fit) for source in as_list(images)
+        ]
         return to_tiles(squares, self.config.normalization)
 
     def _caption_ids(self, images: Images, options: Mapping[str, Any]) -> Iterator[tuple[int, ...]]:

@@ -65,6 +65,14 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastiveOptions(ModelOptions):
+    """Which model, where pictures and texts are compared."""
+
+    model: str = "nano-c"
+    """A directory, or a name of the zoo: InternVL-C or -G."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MediaOptions:
     """How pictures, videos and documents are read."""
 

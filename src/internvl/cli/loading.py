@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from internvl.api.chat import ChatModel
+from internvl.api.contrastive import ContrastiveModel
 from internvl.api.load import load
 from internvl.checkpoints import hub
 from internvl.cli import output
@@ -33,6 +34,22 @@ def load_chat(
             template=template or template_of(options.model),
             vision_path=vision_path,
         )
+    if isinstance(model, ContrastiveModel):
+        raise InputError(
+            f"{options.model} compares pictures and texts and does not chat: try classify, search"
+        )
     if not isinstance(model, ChatModel):
         raise InputError(f"{options.model} is a vision tower and does not chat: try `internvl features`")
+    return model
+
+
+def load_contrastive(options: ModelOptions) -> ContrastiveModel:
+    """A model that compares pictures and texts. Raises InputError for any other."""
+    options.use_threads()
+    path = find(options.model)
+    with output.status(f"loading {options.model}"):
+        model = load(path, device=options.device, dtype=options.dtype)
+    if not isinstance(model, ContrastiveModel):
+        kind = "a chat model" if isinstance(model, ChatModel) else "a vision tower"
+        raise InputError(f"{options.model} is {kind}; this command takes InternVL-C or -G")
     return model

@@ -26,6 +26,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "show tiles, tokens, prompt and memory of a question; runs no model",
     ),
     "features": ("internvl.cli.features:run", "write what the vision tower makes of pictures to a file"),
+    "caption": ("internvl.cli.caption:run", "write a sentence about each picture"),
+    "classify": ("internvl.cli.classify:run", "tell which of your classes each picture shows"),
     "info": ("internvl.cli.info:run", "this installation and machine, or one model"),
     "pull": ("internvl.cli.pull:run", "download a model of the zoo, or finish a download"),
     "convert": ("internvl.cli.convert:run", "rewrite a checkpoint in another layout"),
