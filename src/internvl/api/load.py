@@ -7,18 +7,21 @@ from pathlib import Path
 import torch
 
 from internvl.api.chat import ChatModel
+from internvl.api.contrastive import ContrastiveModel, TextModel
 from internvl.api.vision import VisionModel
 from internvl.checkpoints.configs import describe_normalization
+from internvl.checkpoints.encoders import load_text_encoder
 from internvl.checkpoints.hub import resolve
 from internvl.checkpoints.load import load_opened, resolve_device
 from internvl.checkpoints.resolve import open_checkpoint
 from internvl.checkpoints.write import save_model
-from internvl.config import IMG_CONTEXT, ChatConfig
+from internvl.config import IMG_CONTEXT, ChatConfig, ContrastiveConfig
 from internvl.errors import InputError
 from internvl.processing.colour import ImagePolicy
 from internvl.processing.image import ImageLimits
 from internvl.processing.processor import Processor
-from internvl.processing.tokenizer import load_tokenizer
+from internvl.processing.texts import TextProcessor
+from internvl.processing.tokenizer import Tokenizer, load_tokenizer
 from internvl.zoo import template_of
 
 
@@ -30,12 +33,14 @@ def load(
     quantize: None = None,
     template: str | None = None,
     vision_path: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     revision: str | None = None,
     offline: bool | None = None,
     limits: ImageLimits | None = None,
     policy: ImagePolicy | None = None,
-) -> ChatModel | VisionModel:
-    """Load any checkpoint of the family: a `ChatModel`, or a `VisionModel` for a tower alone.
+) -> ChatModel | ContrastiveModel | VisionModel:
+    """Load any checkpoint of the family: a `ChatModel`, a `ContrastiveModel` (InternVL-C and -G), or a
+    `VisionModel` for a tower alone.
 
     Args:
         name_or_path: a directory in any layout, a weight file, or a name of `docs/models.md`
@@ -46,6 +51,8 @@ def load(
         template: chat template; wins over the checkpoint's own. A zoo name brings its own: models of
             1.x the system message of May 2024, with which they were measured.
         vision_path: the tower's checkpoint, where a LLaVA-style one does not hold it.
+        tokenizer: a directory with the tokenizer's files, where the checkpoint has none beside it, as the
+            original `.pth` of InternVL-C.
         revision: branch, tag or commit on the hub.
         offline: True never asks the network; None follows HF_HUB_OFFLINE.
         limits: what pictures, videos and documents are read at all; web addresses are closed by default.
@@ -66,24 +73,52 @@ def load(
     chosen = template or template_of(name_or_path)
     checkpoint = open_checkpoint(path, template=chosen, vision_path=vision_path)
     config = checkpoint.description.config
-    if not isinstance(config, ChatConfig):
+    if not isinstance(config, ChatConfig | ContrastiveConfig):
         tower = load_opened(checkpoint, dtype=dtype, device=device)
         return VisionModel(tower, normalization=describe_normalization(path))  # type: ignore[arg-type]
-    directory = path if path.is_dir() else path.parent
-    processor = Processor(config, load_tokenizer(directory), limits=limits, policy=policy)
+    words, source = _tokenizer(path, tokenizer)
+    if isinstance(config, ContrastiveConfig):
+        texts = TextProcessor(words, vocab_size=config.text.vocab_size)
+        encoder = load_opened(checkpoint, dtype=dtype, device=device)
+        return ContrastiveModel(encoder, texts, source=source)  # type: ignore[arg-type]
+    processor = Processor(config, words, limits=limits, policy=policy)
     model = load_opened(checkpoint, dtype=dtype, device=device)
-    return ChatModel(model, processor, source=directory)  # type: ignore[arg-type]
+    return ChatModel(model, processor, source=source)  # type: ignore[arg-type]
+
+
+def load_texts(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    tokenizer: str | Path | None = None,
+    revision: str | None = None,
+    offline: bool | None = None,
+) -> TextModel:
+    """The text side of InternVL-C or -G alone: of the weights, only its own are read.
+
+    Arguments and errors are those of `load`; ConfigError for a model that is not contrastive.
+    """
+    path = resolve(name_or_path, revision=revision, offline=offline)
+    words, source = _tokenizer(path, tokenizer)
+    encoder = load_text_encoder(path, dtype=dtype, device=device)
+    processor = TextProcessor(words, vocab_size=encoder.config.text.vocab_size)
+    return TextModel(encoder, processor, source=source)
 
 
 def save(
-    model: ChatModel | VisionModel, path: str | Path, layout: str = "official", *, overwrite: bool = False
+    model: ChatModel | ContrastiveModel | VisionModel,
+    path: str | Path,
+    layout: str = "official",
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write a model as a checkpoint directory, whole or not at all.
 
     Args:
         model: what `load` gave.
         path: must be empty or absent unless `overwrite`.
-        layout: "official" (the published code's names) or "hf" (transformers').
+        layout: "official" (the published code's names) or "hf" (transformers'; it has no contrastive models).
         overwrite: replace a directory that holds files.
 
     Raises:
@@ -97,7 +132,7 @@ def save(
         return
     tokenizer = model.processor.tokenizer
     save_model(
-        model.vlm,
+        model.encoder if isinstance(model, ContrastiveModel) else model.vlm,
         model.config,
         path,
         layout,
@@ -106,3 +141,11 @@ def save(
         image_token_id=tokenizer.token_id(IMG_CONTEXT),
         overwrite=overwrite,
     )
+
+
+def _tokenizer(path: Path, elsewhere: str | Path | None) -> tuple[Tokenizer, Path | None]:
+    """The tokenizer, and the directory whose files belong to the model if they are all there."""
+    if elsewhere is not None:
+        return load_tokenizer(elsewhere), None
+    directory = path if path.is_dir() else path.parent
+    return load_tokenizer(directory), directory

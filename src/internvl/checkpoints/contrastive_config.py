@@ -1,6 +1,7 @@
 """config.json of InternVL-C and -G (`InternVLModel`) and `ContrastiveConfig`, both ways.
 
-Knows fields and their defaults; knows no weights.
+Knows fields and their defaults; knows no weights, except that `infer_contrastive` reads the dimensions of
+the original `.pth` off the shapes of its tensors.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from internvl.checkpoints.fields import Fields
 from internvl.checkpoints.layouts import Family
 from internvl.checkpoints.normalization import read_normalization
 from internvl.checkpoints.text_config import read_text, refuse_quantized, write_text
-from internvl.checkpoints.vision_config import read_vision, write_vision
-from internvl.config import ContrastiveConfig
+from internvl.checkpoints.vision_config import infer_vision, read_vision, write_vision
+from internvl.config import ContrastiveConfig, TextConfig
+from internvl.errors import WeightsError
 
 POOL_HEADS, NUM_QUERIES, CROSS_EVERY = 16, 96, 2
 """Of the released code, where a file says nothing."""
+
+HEAD_DIM, MAX_POSITIONS, BOS_ID = 128, 2048, 1
+"""Of its language model, which the original `.pth` does not describe."""
 
 MAX_QUERIES = 1 << 16
 
@@ -80,6 +85,52 @@ def write_contrastive(config: ContrastiveConfig, family: Family, base: Mapping[s
         "use_qllama_lora": 0,
         "tie_word_embeddings": False,
     }
+
+
+def infer_contrastive(
+    shapes: Mapping[str, tuple[int, ...]], text: TextConfig | None = None
+) -> ContrastiveConfig:
+    """InternVL-C's configuration from the shapes of its tensors, under our names.
+
+    `text` describes the language model, where that is known; else its heads are 128 wide, and the rest is as
+    in the published model.
+
+    Raises:
+        WeightsError: tensors that it must have are not there.
+    """
+    needed = ("qllama.embed.weight", "qllama.layers.0.mlp.gate_up.weight", "text_projection")
+    lacking = [name for name in needed if name not in shapes]
+    if lacking:
+        raise WeightsError(f"these are not the weights of InternVL-C: no {', '.join(lacking)}")
+    prefix = "vit."
+    vision = infer_vision(
+        {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    )
+    return ContrastiveConfig(
+        vision=vision,
+        text=text or _infer_text(shapes),
+        embed_dim=shapes["text_projection"][1],
+        pool_heads=POOL_HEADS,
+        num_queries=0,
+        image_size=vision.image_size,
+    )
+
+
+def _infer_text(shapes: Mapping[str, tuple[int, ...]]) -> TextConfig:
+    """Without grouped heads, as LLaMA 7B."""
+    vocab_size, width = shapes["qllama.embed.weight"]
+    num_heads = max(1, width // HEAD_DIM)
+    return TextConfig(
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=sum(name.endswith("mlp.down.weight") for name in shapes if name.startswith("qllama.")),
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=width // num_heads,
+        mlp_width=shapes["qllama.layers.0.mlp.gate_up.weight"][0] // 2,
+        max_positions=MAX_POSITIONS,
+        bos_id=BOS_ID,
+    )
 
 
 def _num_queries(fields: Fields) -> int:

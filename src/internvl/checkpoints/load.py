@@ -80,7 +80,7 @@ def load_opened(
             f"{checkpoint.path} is a language model alone: join it with a tower by checkpoints.load.compose"
         )
     model = build(config)
-    fill(model, checkpoint, _dtype(dtype, checkpoint), target, check_finite=check_finite)
+    fill(model, checkpoint, choose_dtype(dtype, checkpoint), target, check_finite=check_finite)
     return model.eval()
 
 
@@ -107,7 +107,7 @@ def load_vision(
         raise ConfigError(f"{path} describes no vision tower")
     with torch.device("meta"):
         tower = VisionTower(config)
-    fill(tower, checkpoint, _dtype(dtype, checkpoint), target, check_finite=check_finite)
+    fill(tower, checkpoint, choose_dtype(dtype, checkpoint), target, check_finite=check_finite)
     return tower.eval()
 
 
@@ -147,7 +147,7 @@ def compose(
         template=template,
         system_message=system_message,
     )
-    weights = _dtype(dtype, language)
+    weights = choose_dtype(dtype, language)
     with torch.device("meta"):
         model = VLM(config)
     fill(model.vit, tower, weights, target)
@@ -230,7 +230,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return resolved
 
 
-def _dtype(dtype: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtype:
+def choose_dtype(dtype: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtype:
     """The dtype asked for; "auto" is config.json's, else that of the first tensor."""
     if dtype != "auto":
         return resolve_dtype(dtype)

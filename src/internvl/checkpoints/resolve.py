@@ -12,13 +12,14 @@ from pathlib import Path
 
 from internvl.adapt.lora import ALPHA_PER_RANK
 from internvl.checkpoints.configs import Description, describe, describe_vision
-from internvl.checkpoints.layouts import LAYOUTS, TIMM, VISION, Layout
+from internvl.checkpoints.contrastive_config import infer_contrastive
+from internvl.checkpoints.layouts import LAYOUTS, TIMM, TIMM_CONTRASTIVE, VISION, Layout, family_called
 from internvl.checkpoints.lazy import Lazy, Merged
 from internvl.checkpoints.peft_names import Role, parse_name
-from internvl.checkpoints.read import read_tensors
+from internvl.checkpoints.read import read_json, read_tensors
 from internvl.checkpoints.rules import Heads, Rule, convert, original_names
 from internvl.checkpoints.vision_config import infer_vision
-from internvl.config import VisionConfig
+from internvl.config import TextConfig, VisionConfig
 from internvl.errors import WeightsError
 
 NUM_LISTED = 10
@@ -43,7 +44,10 @@ class Checkpoint:
 def open_checkpoint(
     path: str | Path, *, template: str | None = None, vision_path: str | Path | None = None
 ) -> Checkpoint:
-    """Open a directory, or a single weight file with a config.json beside it (towers need none).
+    """Open a directory, or a single weight file with a config.json beside it.
+
+    Towers and the original `.pth` of InternVL-C need none; beside the latter there may be that of its
+    language model.
 
     Args:
         path: the checkpoint.
@@ -55,8 +59,9 @@ def open_checkpoint(
     """
     path = Path(path)
     tensors = read_tensors(path)
-    if path.is_file() and not (path.parent / "config.json").is_file():
-        return _open_bare_tower(path, tensors)
+    if _is_bare(path, tensors):
+        is_tower = TIMM_CONTRASTIVE.anchor not in tensors
+        return _open_bare_tower(path, tensors) if is_tower else _open_bare_pair(path, tensors)
     tower = describe_vision(vision_path) if vision_path else _inner_tower(tensors)
     description = describe(path, template=template, vision=tower)
     tensors = unwrap_adapters(tensors, description.lora_ranks)
@@ -80,7 +85,7 @@ def open_tower(path: str | Path) -> Checkpoint:
     """Open the vision tower of any checkpoint: stand-alone, a bare `.pth`, or inside another model."""
     path = Path(path)
     tensors = read_tensors(path)
-    if path.is_file() and not (path.parent / "config.json").is_file():
+    if _is_bare(path, tensors):
         return _open_bare_tower(path, tensors)
     config = describe_vision(path)
     tensors = unwrap_adapters(tensors, (0, 0))
@@ -173,6 +178,42 @@ def _hint(missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence
     if unexpected:
         return "config.json describes a smaller model, or the files hold more than one"
     return "config.json is of another model size, or the vocabulary was resized in one place only"
+
+
+def _is_bare(path: Path, tensors: Mapping[str, Lazy]) -> bool:
+    """Whether the weights alone say what they are: no config.json, or only that of the language model."""
+    config = _config_file(path)
+    if TIMM_CONTRASTIVE.anchor in tensors:
+        return not config.is_file() or "vision_config" not in read_json(config)
+    return path.is_file() and not config.is_file()
+
+
+def _config_file(path: Path) -> Path:
+    return (path.parent if path.is_file() else path) / "config.json"
+
+
+def _open_bare_pair(path: Path, tensors: Mapping[str, Lazy]) -> Checkpoint:
+    """InternVL-C as its original code saved it."""
+    family = family_called("llama")
+    converted = convert(tensors, TIMM_CONTRASTIVE.rules(family), Heads(1, 1))
+    text = describe(path).config if _config_file(path).is_file() else None
+    shapes = {name: tensor.shape for name, tensor in converted.tensors.items()}
+    config = infer_contrastive(shapes, text if isinstance(text, TextConfig) else None)
+    return Checkpoint(
+        path=path,
+        description=Description(
+            kind="contrastive",
+            config=config,
+            layouts=(TIMM_CONTRASTIVE,),
+            family=family,
+            origin=family,
+            raw={},
+        ),
+        layout=TIMM_CONTRASTIVE,
+        tensors=converted.tensors,
+        unexpected=converted.unexpected,
+        incomplete=converted.incomplete,
+    )
 
 
 def _open_bare_tower(path: Path, tensors: Mapping[str, Lazy]) -> Checkpoint:

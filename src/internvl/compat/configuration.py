@@ -12,9 +12,11 @@ from typing import Any
 
 from internvl.checkpoints.chat_config import write_chat
 from internvl.checkpoints.configs import Description, describe
+from internvl.checkpoints.contrastive_config import write_contrastive
 from internvl.checkpoints.hub import pull, resolve
+from internvl.checkpoints.text_config import guess_family
 from internvl.checkpoints.vision_config import write_vision
-from internvl.config import ChatConfig, VisionConfig
+from internvl.config import ChatConfig, ContrastiveConfig, VisionConfig
 from internvl.errors import HubError
 
 FILES = ("config.json", "preprocessor_config.json")
@@ -48,14 +50,19 @@ class Config:
         return dict(self._fields)
 
 
-def published_config(path: Path, model_config: ChatConfig | VisionConfig | None = None) -> Config:
+def published_config(
+    path: Path, model_config: ChatConfig | ContrastiveConfig | VisionConfig | None = None
+) -> Config:
     """The official form of a checkpoint's configuration, whichever form the file has.
 
     `model_config` is asked where a weight file lies alone. Raises `ConfigError` without either.
     """
     folder = path if path.is_dir() else path.parent
-    if isinstance(model_config, VisionConfig) and not (folder / "config.json").is_file():
-        return Config(write_vision(model_config, {}))
+    if not (folder / "config.json").is_file():
+        if isinstance(model_config, VisionConfig):
+            return Config(write_vision(model_config, {}))
+        if isinstance(model_config, ContrastiveConfig):
+            return Config(write_contrastive(model_config, guess_family(model_config.text), {}))
     return Config(_official(describe(path)))
 
 
@@ -65,6 +72,8 @@ def _official(description: Description) -> Mapping[str, Any]:
         return write_vision(config, raw)
     if isinstance(config, ChatConfig) and family and config.projector.shuffle:
         return write_chat(config, family, raw if "llm_config" in raw else {})
+    if isinstance(config, ContrastiveConfig) and family:
+        return write_contrastive(config, family, raw)
     return raw
 
 

@@ -32,6 +32,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: ContrastiveConfig) -> None:
         super().__init__()
+        self.config = config
         self.qllama = QLlama(config) if config.is_generative else Decoder(config.text)
         if not config.is_generative:
             del self.qllama.head  # embeds, never writes
@@ -55,12 +56,29 @@ class TextEncoder(nn.Module):
         return last_BD @ self.text_projection
 
 
+class ImageEncoder(nn.Module):
+    """Pictures to vectors without a text model, as InternVL-C has them: a vision tower and its pool."""
+
+    def __init__(self, config: ContrastiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vit = VisionTower(config.vision)
+        self.image_pool = AttentionPool(config.vision.width, config.pool_heads, config.embed_dim)
+
+    def pool_images(self, features_BPC: Tensor, *, generative: bool = False) -> Tensor:
+        """(B, E) of the tower's last states. Raises ConfigError for the pictures of InternVL-G, which need
+        the text model too."""
+        if generative:
+            raise ConfigError("only the image side was loaded: for mode G load the whole model")
+        pooled_BE: Tensor = self.image_pool(features_BPC)
+        return pooled_BE
+
+
 class DualEncoder(TextEncoder):
     """With a vision tower and its pool; in mode G also queries, their pool and a head that matches pairs."""
 
     def __init__(self, config: ContrastiveConfig) -> None:
         super().__init__(config)
-        self.config = config
         self.vit = VisionTower(config.vision)
         self.image_pool = AttentionPool(config.vision.width, config.pool_heads, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
