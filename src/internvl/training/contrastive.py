@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -34,18 +33,6 @@ class Pairs(NamedTuple):
     images_GE: Tensor
     texts_GE: Tensor
     first: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sums:
-    """Sums over the own rows that count, and how many of those all processes have."""
-
-    total: Tensor
-    count: float
-
-    def share(self, pairs: int) -> Tensor:
-        """As part of a loss whose weight is the number of pairs; `pairs`: those of all processes."""
-        return self.total * (pairs / max(1.0, self.count))
 
 
 def gather_pairs(images: Sequence[Tensor], texts_BE: Tensor, world: World) -> list[Pairs]:

@@ -22,8 +22,9 @@ from internvl.training.cross_entropy import cross_entropy
 from internvl.training.forward import trained_states, vision_tokens
 from internvl.training.loss import Loss, Objective
 from internvl.training.preference import PairLosses, RunningMean, mixed, pair_losses, rewards
-from internvl.training.recipe import Contrastive, NextToken, ObjectiveSpec, Preference
+from internvl.training.recipe import Contrastive, NextToken, ObjectiveSpec, Preference, Stage2
 from internvl.training.reference import log_probs, stored, without_adapters
+from internvl.training.stage2 import Stage2Objective
 from internvl.training.world import World
 
 Reduction = Literal["token", "sample", "square"]
@@ -52,6 +53,8 @@ def make_objective(
     world = world or World()
     if isinstance(spec, Contrastive):
         return ContrastiveObjective(spec, world)
+    if isinstance(spec, Stage2):
+        return Stage2Objective(spec, world)
     return MixedPreference(spec, world.sum, reference)
 
 

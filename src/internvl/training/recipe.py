@@ -155,7 +155,7 @@ class Stage2:
         _require(min(weights) >= 0 < max(weights), rule, *weights)
 
 
-ObjectiveSpec = NextToken | Preference | Contrastive
+ObjectiveSpec = NextToken | Preference | Contrastive | Stage2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +182,9 @@ class Schedule:
 class Evaluation:
     """What is measured every `every` steps, on at most `examples` records of each data set of `data`.
 
-    `metric` chooses the best checkpoint: "loss", a generated one ("cider", "exact"), or of pairs "recall", the
-    mean of R@1, 5 and 10 both ways; the run stops after `patience` measurements without a better one. `result`: which weights the run hands over, the last or
-    those of the best measurement.
+    `metric` chooses the best checkpoint: "loss", a generated one ("cider", "exact"), or of pairs "recall",
+    the mean of R@1, 5 and 10 both ways; the run stops after `patience` measurements without a better one.
+    `result`: which weights the run hands over, the last or those of the best measurement.
     """
 
     data: DataSpec | None = None
@@ -274,7 +274,12 @@ class Recipe:
             "saving.keep": self.saving.keep,
             "execution.accumulate": self.execution.accumulate,
         }
-        if isinstance(self.objective, Contrastive | Stage2) and self.execution.accumulate > 1:
+        has_pairs, metric = isinstance(self.objective, Contrastive | Stage2), self.evaluation.metric
+        if metric != "loss" and has_pairs != (metric == "recall"):
+            raise TrainingError(
+                f"recipe {self.name}: evaluation.metric {metric} is not measured with {self.objective}"
+            )
+        if has_pairs and self.execution.accumulate > 1:
             raise TrainingError(
                 f"recipe {self.name}: execution.accumulate is {self.execution.accumulate}, but contrastive "
                 "pairs are compared within one micro-batch: set it to 1 and lower data.batching.examples, or "
