@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock
 from time import sleep
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from internvl.data.bad_samples import BadSamplesLog
-from internvl.data.batch import Batch
+from internvl.data.batch import Batch, pack
 from internvl.data.example import Example, Size
 from internvl.data.feed import Feed, Step
 from internvl.data.meta import DataSet
@@ -29,6 +30,7 @@ from internvl.errors import TrainingError
 from tests.data.fakes import FakeExamples, data_set
 
 Row = tuple[int, int, str]
+PACK = partial(pack, tile_size=2)
 LIMITS = {"max_tokens": 64, "max_tiles": 6}
 TOLERANT = BadSamples(limit=1.0)
 BY_EXAMPLES = DataSpec(batching=Batching(examples=6, **LIMITS), bad_samples=TOLERANT)
@@ -57,26 +59,28 @@ def rows(number: int, faults: str = "") -> list[Row]:
 FAULTY = rows(60, "row measure decode decode")
 
 
-def make_feed(data: Sequence[Row], spec: DataSpec, *, log: Path | None = None, **options: Any) -> Feed:
+def make_feed(
+    data: Sequence[Row], spec: DataSpec, *, log: Path | None = None, **options: Any
+) -> Feed[Any, Any]:
     half = len(data) // 2
     sets = [data_set(data[:half], "a"), data_set(data[half:], "b")] if half else [data_set(data, "a")]
     bad = BadSamplesLog(log, spec.bad_samples)
     mixture = Mixture(sets, spec.sampling, seed=1)
-    return Feed(mixture, FakeExamples(), spec, seed=1, tile_size=2, bad=bad, **options)
+    return Feed(mixture, FakeExamples(), spec, seed=1, pack=PACK, bad=bad, **options)
 
 
-def take(number: int, *arguments: Any, **options: Any) -> list[Step]:
+def take(number: int, *arguments: Any, **options: Any) -> list[Step[Any]]:
     with closing(make_feed(*arguments, **options)) as feed:
         return [made(feed.take()) for _ in range(number)]
 
 
-def made(step: Step) -> Step:
+def made(step: Step[Any]) -> Step[Any]:
     """The step with all its batches, to be looked at more than once."""
     step.batches = tuple(step.batches)  # type: ignore[assignment]
     return step
 
 
-def content(steps: Sequence[Step]) -> list[list[tuple[str, tuple[int, ...]]]]:
+def content(steps: Sequence[Step[Any]]) -> list[list[tuple[str, tuple[int, ...]]]]:
     """Keys and target tokens of each step, which carry the seeds; in no order within a step."""
     return [
         sorted((key, row) for batch in step.batches for key, row in zip(batch.keys, _ids(batch), strict=True))
@@ -273,7 +277,7 @@ def test_a_lone_broken_record_gives_way_to_one_that_follows(tmp_path: Path) -> N
     spec = replace(BY_EXAMPLES, batching=Batching(examples=3, **LIMITS))
     bad = BadSamplesLog(tmp_path / "bad.jsonl", TOLERANT)
     mixture = Mixture([data_set([(4, 1, "decode")], "a"), data_set([(4, 1, "")] * 2, "b")], seed=1)
-    with closing(Feed(mixture, FakeExamples(), spec, seed=1, tile_size=2, bad=bad, accumulate=3)) as feed:
+    with closing(Feed(mixture, FakeExamples(), spec, seed=1, pack=PACK, bad=bad, accumulate=3)) as feed:
         step = made(feed.take())
     assert {key[0] for batch in step.batches for key in batch.keys} == {"b"}
     assert [row["key"] for row in read_log(tmp_path / "bad.jsonl")] == ["a:0"]
@@ -337,7 +341,7 @@ def test_no_more_tiles_are_held_than_is_allowed(name: str, workers: int) -> None
     examples, bad = CountedExamples(), BadSamplesLog(None, TOLERANT)
     mixture = Mixture([data_set(FAULTY)], seed=1)
     largest = num_tiles = 0
-    with closing(Feed(mixture, examples, spec, seed=1, tile_size=2, bad=bad, accumulate=12)) as feed:
+    with closing(Feed(mixture, examples, spec, seed=1, pack=PACK, bad=bad, accumulate=12)) as feed:
         for _ in range(3):
             step = feed.take()
             assert len(step.batches) == 12
@@ -384,7 +388,7 @@ def test_waiting_is_measured_for_every_batch() -> None:
 
     bad, spec = BadSamplesLog(None, TOLERANT), replace(BY_EXAMPLES, read_ahead=1)
     mixture = Mixture([data_set(rows(60))])
-    with closing(Feed(mixture, Slow(), spec, seed=1, tile_size=2, bad=bad, accumulate=2)) as feed:
+    with closing(Feed(mixture, Slow(), spec, seed=1, pack=PACK, bad=bad, accumulate=2)) as feed:
         step = feed.take()
         waits = [step.wait for _ in step.batches]
     assert 0.02 <= waits[0] <= waits[1] - 0.02
@@ -426,7 +430,7 @@ class SlowExamples(FakeExamples):
 def test_closing_does_not_wait_for_the_window() -> None:
     """192 records are sorted by length together."""
     examples, bad = SlowExamples(), BadSamplesLog(None, TOLERANT)
-    feed = Feed(Mixture([data_set(rows(400))]), examples, GROUPED, seed=1, tile_size=2, bad=bad)
+    feed = Feed(Mixture([data_set(rows(400))]), examples, GROUPED, seed=1, pack=PACK, bad=bad)
     with ThreadPoolExecutor(1) as pool:
         step = pool.submit(feed.take)
         examples.is_asked.wait()

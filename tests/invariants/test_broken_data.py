@@ -15,6 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from PIL import Image
 from internvl.checkpoints.configs import describe
 from internvl.config import ChatConfig
 from internvl.data.bad_samples import BadSamplesLog
+from internvl.data.batch import pack
 from internvl.data.check import check
 from internvl.data.examples import Examples
 from internvl.data.feed import Feed
@@ -42,6 +44,7 @@ SPEC = DataSpec(
     bad_samples=BadSamples(limit=1.0),
 )
 NUM_GOOD = 6
+PACK = partial(pack, tile_size=84)
 
 
 @pytest.fixture(scope="session")
@@ -252,7 +255,7 @@ def _run_over(datasets: tuple[DataSet, ...], examples: Examples, folder: Path, k
     log = folder / "bad_samples.jsonl"
     bad = BadSamplesLog(log, SPEC.bad_samples)
     mixture, limits = Mixture(datasets), SPEC.batching
-    with closing(Feed(mixture, examples, SPEC, seed=0, tile_size=84, bad=bad, accumulate=2)) as feed:
+    with closing(Feed(mixture, examples, SPEC, seed=0, pack=PACK, bad=bad, accumulate=2)) as feed:
         while feed.position < 3 * len(mixture):
             for batch in feed.take().batches:  # one pack each
                 assert len(batch.targets_A) >= len(batch.keys) > 0

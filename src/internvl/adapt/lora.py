@@ -212,6 +212,17 @@ def merge_adapters(model: nn.Module) -> list[str]:
     return list(found)
 
 
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of the model that `merge_adapters` would make, which is left as it is."""
+    found = adapters(model)
+    state = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.rpartition(".")[0] not in found or name.endswith(".bias")
+    }
+    return state | {f"{name}.weight": module.merged_weight() for name, module in found.items()}
+
+
 def merge(weight_OI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
     """`weight + scale * up @ down` in the dtype of `weight`, computed in float32."""
     merged_OI = weight_OI.float().addmm(up_OR.float(), down_RI.float(), alpha=scale)

@@ -44,6 +44,14 @@ class Batch:
     def num_branches(self) -> int:
         return len(self.reference_B)
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids_T)
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.tiles_N3HW)
+
     def to(self, device: torch.device) -> Batch:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         moved: dict[str, Any] = {

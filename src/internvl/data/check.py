@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from internvl.data.bad_samples import BROKEN, BadSample, key_of
 from internvl.data.example import Size
@@ -99,7 +100,7 @@ class Report:
 
 def check(
     datasets: Sequence[DataSet],
-    examples: Maker,
+    examples: Maker[Any],
     spec: DataSpec,
     *,
     decode: bool = True,
@@ -132,7 +133,9 @@ def check(
     )
 
 
-def _look(dataset: DataSet, examples: Maker, spec: DataSpec, decode: bool, number: int) -> Size | BadSample:
+def _look(
+    dataset: DataSet, examples: Maker[Any], spec: DataSpec, decode: bool, number: int
+) -> Size | BadSample:
     try:
         row = dataset.source.row(number)
         size = examples.measure(row, dataset, seed=0)

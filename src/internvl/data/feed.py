@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Generic, Protocol, TypeVar
 
 from internvl.data.bad_samples import BROKEN, BadSample, BadSamplesLog
-from internvl.data.batch import Batch, pack
-from internvl.data.example import Example, Size
+from internvl.data.example import Size
 from internvl.data.grouping import Order
 from internvl.data.mixture import Mixture
 from internvl.data.packing import Packs, check_parts, fill_packs, room_left, share_packs
@@ -30,21 +30,36 @@ EMPTY_IN_A_ROW = 100
 """Places without a usable record after which none is expected to come."""
 
 
-class Batches(Iterator[Batch]):
+class Counted(Protocol):
+    """A batch that says what is in it (`data.batch.Batch`, `data.pairs.PairBatch`)."""
+
+    @property
+    def keys(self) -> Sequence[str]: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_tiles(self) -> int: ...
+
+
+E = TypeVar("E")
+B = TypeVar("B", bound=Counted)
+
+
+class Batches(Iterator[B]):
     """The micro-batches of a step, each made when it is asked for, and once. The length is that of all."""
 
-    def __init__(self, number: int, made: Iterator[Batch]) -> None:
+    def __init__(self, number: int, made: Iterator[B]) -> None:
         self._number, self._made = number, made
 
     def __len__(self) -> int:
         return self._number
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> B:
         return next(self._made)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Step:
+class Step(Generic[B]):
     """What one process computes of a step, a batch for each micro-batch.
 
     The step begins at position `first` and the next one at `position`; these two are the same on every
@@ -58,12 +73,12 @@ class Step:
     num_examples: int = 0
     num_tiles: int = 0
     num_tokens: int = 0
-    batches: Batches = field(init=False)
+    batches: Batches[B] = field(init=False)
 
-    def count(self, batch: Batch) -> None:
+    def count(self, batch: B) -> None:
         self.num_examples += len(batch.keys)
-        self.num_tiles += len(batch.tiles_N3HW)
-        self.num_tokens += len(batch.ids_T)
+        self.num_tiles += batch.num_tiles
+        self.num_tokens += batch.num_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,33 +99,33 @@ class _Plan:
         return [self.places[record] for record in self.packs[number]]
 
 
-class Feed:
-    """Steps one after the other from `position` on. `close` ends its threads."""
+class Feed(Generic[E, B]):
+    """Steps one after the other from `position` on, of examples E in batches B. `close` ends its threads."""
 
     def __init__(
         self,
         mixture: Mixture,
-        examples: Maker,
+        examples: Maker[E],
         spec: DataSpec,
+        pack: Callable[[Sequence[E]], B],
         *,
         seed: int,
-        tile_size: int,
         bad: BadSamplesLog,
         world: int = 1,
         rank: int = 0,
         accumulate: int = 1,
         position: int = 0,
-        prepare: Callable[[Batch], Batch] | None = None,
+        prepare: Callable[[B], B] | None = None,
     ) -> None:
-        """`prepare` is applied to each batch, and its time is not waiting.
+        """`pack` makes a batch of examples. `prepare` is applied to each one, and its time is not waiting.
 
         Raises TrainingError where a step is too small to be shared by all processes and micro-batches.
         """
         check_parts(spec.batching, world * accumulate)
-        self.spec, self.tile_size, self.bad = spec, tile_size, bad
+        self.spec, self.bad = spec, bad
         self.world, self.rank, self.accumulate = world, rank, accumulate
         self.position = self._next = position
-        self._prepare = prepare
+        self._pack, self._prepare = pack, prepare
         self._left = 0  # batches of the last step to be made
         self._places = Places(mixture, examples, spec, seed)
         self._readers = ThreadPoolExecutor(spec.workers, "read")
@@ -119,7 +134,7 @@ class Feed:
         self._order = Order(self._places, self._readers, len(mixture))
         self._plans: deque[Future[_Plan]] = deque()
 
-    def take(self) -> Step:
+    def take(self) -> Step[B]:
         """The next step, after all batches of the last one were made. It and its batches raise TrainingError
         when bad records end the run; they are written down first."""
         if self._left:
@@ -135,7 +150,7 @@ class Feed:
                 f"{plan.bad[-1].key}: {plan.bad[-1].reason}"
             )
         self.position, self._left = plan.position, self.accumulate
-        step = Step(first=plan.first, position=plan.position, wait=time.perf_counter() - start)
+        step: Step[B] = Step(first=plan.first, position=plan.position, wait=time.perf_counter() - start)
         step.batches = Batches(self.accumulate, (self._take(step, plan, part) for part in plan.mine))
         return step
 
@@ -194,7 +209,7 @@ class Feed:
             if self.spec.bad_samples.policy == "stop" or num_empty == EMPTY_IN_A_ROW:
                 return
 
-    def _take(self, step: Step, plan: _Plan, part: Sequence[int]) -> Batch:
+    def _take(self, step: Step[B], plan: _Plan, part: Sequence[int]) -> B:
         """The next micro-batch of the step, counted."""
         start = time.perf_counter()
         batch = self._batch(plan, part)
@@ -203,13 +218,13 @@ class Feed:
         self._left -= 1
         return batch if self._prepare is None else self._prepare(batch)
 
-    def _batch(self, plan: _Plan, part: Sequence[int]) -> Batch:
+    def _batch(self, plan: _Plan, part: Sequence[int]) -> B:
         """The micro-batch of these packs; what cannot be decoded is replaced or left out, as the policy
         says."""
         bad: list[BadSample] = []
-        examples: list[tuple[int, Example]] = []
+        examples: list[tuple[int, E]] = []
         for number in part:
-            examples += self._pack(plan.pack(number), bad)
+            examples += self._made(plan.pack(number), bad)
         self.bad.add(bad, stands_for=self.world)
         if not examples:
             raise TrainingError(
@@ -217,9 +232,9 @@ class Feed:
                 f"{bad[-1].key}: {bad[-1].reason}"
             )
         examples.sort(key=lambda pair: pair[0])
-        return pack([example for _, example in examples], self.tile_size)
+        return self._pack([example for _, example in examples])
 
-    def _pack(self, places: Sequence[Place], bad: list[BadSample]) -> Iterator[tuple[int, Example]]:
+    def _made(self, places: Sequence[Place], bad: list[BadSample]) -> Iterator[tuple[int, E]]:
         """(position, example) of a pack. A replacement fits into what the others leave, on any process."""
         sizes = [place.size for place in places]
         for number, place in enumerate(places):

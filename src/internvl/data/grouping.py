@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor, Future
 from random import Random
+from typing import Any
 
 from internvl.data.packing import cost
 from internvl.data.places import Place, Places
@@ -23,7 +24,7 @@ class Order:
     Not safe under threads: one planner asks.
     """
 
-    def __init__(self, places: Places, readers: Executor, epoch: int) -> None:
+    def __init__(self, places: Places[Any], readers: Executor, epoch: int) -> None:
         self.places, self.readers, self.epoch = places, readers, epoch
         self.batching = places.spec.batching
         self.window = (self.batching.examples or 0) * STEPS_IN_WINDOW if places.spec.group_by_length else 0

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from internvl.data.bad_samples import BROKEN, BadSample, key_of
-from internvl.data.example import Example, Size
+from internvl.data.example import Size
 from internvl.data.meta import DataSet
 from internvl.data.mixture import Mixture, Pick
 from internvl.data.packing import check_fits
@@ -25,13 +25,22 @@ ATTEMPTS = 50
 """Records of the same data set, then records that follow, that are tried in place of a broken one."""
 
 
-class Maker(Protocol):
-    """Makes examples of rows (`data.examples.Examples`). All raise one of `BROKEN` for a bad record."""
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+
+
+class Maker(Protocol[E_co]):
+    """Makes examples of rows (`data.examples.Examples`, `data.pair_examples.PairExamples`). All raise one of
+    `BROKEN` for a bad record."""
 
     def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Size:
         """The size of `example` with the same seed, without decoding pictures."""
 
-    def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str) -> Example: ...
+    def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str) -> E_co: ...
+
+
+class Asker(Maker[E_co], Protocol[E_co]):
+    """Makes examples of rows that hold questions too."""
 
     def ask(self, row: Mapping[str, Any], dataset: DataSet) -> tuple[Question, ...]:
         """The questions of a row, as chat is asked."""
@@ -49,10 +58,10 @@ class Place:
     bad: tuple[BadSample, ...] = ()
 
 
-class Places:
+class Places(Generic[E]):
     """Safe under threads: nothing changes."""
 
-    def __init__(self, mixture: Mixture, examples: Maker, spec: DataSpec, seed: int) -> None:
+    def __init__(self, mixture: Mixture, examples: Maker[E], spec: DataSpec, seed: int) -> None:
         self.mixture, self.examples, self.spec, self.seed = mixture, examples, spec, seed
 
     def find(self, position: int) -> Place:
@@ -67,7 +76,7 @@ class Places:
             place = replace(found or place, bad=(*place.bad, *bad))
         return place
 
-    def make(self, place: Place) -> Example:
+    def make(self, place: Place) -> E:
         """Raises one of `BROKEN`."""
         number = place.pick.row
         dataset = self.mixture.datasets[place.pick.dataset]
@@ -78,7 +87,7 @@ class Places:
         text = f"{self.seed} {place.position} {place.attempt}".encode()
         return int.from_bytes(blake2b(text, digest_size=7).digest())
 
-    def substitute(self, place: Place, room: Size) -> tuple[Place | None, Example | None, list[BadSample]]:
+    def substitute(self, place: Place, room: Size) -> tuple[Place | None, E | None, list[BadSample]]:
         """The next candidate for a place that fits `room` and can be made, and the broken ones before it."""
         bad: list[BadSample] = []
         current: Place | None = place

@@ -9,22 +9,24 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from threading import Lock
+from typing import Generic, TypeVar
 
-from internvl.data.example import Example
 from internvl.data.places import Place
 
+E = TypeVar("E")
 
-class ReadAhead:
+
+class ReadAhead(Generic[E]):
     """A queue: `put` places, `take` the example of each in the same order. Safe under threads.
 
     Examples that are being made, or made and not taken yet, have at most `limit` tiles together, where one
     without tiles counts as one tile; an example of more is made alone, so nothing ever waits for good.
     """
 
-    def __init__(self, make: Callable[[Place], Example], readers: Executor, limit: int) -> None:
+    def __init__(self, make: Callable[[Place], E], readers: Executor, limit: int) -> None:
         self._make, self._readers, self.limit = make, readers, limit
         self._waiting: deque[Place] = deque()
-        self._begun: deque[tuple[int, Future[Example]]] = deque()
+        self._begun: deque[tuple[int, Future[E]]] = deque()
         self._held = 0
         self._lock = Lock()
 
@@ -34,7 +36,7 @@ class ReadAhead:
             self._waiting.extend(places)
             self._begin()
 
-    def take(self) -> Example:
+    def take(self) -> E:
         """The example of the next place, which must have been put. Raises what making it raised."""
         with self._lock:
             tiles, read = self._begun.popleft()

@@ -136,20 +136,9 @@ class RecordReader:
             raise InputError("an answer without a question; name it 'caption' if it describes the picture")
         if answers and question is not None:
             return [(question, answer) for answer in answers]
-        language = self.language or "en"
-        by_language = {language: captions} if (captions := _texts(row, "captions", "caption")) else {}
-        by_language = by_language or self._by_language(row)
-        if not by_language and has_pictures and (captions := _texts(row, "text")):
-            by_language = {language: captions}
+        by_language = captions_of(row, self.language, has_pictures=has_pictures)
         asked = {key: question or draw_question(self.draw, key, self.questions) for key in by_language}
         return [(asked[key], text) for key, texts in by_language.items() for text in texts] or None
-
-    def _by_language(self, row: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Captions under keys of two small letters."""
-        keys = [key for key in row if len(key) == 2 and key.isascii() and key.islower() and key != "id"]
-        if self.language is not None:
-            keys = [key for key in keys if key == self.language]
-        return {key: texts for key in keys if (texts := _texts(row, key))}
 
     def _no_form(self, row: Mapping[str, Any]) -> str:
         if _text(row, *QUESTION_KEYS) is not None:
@@ -241,6 +230,24 @@ def _with_images(messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) 
 
 def _is_open_image(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "image" and part.get("image") is None
+
+
+def captions_of(
+    row: Mapping[str, Any], language: str | None, *, has_pictures: bool = True
+) -> dict[str, list[str]]:
+    """The captions of a row by language; those of one language, or of all where it is None.
+
+    Captions that name no language are in the one asked for, else English. Lists by language stand under keys
+    of two small letters. The text of a row is a caption where it has pictures.
+    """
+    named = language or "en"
+    if captions := _texts(row, "captions", "caption"):
+        return {named: captions}
+    keys = [key for key in row if len(key) == 2 and key.isascii() and key.islower() and key != "id"]
+    keys = keys if language is None else [key for key in keys if key == language]
+    if found := {key: texts for key in keys if (texts := _texts(row, key))}:
+        return found
+    return {named: captions} if has_pictures and (captions := _texts(row, "text")) else {}
 
 
 def _list(value: Any, name: str) -> Sequence[Any]:

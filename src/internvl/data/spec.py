@@ -58,8 +58,9 @@ class DataSpec:
     the square root of their size, "weight" by their own `weight`. `group_by_length` puts records of like
     length into one step. `share_pictures` lets answers to one picture share its tokens. A record of more than
     `max_length` tokens is a bad sample; nothing is cut. `language` keeps the captions of one language, None
-    those of all. `workers` are the threads that read and decode ahead, up to `read_ahead` tiles on each
-    process; the default is 300 MB of tiles of 448 pixels. The micro-batch in use comes on top.
+    those of all; `clean_captions` puts them into small letters without punctuation where they are pairs with
+    a picture (`data.pair_examples`). `workers` are the threads that read and decode ahead, up to `read_ahead`
+    tiles on each process; the default is 300 MB of tiles of 448 pixels. The micro-batch in use comes on top.
     """
 
     meta: str | None = None
@@ -68,6 +69,7 @@ class DataSpec:
     share_pictures: bool = True
     max_length: int = 8192
     language: str | None = None
+    clean_captions: bool = False
     batching: Batching = field(default_factory=lambda: Batching(examples=8))
     bad_samples: BadSamples = field(default_factory=BadSamples)
     workers: int = 1

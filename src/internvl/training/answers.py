@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from internvl.data.bad_samples import BROKEN, BadSample, key_of
 from internvl.data.batch import Batch, pack
 from internvl.data.meta import DataSet
-from internvl.data.places import Maker
+from internvl.data.places import Asker
 from internvl.data.questions import Question
 from internvl.generation.generate import generate
 from internvl.generation.prompt import Prompt, check_room, context_limit
@@ -64,14 +65,14 @@ class Answers:
         self.model, self.processor, self.prepare = model, processor, prepare
         self.sampling = Sampling(max_new_tokens=max_new_tokens, stop_ids=processor.stop_ids)
 
-    def read(self, examples: Maker, dataset: DataSet, row: int) -> list[Asked]:
+    def read(self, examples: Asker[Any], dataset: DataSet, row: int) -> list[Asked]:
         """The questions of a row, pictures decoded and cut. Raises one of `BROKEN`, also for a prompt that
         leaves the answer no room."""
         return [self._read(*one) for one in _questions(examples, dataset, row)]
 
     def stream(
         self,
-        examples: Maker,
+        examples: Asker[Any],
         dataset: DataSet,
         rows: Iterable[int],
         bad: list[BadSample],
@@ -95,7 +96,7 @@ class Answers:
         yield from self._answer(waiting)
 
     def _ask(
-        self, examples: Maker, dataset: DataSet, row: int, known: Callable[[str, Question], str | None]
+        self, examples: Asker[Any], dataset: DataSet, row: int, known: Callable[[str, Question], str | None]
     ) -> list[Asked | Answer]:
         asked: list[Asked | Answer] = []
         for key, question in _questions(examples, dataset, row):
@@ -155,7 +156,7 @@ class Answers:
         return self.model.embed(ids_T, slots_S, vision_SD)
 
 
-def _questions(examples: Maker, dataset: DataSet, row: int) -> list[tuple[str, Question]]:
+def _questions(examples: Asker[Any], dataset: DataSet, row: int) -> list[tuple[str, Question]]:
     """The questions of a row by their keys."""
     questions = examples.ask(dataset.source.row(row), dataset)
     key = key_of(dataset, row)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from internvl.adapt.int8 import quantize_linears
 from internvl.adapt.lora import LoRA, adapters, add_adapters
@@ -98,7 +99,7 @@ def _told(lora: LoRA) -> str:
     return f"{kind} of rank {lora.rank}, scale {lora.scale:g}, dropout {lora.dropout:g}"
 
 
-def widen_trained(model: VLM, dtype: str) -> None:
+def widen_trained(model: nn.Module, dtype: str) -> None:
     """Gives trained parameters their own dtype where the frozen ones have a narrower one."""
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -21,13 +21,14 @@ from internvl.data.bad_samples import BROKEN, BadSample, key_of
 from internvl.data.batch import Batch, pack
 from internvl.data.example import Example
 from internvl.data.meta import DataSet
-from internvl.data.places import Maker
+from internvl.data.places import Asker, Maker
 from internvl.errors import InputError, TrainingError
 from internvl.evaluation.scores import SCORES
 from internvl.models.vlm import VLM
 from internvl.processing.processor import Processor
 from internvl.training.answers import Answers, Asked
-from internvl.training.objectives import Objective, next_token
+from internvl.training.loss import Objective
+from internvl.training.objectives import next_token
 from internvl.training.recipe import Evaluation
 from internvl.training.world import World, whole
 
@@ -56,7 +57,7 @@ class Evaluator:
         model: VLM,
         processor: Processor,
         datasets: Sequence[DataSet],
-        examples: Maker,
+        examples: Asker[Example],
         settings: Evaluation,
         objective: Objective,
         *,
@@ -158,7 +159,7 @@ def spread(size: int, count: int) -> Iterable[int]:
 
 @torch.no_grad()
 def mean_loss(
-    model: VLM, dataset: DataSet, rows: Iterable[int], examples: Maker, bad: list[BadSample]
+    model: VLM, dataset: DataSet, rows: Iterable[int], examples: Maker[Example], bad: list[BadSample]
 ) -> float | None:
     """The mean loss of an answer's token over `rows`; those that cannot be used are added to `bad`.
 

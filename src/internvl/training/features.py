@@ -2,7 +2,7 @@
 
 A tile's file is named by its pixels after the transform, in a folder named by the tower's weights and
 settings: a picture cut or normalised otherwise, or another tower, never meets an old file. Knows no data and
-no loop. Shape letters: N tiles, P patches, C vision width.
+no loop. Shape letters: N tiles, P patches (of a dual encoder with the class token), C vision width.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,14 +22,18 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from internvl.data.batch import Batch
+from internvl.data.pairs import PairBatch
 from internvl.errors import TrainingError
-from internvl.models.vlm import VLM, tiles_at_once
+from internvl.models.dual_encoder import DualEncoder
+from internvl.models.vlm import ACCELERATED_TILES_AT_ONCE, POSITIONS_AT_ONCE, VLM
 
 NAME = "features"
 
+AnyBatch = TypeVar("AnyBatch", Batch, PairBatch)
+
 
 class FeatureCache:
-    """Patch features of the tower of `model` in `folder`, which several runs and processes may share.
+    """What the rest of `model` reads of its tower, in `folder`, which several runs and processes may share.
 
     `dtype` is kept on disk; below float32 the tower also computes in it (autocast). Drop path is off.
     `augmented` names the data sets whose pictures differ from one look to the next. Raises TrainingError for
@@ -38,7 +42,12 @@ class FeatureCache:
     """
 
     def __init__(
-        self, model: VLM, folder: Path, dtype: torch.dtype = torch.float32, *, augmented: Sequence[str] = ()
+        self,
+        model: VLM | DualEncoder,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        *,
+        augmented: Sequence[str] = (),
     ) -> None:
         trained = [name for name, p in model.vit.named_parameters() if p.requires_grad]
         if trained:
@@ -58,34 +67,43 @@ class FeatureCache:
         self.model, self.dtype = model, dtype
         self.folder = folder / tower_key(model, dtype)
 
-    def features(self, batch: Batch) -> Batch:
-        """`batch` with `features_NPC` in place of its tiles; what is not on disk yet is computed and kept.
+    def features(self, batch: AnyBatch) -> AnyBatch:
+        """`batch` with features in place of its tiles; what is not on disk yet is computed and kept.
 
         Raises TrainingError for values that the dtype cannot hold, OSError where the disk is full.
         """
-        keys = [tile_key(tile_3HW) for tile_3HW in batch.tiles_N3HW]
+        if isinstance(batch, PairBatch):
+            tiles_B3HW = batch.tiles_B3HW
+            return replace(batch, features_BPC=self.of(tiles_B3HW), tiles_B3HW=tiles_B3HW[:0])
+        tiles_N3HW = batch.tiles_N3HW
+        return replace(batch, features_NPC=self.of(tiles_N3HW), tiles_N3HW=tiles_N3HW[:0])
+
+    def of(self, tiles_N3HW: Tensor) -> Tensor:
+        """(N, P, C) on the CPU; errors as `features`."""
+        keys = [tile_key(tile_3HW) for tile_3HW in tiles_N3HW]
         read = {key: self._read(key) for key in dict.fromkeys(keys)}
         missing = [key for key, features_PC in read.items() if features_PC is None]
-        made = self._compute(batch.tiles_N3HW[[keys.index(key) for key in missing]])
+        made = self._compute(tiles_N3HW[[keys.index(key) for key in missing]])
         for key, features_PC in zip(missing, made, strict=True):
             self._write(key, features_PC)
         found = {key: features_PC for key, features_PC in read.items() if features_PC is not None}
         found.update(zip(missing, made, strict=True))
         rows = [found[key] for key in keys]
-        features_NPC = torch.stack(rows) if rows else self._nothing()
-        return replace(batch, features_NPC=features_NPC, tiles_N3HW=batch.tiles_N3HW[:0])
+        return torch.stack(rows) if rows else self._nothing(tiles_N3HW)
 
     @torch.no_grad()
     def _compute(self, tiles_N3HW: Tensor) -> list[Tensor]:
-        vit, select = self.model.vit, self.model.config.select_layer
+        vit, (layer, first) = self.model.vit, _reading(self.model)
         if not len(tiles_N3HW):
             return []
         device, was_training = vit.embed.position.device, vit.training
-        at_once = tiles_at_once(self.model.config, device)
+        at_once = ACCELERATED_TILES_AT_ONCE
+        if device.type == "cpu":
+            at_once = max(1, POSITIONS_AT_ONCE // (1 + self._patches(tiles_N3HW)))
         vit.eval()
         try:
             with torch.autocast(device.type, self.dtype, enabled=self.dtype.itemsize < 4):
-                parts = [vit(part.to(device), select)[:, 1:] for part in tiles_N3HW.split(at_once)]
+                parts = [vit(part.to(device), layer)[:, first:] for part in tiles_N3HW.split(at_once)]
         finally:
             vit.train(was_training)
         features_NPC = torch.cat(parts).to("cpu", self.dtype)
@@ -95,10 +113,12 @@ class FeatureCache:
             )
         return list(features_NPC)
 
-    def _nothing(self) -> Tensor:
-        config = self.model.config
-        patches = (config.tiling.tile_size // config.vision.patch_size) ** 2
-        return torch.empty(0, patches, config.vision.width, dtype=self.dtype)
+    def _patches(self, tiles_N3HW: Tensor) -> int:
+        return tiles_N3HW.shape[2] * tiles_N3HW.shape[3] // self.model.config.vision.patch_size**2
+
+    def _nothing(self, tiles_N3HW: Tensor) -> Tensor:
+        patches = 1 + self._patches(tiles_N3HW) - _reading(self.model)[1]
+        return torch.empty(0, patches, self.model.config.vision.width, dtype=self.dtype)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -123,6 +143,12 @@ class FeatureCache:
             Path(partial).unlink(missing_ok=True)
 
 
+def _reading(model: VLM | DualEncoder) -> tuple[int, int]:
+    """The hidden state of the tower that the model reads, and the first position of it: a chat model leaves
+    out the class token."""
+    return (model.config.select_layer, 1) if isinstance(model, VLM) else (-1, 0)
+
+
 def tile_key(tile_3HW: Tensor) -> str:
     """Of the pixels a tower sees: equal tiles have equal keys, whatever picture they are cut from."""
     digest = hashlib.blake2b(f"{tuple(tile_3HW.shape)} {tile_3HW.dtype}".encode(), digest_size=16)
@@ -130,10 +156,11 @@ def tile_key(tile_3HW: Tensor) -> str:
     return digest.hexdigest()
 
 
-def tower_key(model: VLM, dtype: torch.dtype) -> str:
-    """Changes with the tower's weights and configuration, the layer that is read, and the dtype."""
-    vision = replace(model.config.vision, drop_path=0.0)
-    digest = hashlib.blake2b(f"{vision} {model.config.select_layer} {dtype}".encode(), digest_size=16)
+def tower_key(model: VLM | DualEncoder, dtype: torch.dtype) -> str:
+    """Changes with the tower's weights and configuration, what is read of it, and the dtype."""
+    vision, (layer, first) = replace(model.config.vision, drop_path=0.0), _reading(model)
+    read = f"{layer}" if first else f"{layer} with class token"
+    digest = hashlib.blake2b(f"{vision} {read} {dtype}".encode(), digest_size=16)
     for name, weight in model.vit.state_dict().items():
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(_bytes(weight))

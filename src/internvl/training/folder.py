@@ -63,6 +63,9 @@ def anchored(recipe: Recipe) -> Recipe:
     model = replace(recipe.model, checkpoint=_whole(recipe.model.checkpoint))
     if model.adapter is not None:
         model = replace(model, adapter=_whole(model.adapter))
+    if model.contrastive is not None:
+        language = _whole(model.contrastive.language)
+        model = replace(model, contrastive=replace(model.contrastive, language=language))
     evaluation = recipe.evaluation
     if evaluation.data is not None:
         evaluation = replace(evaluation, data=_anchored(evaluation.data))

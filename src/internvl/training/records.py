@@ -6,13 +6,22 @@ Knows no optimiser and no loop.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
+from internvl.data.batch import pack
 from internvl.data.examples import Examples
 from internvl.data.meta import open_data
 from internvl.data.mixture import Mixture
+from internvl.data.pair_examples import PairExamples
+from internvl.data.pairs import pair
+from internvl.data.places import Maker
 from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
+from internvl.processing.texts import MAX_TOKENS, TextProcessor
 from internvl.training.build import Built
+from internvl.training.build_pairs import BuiltPairs
 from internvl.training.recipe import Recipe
 
 
@@ -23,6 +32,28 @@ def make_examples(built: Built, data: DataSpec) -> Examples:
         max_length=data.max_length,
         share_pictures=data.share_pictures,
         language=data.language,
+    )
+
+
+def make_reader(
+    built: Built | BuiltPairs, data: DataSpec
+) -> tuple[Maker[Any], Callable[[Sequence[Any]], Any]]:
+    """What makes examples of rows, and what makes a batch of those."""
+    if isinstance(built, BuiltPairs):
+        return make_pairs(built, data), pair
+    return make_examples(built, data), partial(pack, tile_size=built.model.config.tiling.tile_size)
+
+
+def make_pairs(built: BuiltPairs, data: DataSpec) -> PairExamples:
+    """What makes pairs of rows for this model; a text has 80 tokens at most, as the released models read."""
+    config = built.model.config
+    texts = TextProcessor(built.tokenizer, max_tokens=min(data.max_length, MAX_TOKENS))
+    return PairExamples(
+        texts,
+        image_size=config.image_size,
+        normalization=config.normalization,
+        language=data.language,
+        clean=data.clean_captions,
     )
 
 

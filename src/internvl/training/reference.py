@@ -103,7 +103,7 @@ def check_only_adapters_learn(model: VLM) -> None:
             )
 
 
-def store(model: VLM, examples: Maker, dataset: DataSet, out: Path) -> dict[str, str]:
+def store(model: VLM, examples: Maker[Example], dataset: DataSet, out: Path) -> dict[str, str]:
     """Writes the rows of a data set as JSON lines, with the log-probabilities of their two answers under
     `model`.
 

@@ -5,6 +5,7 @@
     bad_samples.jsonl    records that could not be used, with the reason
     checkpoints/         the last states, to continue from
     model/ or adapter/   the result: a checkpoint of its own, or adapters in PEFT's format
+    deltas/              beside the model/ of a dual encoder with adapters: what was trained, alone
     report.md, loss.png  what happened
 
 Called again with `resume`, a run goes on where its last complete checkpoint left it.
@@ -12,7 +13,7 @@ Called again with `resume`, a run goes on where its last complete checkpoint lef
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,15 @@ from typing import Any
 
 from torch import nn
 
-from internvl.checkpoints.adapters import describe_adapters, save_adapters
-from internvl.checkpoints.write import save_model
-from internvl.config import IMG_CONTEXT
 from internvl.data.bad_samples import BadSamplesLog
 from internvl.data.feed import Feed
-from internvl.data.meta import open_data
-from internvl.training.build import Built, build, widen_trained
+from internvl.data.meta import DataSet, open_data
+from internvl.data.spec import DataSpec
+from internvl.training.build import build, widen_trained
+from internvl.training.build_pairs import BuiltPairs, build_pairs
 from internvl.training.ema import EMA
 from internvl.training.evaluate import Best, Evaluator
+from internvl.training.evaluate_pairs import PairEvaluator, modes_of
 from internvl.training.features import FeatureCache
 from internvl.training.folder import BAD, CHECKPOINTS, anchored, claim
 from internvl.training.lock import held
@@ -37,11 +38,12 @@ from internvl.training.loop import Job, Objected, train
 from internvl.training.objectives import make_objective
 from internvl.training.optim import freeze, make_optimizer
 from internvl.training.progress import Progress
-from internvl.training.recipe import Preference, Recipe
+from internvl.training.recipe import Contrastive, Preference, Recipe, Stage2
 from internvl.training.recompute import recompute
-from internvl.training.records import count_steps, make_examples, open_mixture
+from internvl.training.records import count_steps, make_examples, make_pairs, make_reader, open_mixture
 from internvl.training.reference import Reference
 from internvl.training.report import write_report
+from internvl.training.results import check_result, result_name, write_result
 from internvl.training.saves import Saves
 from internvl.training.world import World, distribute, open_world, whole
 
@@ -75,11 +77,11 @@ class _Run:
 
     def __init__(self, recipe: Recipe, out: Path, world: World) -> None:
         self.recipe, self.out, self.world = recipe, out, world
-        self.built = built = build(recipe.model, recipe.seed)
-        self.model = built.model.to(world.device)
+        make = build_pairs if isinstance(recipe.objective, Contrastive | Stage2) else build
+        self.built = make(recipe.model, recipe.seed)
+        self.model = self.built.model.to(world.device)
         freeze(self.model, recipe.params)
-        if built.adapted:  # what cannot be stored fails now
-            describe_adapters(self.model, **_adapter_options(recipe, built))
+        check_result(self.built, recipe)
         widen_trained(self.model, recipe.model.dtype)
         self.reference = self._reference()
         recompute(self.model, recipe.execution.recompute)
@@ -98,7 +100,9 @@ class _Run:
         objective, parallel = self.recipe.objective, self.recipe.execution.parallel
         if not isinstance(objective, Preference) or objective.reference != "copy":
             return None
-        copy = Reference(self.model)
+        if isinstance(self.built, BuiltPairs):
+            return None
+        copy = Reference(self.built.model)
         return distribute(copy, parallel, self.world) if parallel == "fsdp" else copy
 
     def _feature_cache(self) -> FeatureCache | None:
@@ -146,14 +150,15 @@ class _Run:
     def _facts(self) -> dict[str, Any]:
         return {"objective": self.objective.state() if hasattr(self.objective, "state") else {}}
 
-    def _feed(self, position: int) -> Feed:
+    def _feed(self, position: int) -> Feed[Any, Any]:
         data, batching = self.recipe.data, self.recipe.execution
+        examples, pack = make_reader(self.built, data)
         return Feed(
             self.mixture,
-            make_examples(self.built, data),
+            examples,
             data,
+            pack,
             seed=self.recipe.seed,
-            tile_size=self.model.config.tiling.tile_size,
             bad=BadSamplesLog(self.out / BAD, data.bad_samples),
             world=self.world.size,
             rank=self.world.rank,
@@ -162,7 +167,7 @@ class _Run:
             prepare=None if self.cache is None else self.cache.features,
         )
 
-    def _job(self, facts: dict[str, Any], feed: Feed, log: Log, progress: Progress) -> Job:
+    def _job(self, facts: dict[str, Any], feed: Feed[Any, Any], log: Log, progress: Progress) -> Job:
         return Job(
             recipe=self.recipe,
             steps=self.steps,
@@ -188,17 +193,7 @@ class _Run:
         settings = self.recipe.evaluation
         if settings.data is None or settings.data.meta is None:
             return None
-        evaluator = Evaluator(
-            self.model,
-            self.built.processor,
-            open_data(settings.data.meta),
-            make_examples(self.built, settings.data),
-            settings,
-            self.objective,
-            world=self.world,
-            prepare=None if self.cache is None else self.cache.features,
-            autocast=self.recipe.execution.autocast,
-        )
+        evaluator = self._measuring(settings.data, open_data(settings.data.meta))
         BadSamplesLog(self.out / BAD, settings.data.bad_samples).add(
             evaluator.bad, is_written=self.world.is_main
         )
@@ -210,6 +205,23 @@ class _Run:
 
         return measure
 
+    def _measuring(self, data: DataSpec, datasets: Sequence[DataSet]) -> Evaluator | PairEvaluator:
+        recipe, built = self.recipe, self.built
+        options: dict[str, Any] = {
+            "world": self.world,
+            "prepare": None if self.cache is None else self.cache.features,
+            "autocast": recipe.execution.autocast,
+        }
+        if isinstance(built, BuiltPairs):
+            pairs, modes = make_pairs(built, data), modes_of(recipe.objective)
+            return PairEvaluator(
+                built.model, datasets, pairs, recipe.evaluation, self.objective, modes=modes, **options
+            )
+        examples = make_examples(built, data)
+        return Evaluator(
+            built.model, built.processor, datasets, examples, recipe.evaluation, self.objective, **options
+        )
+
     def _take_best(self) -> None:
         """Puts the weights of the best measurement in place of the last ones, where the recipe wants them."""
         best = self.saves.best() if self.recipe.evaluation.result == "best" else None
@@ -220,33 +232,8 @@ class _Run:
         """Adapters, with whatever else was trained beside them, or the whole model; averaged weights if the
         recipe asks for them."""
         self._take_best()
-        write, name = (
-            (self._write_adapters, "adapter") if self.built.adapted else (self._write_model, "model")
-        )
         with self.ema.swapped() if self.ema is not None else nullcontext(), whole(self.module):
             if self.world.is_main:
-                write(self.out / name)
+                write_result(self.built, self.recipe, self.out)
         self.world.barrier()
-        return self.out / name
-
-    def _write_adapters(self, path: Path) -> None:
-        save_adapters(self.model, path, **_adapter_options(self.recipe, self.built), overwrite=True)
-
-    def _write_model(self, path: Path) -> None:
-        tokenizer = self.built.processor.tokenizer
-        save_model(
-            self.model,
-            self.model.config,
-            path,
-            extra_files_from=self.built.source,
-            tokenizer_files=tokenizer.files,
-            image_token_id=tokenizer.token_id(IMG_CONTEXT),
-            overwrite=True,
-        )
-
-
-def _adapter_options(recipe: Recipe, built: Built) -> dict[str, Any]:
-    """What PEFT's files are to say beside the adapters: whole modules that were trained, names, the base."""
-    named = built.model.named_parameters()
-    beside = [name for name, parameter in named if parameter.requires_grad and ".lora_" not in name]
-    return {"trained": beside, "family": built.family, "base": recipe.model.checkpoint}
+        return self.out / result_name(self.built)

@@ -1,0 +1,92 @@
+"""What a run hands over: a checkpoint, or adapters in PEFT's format.
+
+Knows models and files; no optimiser and no loop.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from internvl.adapt.lora import adapters, merged_state
+from internvl.checkpoints.adapters import describe_adapters, save_adapters
+from internvl.checkpoints.deltas import write_deltas
+from internvl.checkpoints.lazy import Held
+from internvl.checkpoints.text_config import guess_family
+from internvl.checkpoints.write import Target, save_model, write_checkpoint
+from internvl.config import IMG_CONTEXT
+from internvl.training.build import Built
+from internvl.training.build_pairs import BuiltPairs
+from internvl.training.recipe import Recipe
+
+MODEL, ADAPTER, DELTAS = "model", "adapter", "deltas"
+
+
+def check_result(built: Built | BuiltPairs, recipe: Recipe) -> None:
+    """Raises ConfigError for adapters that cannot be stored: before they are trained, not after."""
+    if isinstance(built, Built) and built.adapted:
+        describe_adapters(built.model, **_adapter_options(built, recipe))
+
+
+def result_name(built: Built | BuiltPairs) -> str:
+    """The folder of the result. A dual encoder is always written whole: parts of it, such as its logit scale,
+    belong to no module, and PEFT stores modules."""
+    return ADAPTER if isinstance(built, Built) and built.adapted else MODEL
+
+
+def write_result(built: Built | BuiltPairs, recipe: Recipe, out: Path) -> None:
+    """Adapters with whatever else was trained beside them, or the whole model, in the run's folder."""
+    if isinstance(built, BuiltPairs):
+        _write_pairs(built, out)
+    elif built.adapted:
+        save_adapters(built.model, out / ADAPTER, **_adapter_options(built, recipe), overwrite=True)
+    else:
+        _write_chat(built, out / MODEL)
+
+
+def _write_chat(built: Built, path: Path) -> None:
+    tokenizer = built.processor.tokenizer
+    save_model(
+        built.model,
+        built.model.config,
+        path,
+        extra_files_from=built.source,
+        tokenizer_files=tokenizer.files,
+        image_token_id=tokenizer.token_id(IMG_CONTEXT),
+        overwrite=True,
+    )
+
+
+def _write_pairs(built: BuiltPairs, out: Path) -> None:
+    """The checkpoint, adapters merged into it; these, and all else that was trained, in `deltas` too."""
+    model = built.model
+    target = Target(
+        directory=out / MODEL,
+        family=guess_family(model.config.text),
+        source=built.source,
+        tokenizer_files=built.tokenizer.files,
+        overwrite=True,
+    )
+    state = {name: Held(value, name) for name, value in merged_state(model).items()}
+    write_checkpoint(state, model.config, target)
+    found = adapters(model).values()
+    if found and not any(module.lora.magnitude for module in found):
+        partial = out / f"{DELTAS}.partial"
+        for folder in (partial, out / DELTAS):
+            shutil.rmtree(folder, ignore_errors=True)
+        write_deltas(model, [re.escape(name) for name in _beside(model)], partial, torch.float32)
+        partial.rename(out / DELTAS)
+
+
+def _beside(model: torch.nn.Module) -> list[str]:
+    """Parameters that were trained beside adapters."""
+    return [name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name]
+
+
+def _adapter_options(built: Built, recipe: Recipe) -> dict[str, Any]:
+    """What PEFT's files are to say beside the adapters: whole modules that were trained, names, the base."""
+    return {"trained": _beside(built.model), "family": built.family, "base": recipe.model.checkpoint}

@@ -1,0 +1,146 @@
+"""Pairs of a picture and a caption: what is drawn, what is refused, and what a batch holds."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from internvl.data.meta import DataSet, open_data
+from internvl.data.pair_examples import PairExamples, clean_caption, image_id
+from internvl.data.pairs import pair
+from internvl.data.random_crop import random_crop
+from internvl.errors import InputError
+from internvl.processing.texts import TextProcessor
+from internvl.processing.tokenizer import load_tokenizer
+from tests.conftest import GoldenFixtures
+from tests.data.rows import write_jsonl
+
+ROW = {"image": "red.png", "en": ["A red dog.", "Two cats"], "zh": ["在雪地中奔跑的狗。"]}
+SIZE = 28
+
+
+@pytest.fixture(scope="session")
+def make(golden_dir: GoldenFixtures) -> Callable[..., PairExamples]:
+    tokenizer = load_tokenizer(golden_dir / "internvl_14b")
+
+    def made(max_tokens: int = 80, **options: Any) -> PairExamples:
+        return PairExamples(TextProcessor(tokenizer, max_tokens=max_tokens), image_size=SIZE, **options)
+
+    return made
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> DataSet:
+    pixels = torch.randint(0, 256, (40, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(pixels.numpy()).save(tmp_path / "red.png")
+    write_jsonl(tmp_path / "rows.jsonl", [ROW])
+    return open_data(tmp_path / "rows.jsonl")[0]
+
+
+def test_a_look_draws_one_caption_in_three_forms(make: Callable[..., PairExamples], dataset: DataSet) -> None:
+    maker, seen = make(), Counter[str]()
+    processor = maker.texts
+    for seed in range(60):
+        one = maker.example(ROW, dataset, seed=seed, key="k")
+        text = processor.text(one.texts.match)
+        seen[text] += 1
+        prompt = "Chinese caption:" if text in ROW["zh"] else "English caption:"
+        assert one.texts.contrastive == tuple(processor.ids(text))
+        assert one.texts.caption[: one.texts.prompt_length] == tuple(processor.prompt(prompt))
+        assert processor.text(one.texts.caption) == f"{prompt} {text}"
+        assert maker.measure(ROW, dataset, seed=seed) == (
+            len(one.texts.contrastive),
+            1,
+            len(one.texts.contrastive),
+        )
+    assert set(seen) == {*ROW["en"], *ROW["zh"]}
+    assert min(seen.values()) > 8
+
+
+def test_a_batch_has_everything_in_order(make: Callable[..., PairExamples], dataset: DataSet) -> None:
+    maker = make()
+    examples = [maker.example(ROW, dataset, seed=seed, key=f"k{seed}") for seed in range(3)]
+    batch = pair(examples)
+    assert batch.tiles_B3HW.shape == (3, 3, SIZE, SIZE)
+    assert batch.keys == ("k0", "k1", "k2")
+    assert torch.equal(batch.tiles_B3HW[0], batch.tiles_B3HW[1])  # squashed, nothing left to chance
+    assert batch.image_ids_B.unique().numel() == 1
+    assert [batch.contrastive_ids[1], batch.match_ids[1], batch.caption_ids[1]] == list(examples[1].texts[:3])
+    assert batch.num_tiles == 3
+    assert batch.num_tokens == sum(len(one.texts.contrastive) for one in examples)
+    moved = batch.to(torch.device("meta"))
+    assert moved.tiles_B3HW.is_meta
+    assert moved.keys == batch.keys
+    with pytest.raises(InputError, match="at least one"):
+        pair([])
+
+
+def test_one_language(make: Callable[..., PairExamples], dataset: DataSet) -> None:
+    held = make(language="zh").read(ROW, dataset)
+    assert held.captions == {"zh": tuple(ROW["zh"])}
+    with pytest.raises(InputError, match="captions in 'ja'"):
+        make(language="ja").read(ROW, dataset)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": "red.png"}, "1 pictures and no languages"),
+        ({"image": ["a.png", "b.png"], "caption": "x"}, "2 pictures"),
+        ({"caption": "x"}, "0 pictures"),
+        ({"image": "red.png", "captions": ["fine", "  "]}, "a caption is empty"),
+        ({"image": "red.png", "caption": "word " * 90}, "the limit is 80"),
+    ],
+)
+def test_what_is_no_pair_is_refused(
+    make: Callable[..., PairExamples], dataset: DataSet, row: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make().measure(row, dataset, seed=0)
+
+
+def test_cleaned_captions(make: Callable[..., PairExamples], dataset: DataSet) -> None:
+    assert clean_caption(' A "dog": it*s  (big) ~ yes; #1! ') == "a dog it s big yes 1"
+    assert len(clean_caption("word " * 90).split()) == 50
+    held = make(clean=True).read({**ROW, "zh": None}, dataset)
+    assert held.captions == {"en": ("a red dog", "two cats")}
+
+
+def test_augmented_pictures_differ_from_look_to_look(
+    make: Callable[..., PairExamples], dataset: DataSet
+) -> None:
+    from dataclasses import replace
+
+    maker, augmented = make(), replace(dataset, augment=True)
+    looks = [maker.example(ROW, augmented, seed=seed, key="k").tile_3HW for seed in (1, 1, 2)]
+    assert torch.equal(looks[0], looks[1])
+    assert not torch.equal(looks[0], looks[2])
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 60), (200, 3), (3, 200), (1, 1)])
+def test_random_parts_of_any_picture(size: tuple[int, int]) -> None:
+    """A ramp from left to right: the part that was taken shows in its ends, a mirrored one falls."""
+    image = Image.linear_gradient("L").rotate(90).resize(size).convert("RGB")
+    draw = random.Random(0)
+    made = [random_crop(image, 8, draw) for _ in range(40)]
+    assert all(one.size == (8, 8) for one in made)
+    if min(size) > 10:
+        rising = sum(one.getpixel((0, 0))[0] < one.getpixel((7, 0))[0] for one in made)  # type: ignore[index]
+        assert 10 < rising < 30
+        assert len({one.tobytes() for one in made}) > 15
+
+
+def test_pictures_are_named_by_path_or_content(tmp_path: Path) -> None:
+    image = Image.new("RGB", (2, 2))
+    names = [image_id(tmp_path / "a"), image_id(str(tmp_path / "a")), image_id(tmp_path / "b")]
+    names += [image_id(b"a"), image_id(image)]
+    assert names[0] == names[1]
+    assert len(set(names)) == 4
+    assert all(0 <= name < 2**63 for name in names)
