@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from internvl.adapt.int8 import quantize_linears
 from internvl.api.contrastive import TextModel
 from internvl.errors import InputError
 from internvl.integrations.diffusion import encode_prompts, install, prompt_embeds
@@ -25,6 +27,7 @@ from internvl.integrations.diffusion_adapters import (
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
 
+ROOT = Path(__file__).parents[2]
 WIDTH = 48
 BLOCKS = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "block_out_channels": (8, 16)}
 PARTS = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
@@ -215,3 +218,33 @@ def test_layers_that_do_not_fit_are_refused(diffusers: Any) -> None:
     with pytest.raises(InputError, match=r"unet\.add_embedding"):
         install(SimpleNamespace(unet=None), xl_adapter())
     install(SimpleNamespace(), language_adapter())  # which needs nothing of a pipeline
+
+
+def test_the_how_to_runs(
+    diffusers: Any, text_model: TextModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tiny parts in place of what it downloads."""
+    text = (ROOT / "docs" / "how-to" / "diffusion.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    pipe = stable_diffusion(diffusers)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("internvl.api.load.load_texts", lambda name, dtype: text_model)
+    monkeypatch.setattr(
+        diffusers.StableDiffusionPipeline, "from_pretrained", classmethod(lambda *_, **__: pipe)
+    )
+    torch.save(language_adapter().state_dict(), "sd15_aesthetic.pth")
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(
+            compile(block.replace("num_inference_steps=20", "num_inference_steps=1"), "how-to", "exec"), names
+        )
+    assert names["image"].size == (8, 8)
+    assert Path("own.safetensors").is_file()
+
+
+def test_int8_changes_states_little(text_model: TextModel) -> None:
+    before = encode_prompts(text_model, "a red panda").states_BLD
+    quantize_linears(text_model.encoder, [r"qllama\.layers\..*"])
+    after = encode_prompts(text_model, "a red panda").states_BLD
+    assert not torch.equal(before, after)
+    assert (before - after).abs().mean() < 0.05 * before.abs().mean()
