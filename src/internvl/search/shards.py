@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvl.errors import InputError
+from internvl.search.extras import import_pyarrow
 from internvl.search.job import Form, Job, Unit
 
 COLUMNS: Mapping[str, type] = {"row": int, "picture": int, "key": str, "metadata": str}
@@ -107,7 +108,7 @@ def dump(value: Mapping[str, Any]) -> bytes:
 
 
 def _write_parquet(entries: Sequence[Entry], vectors_BE: NDArray[Any]) -> dict[str, bytes]:
-    pa = _pyarrow()
+    pa = import_pyarrow()
     kind = pa.float16() if vectors_BE.dtype == np.float16 else pa.float32()
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors_BE.reshape(-1), kind), vectors_BE.shape[1])
     types = {"row": pa.int64(), "picture": pa.int32(), "key": pa.string(), "metadata": pa.string()}
@@ -119,7 +120,7 @@ def _write_parquet(entries: Sequence[Entry], vectors_BE: NDArray[Any]) -> dict[s
 
 
 def _read_parquet(files: Sequence[bytes], width: int) -> tuple[dict[str, list[Any]], NDArray[Any]]:
-    pa = _pyarrow()
+    pa = import_pyarrow()
     (content,) = files
     try:
         table = pa.parquet.read_table(io.BytesIO(content), columns=[*COLUMNS, "embedding"])
@@ -150,12 +151,3 @@ def _read_npy(files: Sequence[bytes], width: int) -> tuple[dict[str, list[Any]],
         raise ValueError(f"its .npy has {len(body)} bytes for {kind} {shape}")
     rows = [json.loads(line) for line in lines.decode("utf-8").split("\n")[:-1]]
     return {name: [row[name] for row in rows] for name in COLUMNS}, np.frombuffer(body, kind).reshape(shape)
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as reason:
-        raise InputError("parquet needs pyarrow: pip install 'internvl[search]', or take npy") from reason
-    return pyarrow

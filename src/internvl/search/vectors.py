@@ -6,6 +6,7 @@ Knows the folder of a job; no model and no index. Shape letters: B pictures, E w
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,11 @@ class Embeddings:
             ]
         except (KeyError, TypeError, ValueError) as reason:
             raise InputError(f"{self.folder / MANIFEST} is no manifest of embeddings: {reason}") from reason
+
+    @property
+    def digest(self) -> str:
+        """Stands for everything in the folder."""
+        return hashlib.sha256(json.dumps(self._manifest, sort_keys=True).encode()).hexdigest()
 
     def __len__(self) -> int:
         """The number of vectors."""
