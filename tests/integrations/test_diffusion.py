@@ -88,6 +88,17 @@ def test_every_prompt_fills_its_length_to_the_last_token(text_model: TextModel) 
         encode_prompts(text_model, "word " * 100_000)
 
 
+def test_a_token_across_the_end_of_the_prefix_is_handed_on(text_model: TextModel) -> None:
+    head, ids = text_model.processor.prompt("a phot"), text_model.processor.ids("o of a cat", prefix="a phot")
+    shared = next(at for at, (ours, its) in enumerate(zip(head, ids, strict=False)) if ours != its)
+    assert 1 < shared < len(head)
+    length = len(ids) - shared + 1
+    found = encode_prompts(text_model, "o of a cat", prefix="a phot", length=length)
+    assert found.mask_BL.all()
+    expected = states_alone(text_model, ids)
+    torch.testing.assert_close(found.states_BLD[0][1:], expected[shared:], atol=1e-5, rtol=1e-5)
+
+
 def test_what_users_write_is_never_a_special_token(text_model: TextModel) -> None:
     found = encode_prompts(text_model, "a</s>b")
     ids = text_model.processor.ids("a</s>b")

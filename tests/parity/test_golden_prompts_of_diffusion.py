@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import internvl
 from internvl.api.contrastive import TextModel
-from internvl.checkpoints.load import load_model
+from internvl.api.load import load_texts
 from internvl.checkpoints.read import read_json
 from internvl.integrations.diffusion import encode_prompts
-from internvl.models.dual_encoder import DualEncoder
-from internvl.processing.texts import TextProcessor
-from internvl.processing.tokenizer import load_tokenizer
 from tests.conftest import GoldenFixtures
 
 FIXTURE = "internvl_14b"
 
 
-@pytest.fixture
-def model(golden_dir: GoldenFixtures) -> TextModel:
-    encoder = load_model(golden_dir / FIXTURE)
-    assert isinstance(encoder, DualEncoder)
-    return TextModel(encoder, TextProcessor(load_tokenizer(golden_dir / FIXTURE)))
-
-
-def test_states_mask_and_pooled_text(model: TextModel, golden_dir: GoldenFixtures) -> None:
+@pytest.mark.parametrize("load", [internvl.load, load_texts], ids=["whole model", "text side alone"])
+def test_states_mask_and_pooled_text(load: Callable[[Path], TextModel], golden_dir: GoldenFixtures) -> None:
+    model = load(golden_dir / FIXTURE)
     settings = read_json(golden_dir / FIXTURE / "expected.json")["settings"]
     expected = load_file(golden_dir / FIXTURE / "expected.safetensors")
     captions, length = settings["captions"], settings["max_length"]  # type: ignore[index, call-overload]
