@@ -97,8 +97,8 @@ def ranks(images_IE: Tensor, texts_TE: Tensor, image_of_text: Sequence[int] | Te
     return Ranks(text_to_image=before_T, image_to_text=before_I[best_I.isfinite()])
 
 
-def rank_scores(scores_QN: Tensor, is_right_QN: Tensor) -> Tensor:
-    """Ranks (Q) from scores of any kind, larger is better, held as one matrix.
+def rank_scores(scores_QN: Tensor, is_right_QN: Tensor, *, tie: float = 0.0) -> Tensor:
+    """Ranks (Q) from scores of any kind, larger is better, held as one matrix; those within `tie` are equal.
 
     Raises InputError for shapes that do not fit, scores that are NaN, and a query without a right candidate.
     """
@@ -109,7 +109,7 @@ def rank_scores(scores_QN: Tensor, is_right_QN: Tensor) -> Tensor:
     scores_QN = scores_QN.cpu().double()
     is_right_QN = is_right_QN.cpu().bool()
     best_Q = scores_QN.masked_fill(~is_right_QN, -torch.inf).amax(1)
-    return ((scores_QN >= best_Q[:, None] - TIE) & ~is_right_QN).sum(1)
+    return ((scores_QN >= best_Q[:, None] - tie) & ~is_right_QN).sum(1)
 
 
 def _share(is_found: Tensor) -> float:

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from internvl.errors import InputError
 from internvl.evaluation.prompts import ClassPrompts
-from internvl.evaluation.retrieval import rank_scores
+from internvl.evaluation.retrieval import TIE, rank_scores
 
 SCALE = 100.0
 """Of the logits, as in the published evaluation; it changes no rank."""
@@ -97,7 +97,7 @@ def accuracy(
     is_right_BS = _mark([sets[row] for row in kept], entries)
     ranks_B = torch.cat(
         [
-            rank_scores(scores.double(), right)
+            rank_scores(scores, right, tie=SCALE * TIE)
             for scores, right in zip(scores_BS.split(CHUNK), is_right_BS.split(CHUNK), strict=True)
         ]
     )
