@@ -11,16 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from internvl.api.chat import ChatModel
+    from internvl.api.contrastive import ContrastiveModel
     from internvl.api.load import load, save
     from internvl.api.reply import Reply
     from internvl.api.vision import VisionModel
     from internvl.errors import InternVLError
 
 __version__ = "0.1.0"
-__all__ = ["ChatModel", "InternVLError", "Reply", "VisionModel", "__version__", "load", "save"]
+__all__ = [
+    "ChatModel",
+    "ContrastiveModel",
+    "InternVLError",
+    "Reply",
+    "VisionModel",
+    "__version__",
+    "load",
+    "save",
+]
 
 _HOMES: Mapping[str, str] = {
     "ChatModel": "internvl.api.chat",
+    "ContrastiveModel": "internvl.api.contrastive",
     "InternVLError": "internvl.errors",
     "Reply": "internvl.api.reply",
     "VisionModel": "internvl.api.vision",

@@ -12,9 +12,12 @@ import torch
 from PIL import Image
 
 import internvl
-from internvl.api.contrastive import ContrastiveModel, TextModel
+from internvl import ContrastiveModel
+from internvl.api.contrastive import TextModel
 from internvl.errors import ConfigError, ImageError, InputError, PromptError
 from internvl.models.dual_encoder import DualEncoder, TextEncoder
+from internvl.processing.colour import RELEASED_POLICY
+from internvl.processing.image import ImageLimits
 from tests.api.conftest import noise
 
 TEXTS = ("a red panda", "一张熊猫的照片", "the car is white and the sky is blue")
@@ -140,6 +143,21 @@ def test_internvl_c_alone(alone: ContrastiveModel, contrastive: ContrastiveModel
     ):
         with pytest.raises(ConfigError, match="InternVL-C alone"):
             call()
+
+
+def test_limits_and_policy_of_the_model(golden_dir: Path, tmp_path: Path) -> None:
+    """Those given to `load` hold for every call, unless it names limits of its own."""
+    path = tmp_path / "a.png"
+    noise(60, 60).save(path)
+    limits = ImageLimits(max_pixels=1000)
+    model = internvl.load(golden_dir / "internvl_14b", limits=limits, policy=RELEASED_POLICY)
+    assert isinstance(model, ContrastiveModel)
+    with pytest.raises(ImageError, match="max_pixels=1000"):
+        model.embed_images(path)
+    clear = noise(60, 60).convert("RGBA")
+    clear.putalpha(0)
+    seen = model.embed_images(clear, limits=ImageLimits())
+    torch.testing.assert_close(seen, model.embed_images(noise(60, 60), limits=ImageLimits()))
 
 
 def test_bad_input(contrastive: ContrastiveModel) -> None:

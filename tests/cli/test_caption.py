@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import internvl
-from internvl.api.contrastive import ContrastiveModel
+from internvl import ContrastiveModel
 from internvl.cli.main import DONE, FAILED, WRONG_USE
 from tests.cli.conftest import Run, save_noise
 

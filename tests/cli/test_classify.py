@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import internvl
-from internvl.api.contrastive import ContrastiveModel
+from internvl import ContrastiveModel
 from internvl.cli.classify import read_classes
 from internvl.cli.main import DONE, FAILED, WRONG_USE
 from internvl.evaluation.prompts import general_templates

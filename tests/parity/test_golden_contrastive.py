@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import internvl
-from internvl.api.contrastive import ContrastiveModel
+from internvl import ContrastiveModel
 from internvl.compat import AutoModel, AutoTokenizer, InternVLModel
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

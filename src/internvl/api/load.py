@@ -80,7 +80,13 @@ def load(
     if isinstance(config, ContrastiveConfig):
         texts = TextProcessor(words, vocab_size=config.text.vocab_size)
         encoder = load_opened(checkpoint, dtype=dtype, device=device)
-        return ContrastiveModel(encoder, texts, source=source)  # type: ignore[arg-type]
+        return ContrastiveModel(
+            encoder,  # type: ignore[arg-type]
+            texts,
+            source=source,
+            limits=limits,
+            policy=policy,
+        )
     processor = Processor(config, words, limits=limits, policy=policy)
     model = load_opened(checkpoint, dtype=dtype, device=device)
     return ChatModel(model, processor, source=source)  # type: ignore[arg-type]
