@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 from internvl.config import (
     ADDED_TOKENS,
     ChatConfig,
+    ContrastiveConfig,
     ProjectorConfig,
     RopeConfig,
     TextConfig,
@@ -27,9 +28,9 @@ from internvl.config import (
 from internvl.errors import UnknownNameError
 
 Kind = Literal["chat", "vision", "contrastive"]
-Layout = Literal["official", "hf", "llava", "vision", "timm"]
+Layout = Literal["official", "hf", "llava", "vision", "contrastive", "timm-contrastive"]
 Family = Literal["llama", "internlm2", "internlm3", "phi3", "qwen2", "qwen3"]
-AnyConfig = TypeVar("AnyConfig", ChatConfig, VisionConfig)
+AnyConfig = TypeVar("AnyConfig", ChatConfig, ContrastiveConfig, VisionConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +39,17 @@ class ModelCard:
 
     `config` is None where no configuration of this package describes the model (`reason` says why).
     `layout` names the weights' naming, `family` that of the language model inside it. `parameters` are
-    billions as published. `repository` None means that nothing is downloaded (see `reason` or `source`).
+    billions as published. `repository` None means that nothing is downloaded (see `reason` or `source`);
+    `file` is what the model is of a repository that holds several.
     `supported` False means that the weights cannot be loaded here; such a row can still be pulled.
     """
 
     name: str
     repository: str | None
+    file: str | None = None
     revision: str | None = None
     kind: Kind
-    config: ChatConfig | VisionConfig | None
+    config: ChatConfig | ContrastiveConfig | VisionConfig | None
     layout: Layout | None
     family: Family | None = None
     tower: str
@@ -98,12 +101,27 @@ def tiny(config: AnyConfig) -> AnyConfig:
     """The same model at test size: every switch kept, every dimension small, the ratio of heads kept."""
     if isinstance(config, VisionConfig):
         return _tiny_vision(config, 2)
+    if isinstance(config, ContrastiveConfig):
+        return _tiny_contrastive(config)
     num_layers = max(2, 1 - config.select_layer)
     return replace(
         config,
         vision=_tiny_vision(config.vision, num_layers),
         text=_tiny_text(config.text),
         tiling=replace(config.tiling, tile_size=4 * config.vision.patch_size),
+    )
+
+
+def _tiny_contrastive(config: ContrastiveConfig) -> ContrastiveConfig:
+    vision = _tiny_vision(config.vision, 2)
+    return replace(
+        config,
+        vision=vision,
+        text=_tiny_text(config.text),
+        embed_dim=24,
+        pool_heads=2,
+        num_queries=min(config.num_queries, 3),
+        image_size=vision.image_size,
     )
 
 
@@ -201,6 +219,7 @@ _VICUNA_7B = TextConfig(
     max_positions=4096,
     bos_id=1,
 )
+_CHINESE_ALPACA_7B = replace(_VICUNA_7B, vocab_size=49_954, norm_eps=1e-6, max_positions=2048)
 _LLAMA_13B = replace(_VICUNA_7B, width=5120, num_layers=40, num_heads=40, num_kv_heads=40, mlp_width=13_824)
 _YI_34B = TextConfig(
     vocab_size=64_000 + _ADDED,
@@ -333,6 +352,7 @@ _PHI3_MINI = TextConfig(
 _LLAMA2_LICENCE, _LLAMA3_LICENCE = "Llama 2 Community", "Llama 3 Community"
 _APACHE, _INTERNLM_LICENCE = "Apache-2.0", "InternLM (free commercial use on request)"
 
+CHINESE_ALPACA_7B = Language("Chinese-Alpaca-7B", "llama", "LLaMA (non-commercial)", _CHINESE_ALPACA_7B)
 VICUNA_7B = Language("Vicuna-7B v1.5", "llama", _LLAMA2_LICENCE, _VICUNA_7B)
 VICUNA_13B = Language("Vicuna-13B v1.5", "llama", _LLAMA2_LICENCE, _LLAMA_13B)
 # The vocabulary, extended for Chinese, is not published outside the checkpoint: this one gives the
@@ -485,14 +505,38 @@ _TOWERS = (
     _vision(VIT_300M_V2_5, "2024-12-05", 0.304, _PAPER_2_5),
 )
 
-_NO_CONTRASTIVE = "contrastive models are not implemented yet"
-_CONTRASTIVE = tuple(
-    _without_parts(name, "contrastive", VIT_6B_224.name, released, 14.0, _NO_CONTRASTIVE)
-    for name, released in (
-        ("InternVL-14B-224px", "2023-12-22"),
-        ("InternVL-14B-Flickr30K-FT-364px", "2023-12-25"),
-        ("InternVL-14B-FlickrCN-FT-364px", "2023-12-25"),
-    )
+_14B_CONFIG = ContrastiveConfig(vision=_6B, text=CHINESE_ALPACA_7B.config)
+_14B = ModelCard(
+    name="InternVL-14B-224px",
+    repository=_OWNER + "InternVL-14B-224px",
+    kind="contrastive",
+    config=_14B_CONFIG,
+    layout="contrastive",
+    family=CHINESE_ALPACA_7B.family,
+    tower=VIT_6B_224.name,
+    language=f"QLLaMA ({CHINESE_ALPACA_7B.name})",
+    released="2023-12-22",
+    parameters=14.0,
+    licence=f"MIT; language model {CHINESE_ALPACA_7B.licence}",
+    source=_PAPER_1,
+)
+_14B_364 = replace(_14B_CONFIG, vision=replace(_6B, image_size=364), image_size=364)
+_CONTRASTIVE = (
+    _14B,
+    *(
+        replace(_14B, name=name, repository=_OWNER + name, config=_14B_364, released="2023-12-25")
+        for name in ("InternVL-14B-Flickr30K-FT-364px", "InternVL-14B-FlickrCN-FT-364px")
+    ),
+    replace(
+        _14B,
+        name="InternVL-C-13B-224px",
+        repository=_OWNER + "InternVL",
+        file="internvl_c_13b_224px.pth",
+        config=replace(_14B_CONFIG, num_queries=0),
+        layout="timm-contrastive",
+        language=CHINESE_ALPACA_7B.name,
+        parameters=13.0,
+    ),
 )
 
 _LLAVA_336 = replace(_FIXED, tile_size=336, pad_to_square=True)

@@ -101,8 +101,8 @@ def test_a_llava_model_needs_its_tower(tmp_path: Path) -> None:
         ({}, "describes nothing, which is not supported here; there are InternVLChatModel"),
         ({"model_type": "bert"}, "describes bert"),
         (
-            {"architectures": ["InternVLModel"], "model_type": "internvl", "qllama_config": {}},
-            "InternVLModel",
+            {"architectures": ["InternVLClipModel"], "model_type": "internvl_clip"},
+            "describes InternVLClipModel",
         ),
     ],
 )

@@ -204,7 +204,7 @@ def test_parts_compose_to_the_whole(tmp_path: Path, family: str, layout: str) ->
 
 def test_a_tower_has_no_parts(tmp_path: Path) -> None:
     convert(chat(tmp_path / "chat"), tmp_path / "vit", "official", part="vit")
-    with pytest.raises(ConfigError, match="only a chat model has a llm to take out"):
+    with pytest.raises(ConfigError, match="only a larger model has a llm to take out"):
         convert(tmp_path / "vit", tmp_path / "out", "official", part="llm")
 
 

@@ -17,7 +17,7 @@ from internvl.checkpoints.rules import Heads, strictly
 from internvl.checkpoints.rules import convert as rename
 from internvl.checkpoints.shards import Progress, fresh_directory, write_weights
 from internvl.checkpoints.write import Target, write_checkpoint
-from internvl.config import ChatConfig, TextConfig, VisionConfig
+from internvl.config import ChatConfig, ContrastiveConfig, TextConfig, VisionConfig
 from internvl.errors import ConfigError
 
 
@@ -54,11 +54,11 @@ def convert(
     Args:
         source: a checkpoint directory or weight file.
         directory: must be empty or absent unless `overwrite`.
-        layout: "official", "hf" or "llava".
+        layout: "official", "hf" or "llava"; a contrastive model has only "official".
         progress: called after each tensor with its new name, the bytes written so far and those in total.
         language: takes the place of the chat model's own; done first.
         sizes: other sizes; done next.
-        part: keep only this part of a chat model; done last.
+        part: keep only this part of a chat model, or the tower of a contrastive one; done last.
 
     Raises:
         CheckpointError: files that cannot be read, written or matched with their config.json.
@@ -67,7 +67,7 @@ def convert(
     """
     opened = open_checkpoint(source, template=template, vision_path=vision_path)
     config = opened.description.config
-    if not isinstance(config, ChatConfig | VisionConfig):
+    if isinstance(config, TextConfig):
         raise ConfigError(f"{source} is a language model alone; it has no other layout to convert to")
     check(opened, _shapes(config))
     tensors: Tensors = opened.tensors
@@ -80,7 +80,7 @@ def convert(
         layout=layout,
         family=family_called(family) if family else opened.description.origin,
         max_shard_bytes=max_shard_bytes,
-        source=Path(source) if Path(source).is_dir() else None,
+        source=_side_files(Path(source), config),
         image_token_id=image_token_id,
         overwrite=overwrite,
         progress=progress,
@@ -101,21 +101,31 @@ def _with_language(opened: Checkpoint, language: Language) -> tuple[Tensors, Cha
     return tensors, config
 
 
-def _write_part(tensors: Tensors, config: ChatConfig | VisionConfig, part: Part, target: Target) -> None:
-    if not isinstance(config, ChatConfig):
-        raise ConfigError(f"only a chat model has a {part} to take out: this is a vision tower")
+def _side_files(source: Path, config: ChatConfig | ContrastiveConfig | VisionConfig) -> Path | None:
+    """The directory whose tokenizer and code come along: also that of InternVL-C's single file."""
+    if source.is_dir():
+        return source
+    return source.parent if isinstance(config, ContrastiveConfig) else None
+
+
+def _write_part(
+    tensors: Tensors, config: ChatConfig | ContrastiveConfig | VisionConfig, part: Part, target: Target
+) -> None:
+    if isinstance(config, VisionConfig):
+        raise ConfigError(f"only a larger model has a {part} to take out: this is a vision tower")
     found, alone = extract(tensors, config, part)
     if alone is not None:
-        # A tower has its own side files; those of the chat model describe the whole.
+        # A tower has its own side files; those of the larger model describe the whole.
         source = target.source if part == "llm" else None
-        target = replace(target, source=source, normalization=config.tiling.normalization)
+        pixels = config.tiling if isinstance(config, ChatConfig) else config
+        target = replace(target, source=source, normalization=pixels.normalization)
         write_checkpoint(found, alone, target)
         return
-    rules = MLP1 if config.projector.norm else LLAVA_PROJECTOR
+    rules = MLP1 if isinstance(config, ChatConfig) and config.projector.norm else LLAVA_PROJECTOR
     renamed = strictly(rename(found, rules, Heads(1, 1), back=True))
     with fresh_directory(target.directory, overwrite=target.overwrite) as directory:
         write_weights(renamed, directory, target.max_shard_bytes, target.progress)
 
 
-def _shapes(config: ChatConfig | VisionConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: ChatConfig | ContrastiveConfig | VisionConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in build(config).state_dict().items()}

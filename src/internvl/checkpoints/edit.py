@@ -13,13 +13,15 @@ from typing import Literal
 import torch
 
 from internvl.adapt.resize import grid_of, new_input_rows, new_output_rows, num_new_rows
+from internvl.checkpoints.layouts import OURS
 from internvl.checkpoints.lazy import Held, Lazy, Rows, Stack, fetch, num_rows
-from internvl.config import ChatConfig, TextConfig, VisionConfig
+from internvl.config import ChatConfig, ContrastiveConfig, TextConfig, VisionConfig
 from internvl.errors import ConfigError, InputError
 from internvl.models.vit import resize_positions
 
 Part = Literal["vit", "projector", "llm"]
 Tensors = Mapping[str, Lazy]
+Whole = ChatConfig | ContrastiveConfig
 POSITIONS = "embed.position"
 SHAPE: tuple[str, ...] = (
     "width",
@@ -48,8 +50,8 @@ class Resize:
 
 
 def resize(
-    tensors: Tensors, config: ChatConfig | VisionConfig, sizes: Resize
-) -> tuple[Tensors, ChatConfig | VisionConfig]:
+    tensors: Tensors, config: Whole | VisionConfig, sizes: Resize
+) -> tuple[Tensors, Whole | VisionConfig]:
     """The checkpoint in other sizes.
 
     Raises:
@@ -58,23 +60,25 @@ def resize(
     if sizes.image_size is not None:
         tensors, config = _resize_positions(tensors, config, sizes.image_size)
     if sizes.vocabulary is not None:
-        if not isinstance(config, ChatConfig):
+        if isinstance(config, VisionConfig):
             raise InputError("a vision tower has no vocabulary to resize")
         tensors, config = _resize_vocabulary(tensors, config, sizes.vocabulary)
     return tensors, config
 
 
 def _resize_positions(
-    tensors: Tensors, config: ChatConfig | VisionConfig, size: int
-) -> tuple[Tensors, ChatConfig | VisionConfig]:
-    vision = config.vision if isinstance(config, ChatConfig) else config
-    name = f"vit.{POSITIONS}" if isinstance(config, ChatConfig) else POSITIONS
+    tensors: Tensors, config: Whole | VisionConfig, size: int
+) -> tuple[Tensors, Whole | VisionConfig]:
+    vision, prefix = (config, "") if isinstance(config, VisionConfig) else (config.vision, "vit.")
+    name = f"{prefix}{POSITIONS}"
     grid = grid_of(size, vision)
     table = resize_positions(fetch(tensors[name]), grid, grid)
     vision = replace(vision, image_size=size)
     tensors = {**tensors, name: Held(table, name)}
     if isinstance(config, VisionConfig):
         return tensors, vision
+    if isinstance(config, ContrastiveConfig):
+        return tensors, replace(config, vision=vision, image_size=size)
     if config.projector.shuffle and grid % config.projector.factor:
         raise InputError(
             f"tiles of {size} px give {grid} patches a side, which the projector cannot take in squares of "
@@ -83,22 +87,29 @@ def _resize_positions(
     return tensors, replace(config, vision=vision, tiling=replace(config.tiling, tile_size=size))
 
 
-def _resize_vocabulary(tensors: Tensors, config: ChatConfig, size: int) -> tuple[Tensors, ChatConfig]:
+def _resize_vocabulary(tensors: Tensors, config: Whole, size: int) -> tuple[Tensors, Whole]:
     extra = num_new_rows(config.text, size)
-    embed, head = tensors["llm.embed.weight"], tensors["llm.head.weight"]
+    prefix = OURS["chat" if isinstance(config, ChatConfig) else "contrastive"]
     inputs = new_input_rows(extra, config.text.width, torch.Generator().manual_seed(0))
-    outputs = new_output_rows(extra, fetch(head))
-    extended = {
-        "llm.embed.weight": Stack([embed, Held(inputs.to(embed.dtype), "new rows")]),
-        "llm.head.weight": Stack([head, Held(outputs.to(head.dtype), "new rows")]),
-    }
+    extended = {f"{prefix}embed.weight": _extended(tensors[f"{prefix}embed.weight"], inputs)}
+    name = f"{prefix}head.weight"
+    if name in tensors:  # InternVL-C alone writes nothing
+        extended[name] = _extended(tensors[name], new_output_rows(extra, fetch(tensors[name])))
     return {**tensors, **extended}, replace(config, text=replace(config.text, vocab_size=size))
 
 
-def extract(
-    tensors: Tensors, config: ChatConfig, part: Part
-) -> tuple[Tensors, VisionConfig | TextConfig | None]:
-    """One part of a chat model, under the names it has alone, and its configuration (none of a projector)."""
+def _extended(rows: Lazy, new: torch.Tensor) -> Lazy:
+    return Stack([rows, Held(new.to(rows.dtype), "new rows")])
+
+
+def extract(tensors: Tensors, config: Whole, part: Part) -> tuple[Tensors, VisionConfig | TextConfig | None]:
+    """One part of a model, under the names it has alone, and its configuration (none of a projector).
+
+    Raises:
+        ConfigError: a contrastive model has no such part.
+    """
+    if isinstance(config, ContrastiveConfig) and part != "vit":
+        raise ConfigError(f"a contrastive model has no {part} that works alone, only its vision tower (vit)")
     prefix = f"{part}."
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if part == "projector":

@@ -49,6 +49,8 @@ class Source:
     revision: str
     endpoint: str
     storage: Path
+    file: str | None
+    """What is meant of a repository that holds several models; None means its one checkpoint."""
 
 
 def pull(
@@ -83,6 +85,7 @@ def pull(
             raise HubError(f"{name} is put together on this machine: it has no revisions and is made whole")
         return assemble(cache_dir, offline=stays_offline)
     source = _source(name, revision, cache_dir, endpoint)
+    allow_patterns = allow_patterns or ([source.file] if source.file else None)
     if stays_offline:
         return _from_cache(source, "the network may not be used (offline)", allow_patterns)
     known = find_snapshot(source.storage, source.revision)
@@ -112,7 +115,8 @@ def resolve(
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Where a checkpoint lies: an existing path as it is; else from the cache; else pulled, if in the zoo.
+    """Where a checkpoint lies, a directory or a weight file: an existing path as it is; else from the cache;
+    else pulled, if in the zoo.
 
     The cache is asked first, so that a model that was pulled once loads without the network.
 
@@ -127,12 +131,12 @@ def resolve(
     if _is_assembled(name):
         return pull(name, revision=revision, cache_dir=cache_dir, offline=offline)
     source = _source(name, revision, cache_dir, None)
-    cached = find_snapshot(source.storage, source.revision)
-    if cached and not cached.missing():
-        return cached.folder
+    cached, own = find_snapshot(source.storage, source.revision), source.file or ""
+    if cached and not cached.missing() and (cached.folder / own).exists():
+        return cached.folder / own
     if cached is None:
         _check_downloadable(name)
-    return pull(name, revision=revision, cache_dir=cache_dir, offline=offline, progress=progress)
+    return pull(name, revision=revision, cache_dir=cache_dir, offline=offline, progress=progress) / own
 
 
 def cache_directory() -> Path:
@@ -144,11 +148,15 @@ def cache_directory() -> Path:
 
 def _is_assembled(name: str) -> bool:
     """Whether a row is put together on this machine instead of downloaded whole."""
+    card = _card(name)
+    return card is not None and card.repository is None and card.supported
+
+
+def _card(name: str) -> zoo.ModelCard | None:
     try:
-        card = zoo.find(name)
+        return zoo.find(name)
     except UnknownNameError:
-        return False
-    return card.repository is None and card.supported
+        return None
 
 
 def _check_downloadable(name: str) -> None:
@@ -168,8 +176,12 @@ def _check_downloadable(name: str) -> None:
 
 
 def _source(name: str, revision: str | None, cache_dir: str | Path | None, endpoint: str | None) -> Source:
-    repository, own_revision = _locate(name)
-    revision = revision or own_revision or _NEWEST
+    """Of a row, or of a repository outside the zoo."""
+    card = None if _REPOSITORY.fullmatch(name) and not _card(name) else zoo.find(name)
+    if card and card.repository is None:
+        raise HubError(f"{card.name} is not on the hub: {card.reason or card.source}")
+    repository = (card and card.repository) or name
+    revision = revision or (card and card.revision) or _NEWEST
     if not _REVISION.fullmatch(revision):
         raise HubError(f"{revision!r} is not a branch, tag or commit")
     cache = Path(cache_dir) if cache_dir else cache_directory()
@@ -178,20 +190,8 @@ def _source(name: str, revision: str | None, cache_dir: str | Path | None, endpo
         revision=revision,
         endpoint=(endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"),
         storage=storage_of(cache.expanduser(), repository),
+        file=card.file if card else None,
     )
-
-
-def _locate(name: str) -> tuple[str, str | None]:
-    """Repository and revision of a row, or of a repository outside the zoo."""
-    try:
-        card = zoo.find(name)
-    except UnknownNameError:
-        if _REPOSITORY.fullmatch(name):
-            return name, None
-        raise
-    if card.repository is None:
-        raise HubError(f"{card.name} is not on the hub: {card.reason or card.source}")
-    return card.repository, card.revision
 
 
 def _ask(source: Source) -> tuple[str, Mapping[str, int | None]]:
