@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -24,6 +24,8 @@ class Small(NamedTuple):
     checkpoint: Path
     records: Path
     pairs: Path
+    dual: Path
+    captions: Path
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +46,13 @@ def small(golden_dir: GoldenFixtures, tmp_path_factory: pytest.TempPathFactory) 
             {**image, "question": question, "answers": ["A square.", "It is red."][: 1 + index % 2]}
         )
         pairs.append({**image, "question": question, "chosen": "A square.", "rejected": "Nothing"})
-    for file, rows in (("records.jsonl", records), ("pairs.jsonl", pairs)):
+    captions = [{"image": f"{n}.png", "en": [f"Square {n}.", "Red"], "zh": ["方"]} for n in range(8)]
+    files: dict[str, list[dict[str, Any]]] = {
+        "records.jsonl": records,
+        "pairs.jsonl": pairs,
+        "captions.jsonl": captions,
+    }
+    for file, rows in files.items():
         (folder / file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return Small(folder / "model", folder / "records.jsonl", folder / "pairs.jsonl")
+    records_file, pairs_file, captions_file = (folder / file for file in files)
+    return Small(folder / "model", records_file, pairs_file, golden_dir / "internvl_14b", captions_file)

@@ -16,7 +16,7 @@ from internvl.errors import UnknownNameError
 from internvl.recipes import catalog
 from internvl.training import recipe_file, report
 from internvl.training.optim import lr_scale
-from internvl.training.recipe import AdamW, Preference, Recipe, Saving
+from internvl.training.recipe import AdamW, Contrastive, Preference, Recipe, Saving, Stage2
 from internvl.training.run import run
 from tests.recipes.conftest import Small
 
@@ -29,9 +29,17 @@ def shrunk(recipe: Recipe, small: Small) -> Recipe:
     batching = recipe.data.batching
     few = {"examples": 2} if batching.packs is None else {"packs": 2}
     meta = small.pairs if isinstance(recipe.objective, Preference) else small.records
+    checkpoint, parts, size = small.checkpoint, recipe.model.contrastive, None
+    if isinstance(recipe.objective, Contrastive | Stage2):
+        meta, size = small.captions, 56
+        checkpoint = small.dual if parts is None else checkpoint
+    if parts is not None:
+        parts = replace(parts, language=str(checkpoint), num_queries=3, pool_heads=4, image_size=56)
     return replace(
         recipe,
-        model=replace(recipe.model, checkpoint=str(small.checkpoint), dtype="float32"),
+        model=replace(
+            recipe.model, checkpoint=str(checkpoint), dtype="float32", contrastive=parts, image_size=size
+        ),
         data=replace(
             recipe.data,
             meta=str(meta),
@@ -77,8 +85,8 @@ def test_two_steps(name: str, small: Small, tmp_path: Path, monkeypatch: pytest.
     assert learnt
     assert {decisive(recipe, parameter) for parameter in learnt} == set(trained(recipe))
     assert outcome.result is not None
-    kind = "adapter_config.json" if recipe.model.adapters else "config.json"
-    assert (outcome.result / kind).is_file()
+    is_adapter = recipe.model.adapters and not isinstance(recipe.objective, Contrastive | Stage2)
+    assert (outcome.result / ("adapter_config.json" if is_adapter else "config.json")).is_file()
 
 
 def trained(recipe: Recipe) -> list[tuple[str, AdamW | None]]:

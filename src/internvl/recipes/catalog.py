@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from internvl.errors import UnknownNameError
-from internvl.recipes import finetune, mpo, nano, v1_5, v2_5
+from internvl.recipes import contrastive, finetune, mpo, nano, v1_5, v2_5
 from internvl.training.recipe import Recipe
 
 Make = Callable[[], Recipe]
@@ -27,6 +27,13 @@ _PUBLISHED: tuple[Make, ...] = (
     *(partial(finetune.coco_lora, generation) for generation in ("v1.5", "v2", "v2.5")),
     *(partial(finetune.domain, name) for name in finetune.DOMAIN_STEPS),
     *(partial(mpo.mpo, model) for model in mpo.ROWS),
+    contrastive.stage1,
+    contrastive.stage2,
+    *(
+        partial(contrastive.retrieval, kind, data)
+        for kind in contrastive.KINDS
+        for data in contrastive.EPOCHS
+    ),
 )
 RECIPES: Mapping[str, Make] = {make().name: make for make in (*_OWN, *_PUBLISHED)}
 

@@ -17,13 +17,14 @@ from internvl.adapt.int8 import quantize_linears
 from internvl.adapt.lora import add_adapters
 from internvl.checkpoints.configs import describe_normalization
 from internvl.checkpoints.hub import resolve
-from internvl.checkpoints.lazy import Lazy
+from internvl.checkpoints.lazy import Held, Lazy, fetch
 from internvl.checkpoints.load import load_opened, place, resolve_dtype
 from internvl.checkpoints.resolve import open_checkpoint, open_tower
 from internvl.config import ChatConfig, ContrastiveConfig, TextConfig, VisionConfig
 from internvl.errors import TrainingError
 from internvl.models.dual_encoder import DualEncoder
 from internvl.models.qllama import QLlama
+from internvl.models.vit import resize_positions
 from internvl.processing.texts import TextProcessor
 from internvl.processing.tokenizer import Tokenizer, load_tokenizer
 from internvl.training.parts import ContrastiveParts
@@ -35,6 +36,7 @@ NEW = re.compile(
 )
 """What neither a tower nor a language model has."""
 
+POSITIONS = "vit.embed.position"
 CHAT_ALONE = ("template", "select_layer", "max_tiles", "fresh_projector")
 
 
@@ -87,8 +89,10 @@ def _loaded(spec: ModelSpec) -> tuple[DualEncoder, Path]:
         )
     if spec.drop_path is not None:
         config = replace(config, vision=replace(config.vision, drop_path=spec.drop_path))
+    config, tensors = _sized(config, checkpoint.tensors, spec.image_size or config.image_size)
     description = replace(checkpoint.description, config=config)
-    model = load_opened(replace(checkpoint, description=description), dtype=spec.dtype)
+    changed = replace(checkpoint, description=description, tensors=tensors)
+    model = load_opened(changed, dtype=spec.dtype)
     if not isinstance(model, DualEncoder):
         raise TrainingError(f"{spec.checkpoint} is a {type(model).__name__}, not a dual encoder")
     return model, path if path.is_dir() else path.parent
@@ -109,12 +113,29 @@ def _joined(spec: ModelSpec, parts: ContrastiveParts, seed: int) -> tuple[DualEn
         pool_heads=parts.pool_heads,
         num_queries=parts.num_queries,
         cross_every=parts.cross_every,
-        image_size=parts.image_size,
+        image_size=spec.image_size or parts.image_size,
         normalization=describe_normalization(tower_path),
     )
     tensors = {f"vit.{name}": lazy for name, lazy in tower.tensors.items()}
     tensors |= {f"qllama.{name}": lazy for name, lazy in language.items()}
-    return _filled(config, tensors, spec.dtype, seed), language_path
+    return _filled(*_sized(config, tensors, config.image_size), spec.dtype, seed), language_path
+
+
+def _sized(
+    config: ContrastiveConfig, tensors: Mapping[str, Lazy], size: int
+) -> tuple[ContrastiveConfig, Mapping[str, Lazy]]:
+    """For pictures of `size` pixels a side: the table of positions is resized once, as the tower would at
+    each look."""
+    if size % config.vision.patch_size:
+        raise TrainingError(
+            f"model.image_size {size} is no multiple of {config.vision.patch_size}, a patch of the tower"
+        )
+    vision = replace(config.vision, image_size=size)
+    sized = replace(config, vision=vision, image_size=size)
+    if POSITIONS not in tensors:
+        return sized, tensors
+    table = resize_positions(fetch(tensors[POSITIONS]), vision.grid, vision.grid)
+    return sized, {**tensors, POSITIONS: Held(table, POSITIONS)}
 
 
 def _language(name: str, path: Path) -> tuple[TextConfig, dict[str, Lazy]]:

@@ -17,7 +17,7 @@ from internvl.adapt.patterns import match
 from internvl.errors import TrainingError
 from internvl.training.recipe import AdamW, Rule, Schedule
 
-_PLACE = re.compile(r"(.*?)(?:layers\.(\d+)\.|embed\.).*")
+_PLACE = re.compile(r"(.*?)(?:layers\.(\d+)\..*|embed\..*|queries)")
 
 
 def make_optimizer(model: nn.Module, rules: Sequence[Rule]) -> torch.optim.AdamW:
@@ -83,7 +83,8 @@ def _depths(names: Mapping[str, int]) -> dict[str, int]:
 
 
 def _above(name: str, depths: Mapping[str, int]) -> int:
-    """Layers above a parameter, its own included: 0 outside a stack, one more than all for embeddings."""
+    """Layers above a parameter, its own included: 0 outside a stack, one more than all for embeddings and query
+    tokens."""
     place = _PLACE.fullmatch(name)
     if place is None or place[1] not in depths:
         return 0

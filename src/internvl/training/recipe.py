@@ -59,6 +59,8 @@ class ModelSpec:
     select_layer: int | None = None
     drop_path: float | None = None
     max_tiles: int | None = None
+    image_size: int | None = None
+    """Pixels a side of a dual encoder's pictures."""
     fresh_projector: bool = False
     contrastive: ContrastiveParts | None = None
     """Begins a dual encoder from the checkpoint's tower; None for one that is a checkpoint already."""
