@@ -59,7 +59,9 @@ ALLOWED = {
             "errors",
         }
     ),
-    "search": frozenset({"api", "checkpoints", "data", "processing", "evaluation", "config", "errors"}),
+    "search": frozenset(
+        {"api", "checkpoints", "models", "data", "processing", "evaluation", "config", "errors"}
+    ),
     "serving": frozenset({"api", "engine", "processing", "config", "errors"}),
     "integrations": frozenset({"api", "search", "checkpoints", "models", "processing", "config", "errors"}),
     "cli": ANYTHING,

@@ -68,7 +68,10 @@ def write_table(title: str, names: Iterable[str], rows: Iterable[Iterable[object
 def _write_table(table: Table) -> None:
     """Fitted to a terminal; into a file or pipe with whole lines and no padding."""
     is_terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, highlight=False, width=None if is_terminal else UNCUT)
+    # Names of files are no markup and no emoji.
+    console = Console(
+        file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if is_terminal else UNCUT
+    )
     with console.capture() as captured:
         console.print(table)
     write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))

@@ -6,6 +6,8 @@ Knows columns; no files.
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -17,6 +19,8 @@ MAX_KEY = 4096
 MAX_METADATA_BYTES = 1 << 20
 IMAGE_COLUMNS = ("image", "images")
 KEY_COLUMNS = ("key", "id")
+UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
+TURNS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,8 @@ def metadata_of(cells: Mapping[str, Any], columns: Columns) -> str:
         raise InputError(
             f"{len(text)} characters of metadata, the limit is {MAX_METADATA_BYTES} bytes; keep fewer columns"
         )
-    return readable(text)
+    # Half of a surrogate pair as the letters of its escape, as `readable` writes it.
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:
@@ -80,3 +85,14 @@ def _finite(value: Any) -> Any:
 def readable(text: str) -> str:
     """Half of a surrogate pair, as in names that are no Unicode, as the escape that JSON has for it."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def visible(text: str) -> str:
+    """With control characters, and those that turn the direction of writing, as escapes: what is shown then
+    is what is there."""
+    return "".join(
+        char
+        if char.isprintable() or (unicodedata.category(char) not in UNSEEN and char not in TURNS)
+        else f"\\u{ord(char):04x}"
+        for char in text
+    )

@@ -15,14 +15,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from internvl.api.contrastive import ContrastiveModel, Mode
-from internvl.api.load import load
+from internvl.api.contrastive import Mode
 from internvl.api.vision import VisionModel
-from internvl.checkpoints.configs import describe, describe_normalization
+from internvl.checkpoints.configs import describe_normalization
+from internvl.checkpoints.encoders import load_image_encoder
 from internvl.checkpoints.hub import resolve
-from internvl.checkpoints.load import load_vision
+from internvl.checkpoints.load import load_model, load_vision
+from internvl.checkpoints.resolve import open_checkpoint
 from internvl.config import ContrastiveConfig
 from internvl.errors import InputError
+from internvl.models.dual_encoder import DualEncoder, ImageEncoder
 from internvl.processing.crop import Fit, fit_square
 from internvl.processing.tiles import normalize as to_tiles
 
@@ -49,32 +51,31 @@ class Embedder(Protocol):
 
 
 class ContrastiveEmbedder:
-    """InternVL-C or -G: vectors that texts can be compared with."""
+    """InternVL-C or -G: vectors that texts can be compared with. Mode C needs the image side alone."""
 
     def __init__(
         self,
-        model: ContrastiveModel,
+        encoder: ImageEncoder | DualEncoder,
         name: str,
         *,
         mode: Mode = "C",
         fit: Fit = "squash",
         normalized: bool = False,
     ) -> None:
-        self.model, self.mode, self.fit, self.normalized = model, mode, fit, normalized
-        self.width = model.config.embed_dim
-        seen = [
-            item for item in model.encoder.named_parameters() if item[0].startswith(("vit.", "image_pool."))
-        ]
+        self.encoder, self.mode, self.fit, self.normalized = encoder.eval(), mode, fit, normalized
+        self.width = encoder.config.embed_dim
+        seen = [item for item in encoder.named_parameters() if item[0].startswith(("vit.", "image_pool."))]
         self.identity = _identity(name, seen, mode=mode, fit=fit, normalized=normalized)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        config = self.model.config
+        config = self.encoder.config
         return to_tiles([fit_square(image, config.image_size, self.fit)], config.normalization)[0]
 
+    @torch.inference_mode()
     def embed(self, tiles_B3SS: Tensor) -> Tensor:
-        return self.model.embed_images(
-            tiles_B3SS, self.mode, normalize=self.normalized, batch=len(tiles_B3SS)
-        )
+        features_BPC = self.encoder.vit(tiles_B3SS.to(self.encoder.vit.embed.position.device))
+        pooled_BE = self.encoder.pool_images(features_BPC, generative=self.mode == "G")
+        return normalize(pooled_BE, dim=-1) if self.normalized else pooled_BE
 
 
 class VisionEmbedder:
@@ -113,11 +114,9 @@ def open_embedder(
     """
     path = resolve(name)
     said = str(path) if Path(name).exists() else name
-    if isinstance(describe(path if path.is_dir() else path.parent).config, ContrastiveConfig):
-        model = load(path, device=device, dtype=dtype)
-        if not isinstance(model, ContrastiveModel):
-            raise InputError(f"{name} is described as a contrastive model, but holds {type(model).__name__}")
-        return ContrastiveEmbedder(model, said, mode=mode, fit=fit or "squash", normalized=normalized)
+    if isinstance(open_checkpoint(path).description.config, ContrastiveConfig):
+        encoder: Any = (load_model if mode == "G" else load_image_encoder)(path, device=device, dtype=dtype)
+        return ContrastiveEmbedder(encoder, said, mode=mode, fit=fit or "squash", normalized=normalized)
     if mode != "C":
         raise InputError(f"{name} has no mode {mode}: that is of InternVL-G; leave the mode out")
     tower = VisionModel(
