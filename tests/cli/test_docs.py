@@ -1,4 +1,4 @@
-"""Every command line of docs/how-to/cli.md and train.md is one that is understood."""
+"""Every command line of the guides under docs/how-to is one that is understood."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from internvl.cli.arguments import parse
 from internvl.cli.main import COMMANDS
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
-TEXT, GUIDE = ((HOW_TO / name).read_text(encoding="utf-8") for name in ("cli.md", "train.md"))
-BLOCKS = re.findall(r"^```\n(.*?)^```$", TEXT + GUIDE, re.MULTILINE | re.DOTALL)
+TEXT = (HOW_TO / "cli.md").read_text(encoding="utf-8")
+GUIDES = "".join(path.read_text(encoding="utf-8") for path in sorted(HOW_TO.glob("*.md")))
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDES, re.MULTILINE | re.DOTALL)
+BLOCKS = [block for language, block in FENCED if not language]
 LINES = [
     line[line.index("internvl ") :] for block in BLOCKS for line in block.splitlines() if "internvl " in line
 ]
@@ -30,5 +32,6 @@ def test_the_table_lists_what_exists() -> None:
 def test_command_lines_are_understood(line: str) -> None:
     _, command, *words = shlex.split(line, comments=True)
     module = importlib.import_module(COMMANDS[command][0].partition(":")[0])
-    rest = {"chat": "words", "explain": "words", "features": "pictures"}.get(command)
+    rest = "words" if command in ("chat", "explain") else "pictures"
+    rest = rest if hasattr(module.Options, rest) else None
     assert isinstance(parse(module.Options, words, command, rest=rest), module.Options)

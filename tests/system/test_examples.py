@@ -47,6 +47,14 @@ RUNS = {
         ("internvit_300m", CHAT[0]),
         [r"all tokens: \(1, (26|37), 48\)", r"class token: \(1, 48\)", "hidden states: 4"],
     ),
+    "compat_contrastive": (
+        ("internvl_14b",),
+        [r"(?s)InternVL-C tensor\(\[\[.*InternVL-G tensor\(\[\[", r"Caption: \S"],
+    ),
+    "contrastive": (
+        ("internvl_14b",),
+        [r"(?s)(InternVL-[CG]: .*astronaut( +\d\.\d\d){4}.*){2}", r"vectors: \(4, 56\)", "rocket: "],
+    ),
     "grounding": (CHAT[:1], [r"\d+ boxes drawn into boxes.png"]),
     "save_and_convert": (CHAT, [r"(?s)official: .*the same answer.*hf: .*the same answer"]),
     "vision_features": (
@@ -75,10 +83,11 @@ def run(name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_default_model_is_named_once_and_first() -> None:
-    """Without arguments every example takes nano, as its first lines say."""
+    """Without arguments every example takes nano, or nano-c, as its first lines say."""
     for path in EXAMPLES:
         text = path.read_text(encoding="utf-8")
-        assert text.count('sys.argv[1] if len(sys.argv) > 1 else "nano"') == 1, path.name
+        taken = re.findall(r'sys\.argv\[1\] if len\(sys\.argv\) > 1 else "(nano(?:-c)?)"', text)
+        assert taken == ["nano-c" if "contrastive" in path.stem else "nano"], path.name
         assert f"usage: python examples/{path.name} [MODEL]" in text, path.name
 
 
