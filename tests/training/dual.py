@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from internvl.config import ContrastiveConfig, TextConfig, VisionConfig
+from internvl.data.pairs import PairBatch
 from internvl.models.dual_encoder import DualEncoder
 
 SIZE = 28
@@ -30,29 +29,17 @@ def dual_encoder(num_queries: int = 5) -> DualEncoder:
     return model
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pairs:
-    """What objectives read of a batch of pairs (`data.pairs`)."""
-
-    tiles_B3HW: Tensor
-    contrastive_ids: tuple[tuple[int, ...], ...]
-    match_ids: tuple[tuple[int, ...], ...]
-    caption_ids: tuple[tuple[int, ...], ...]
-    prompt_lengths: tuple[int, ...]
-    image_ids_B: Tensor
-    features_BPC: Tensor | None = None
-
-
-def pairs(first: int = 0, last: int = 6) -> Pairs:
+def pairs(first: int = 0, last: int = 6) -> PairBatch:
     """Pairs `first` to `last` (excluded) of six; 0 and 3 have the same picture."""
     captions = [(11, 12), (13,), (14, 15, 16), (17, 12), (18, 19, 20, 21), (22, 11)][first:last]
     pictures = [0, 1, 2, 0, 3, 4][first:last]
     tiles = [torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(index)) for index in pictures]
-    return Pairs(
+    return PairBatch(
         tiles_B3HW=torch.stack(tiles),
         contrastive_ids=tuple((1, 5, *ids, 2) for ids in captions),
         match_ids=tuple((1, *ids, 2) for ids in captions),
         caption_ids=tuple((1, 6, 7, *ids, 2) for ids in captions),
         prompt_lengths=(3,) * len(captions),
         image_ids_B=torch.tensor(pictures),
+        keys=tuple(f"pair {index}" for index in range(first, last)),
     )

@@ -11,6 +11,7 @@ from internvl.adapt.lora import LoRA
 from internvl.errors import TrainingError
 from internvl.training.recipe import (
     AdamW,
+    Contrastive,
     Evaluation,
     Execution,
     ModelSpec,
@@ -18,6 +19,7 @@ from internvl.training.recipe import (
     Recipe,
     Saving,
     Schedule,
+    Stage2,
 )
 
 RECIPE = Recipe(name="x", params=((".*", AdamW(lr=1.0)),), steps=10)
@@ -63,6 +65,11 @@ def test_what_does_not_go_together(change: dict[str, Any], message: str) -> None
         (Preference, {"beta": 0.0}, "beta is above 0"),
         (Preference, {"bco_weight": -1.0}, "not negative"),
         (Preference, {"sigmoid_weight": 0, "bco_weight": 0, "chosen_weight": 0}, "nor all 0"),
+        (Contrastive, {"label_smoothing": 1.0}, r"label_smoothing lies in \[0, 1\)"),
+        (Contrastive, {"label_smoothing": 0.1, "loss": "sigmoid"}, "for softmax alone, got 0.1"),
+        (Stage2, {"label_smoothing": -0.1}, r"label_smoothing lies in \[0, 1\)"),
+        (Stage2, {"itm": -1.0}, "not negative"),
+        (Stage2, {"itc": 0.0, "itm": 0.0, "itg": 0.0}, "nor all 0"),
         (Schedule, {"warmup": -1.0}, "warmup is a share below 1, or a number of steps"),
         (Schedule, {"decay": 1.5}, "decay is a share of the run"),
         (Schedule, {"final": -0.5}, "final is a share of the peak rate"),
@@ -72,6 +79,12 @@ def test_settings_that_cannot_be(kind: Any, settings: dict[str, Any], message: s
     """They would end in a traceback of the optimiser, or train in silence what nobody asked for."""
     with pytest.raises(TrainingError, match=message):
         kind(**settings)
+
+
+@pytest.mark.parametrize("objective", [Contrastive(), Stage2()])
+def test_pairs_are_compared_within_one_micro_batch(objective: Contrastive | Stage2) -> None:
+    with pytest.raises(TrainingError, match="accumulate is 2, but contrastive pairs"):
+        replace(RECIPE, objective=objective, execution=Execution(accumulate=2))
 
 
 def test_what_goes_together() -> None:

@@ -13,6 +13,7 @@ from internvl.data.spec import Batching, DataSpec
 from internvl.errors import InputError, TrainingError
 from internvl.training.recipe import (
     AdamW,
+    Contrastive,
     Evaluation,
     Execution,
     LoRA,
@@ -21,6 +22,7 @@ from internvl.training.recipe import (
     Preference,
     Recipe,
     Schedule,
+    Stage2,
 )
 from internvl.training.recipe_file import dump, load, override, read, write
 
@@ -38,7 +40,11 @@ RICH = Recipe(
 )
 
 
-@pytest.mark.parametrize("recipe", [PLAIN, RICH])
+PAIRS = replace(PLAIN, objective=Contrastive(loss="sigmoid", soft_targets=True))
+MATCHED = replace(PLAIN, objective=Stage2(itg=0, backbone=True, matches="half"))
+
+
+@pytest.mark.parametrize("recipe", [PLAIN, RICH, PAIRS, MATCHED])
 def test_a_recipe_survives_json(recipe: Recipe, tmp_path: Path) -> None:
     assert load(json.loads(json.dumps(dump(recipe)))) == recipe
     write(tmp_path / "recipe.json", recipe)
@@ -76,6 +82,10 @@ def test_whole_numbers_become_floats_where_floats_belong() -> None:
             replace(PLAIN, evaluation=Evaluation(data=DataSpec(meta="val.jsonl"))),
         ),
         (["objective.reduction=square"], replace(PLAIN, objective=NextToken(reduction="square"))),
+        (
+            ["objective.type=Stage2", "objective.itm=0.5", "objective.matches=half"],
+            replace(PLAIN, objective=Stage2(itm=0.5, matches="half")),
+        ),
         (
             ["objective.type=Preference", "objective.beta=0.3"],
             replace(PLAIN, objective=Preference(beta=0.3)),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
+from internvl.data.pairs import PairBatch
 from internvl.models.dual_encoder import DualEncoder
 from internvl.training.dual_forward import embed_texts, image_features
 from internvl.training.loss import Loss
@@ -97,12 +98,12 @@ def world_of_step(world: World) -> World:
 
 
 class ContrastiveObjective:
-    """Pairs of a `PairBatch`. The weight of a loss is its number of pairs."""
+    """Over the pairs of a step. The weight of a loss is its number of pairs."""
 
     def __init__(self, spec: Contrastive, world: World) -> None:
         self.spec, self.world = spec, world
 
-    def __call__(self, model: DualEncoder, batch: Any) -> Loss:
+    def __call__(self, model: DualEncoder, batch: PairBatch) -> Loss:
         spec, world = self.spec, world_of_step(self.world)
         features_BPC = image_features(model, batch.tiles_B3HW, batch.features_BPC)
         images_BE = model.pool_images(features_BPC, generative=spec.mode == "G")

@@ -9,12 +9,13 @@ matched with a picture, L longest text, E width of the common space.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from internvl.data.pairs import PairBatch
 from internvl.models.dual_encoder import DualEncoder
 from internvl.training.contrastive import (
     exact,
@@ -158,12 +159,12 @@ def _levels(count: int, world: World) -> Tensor:
 
 
 class Stage2Objective:
-    """Pairs of a `PairBatch`. The weight of a loss is its number of pairs; parts of weight 0 are left out."""
+    """Over the pairs of a step. A loss weighs its number of pairs; parts of weight 0 are left out."""
 
     def __init__(self, spec: Stage2, world: World) -> None:
         self.spec, self.world = spec, world
 
-    def __call__(self, model: DualEncoder, batch: Any) -> Loss:
+    def __call__(self, model: DualEncoder, batch: PairBatch) -> Loss:
         spec, world = self.spec, world_of_step(self.world)
         features_BPC = image_features(model, batch.tiles_B3HW, batch.features_BPC)
         with torch.set_grad_enabled(torch.is_grad_enabled() and spec.backbone and spec.itc > 0):
@@ -187,7 +188,7 @@ class Stage2Objective:
         return Loss(total=loss.total, weight=loss.weight, metrics={**loss.metrics, **metrics})
 
     def _matches(
-        self, model: DualEncoder, batch: Any, pooled_BE: Tensor, texts_BE: Tensor, world: World
+        self, model: DualEncoder, batch: PairBatch, pooled_BE: Tensor, texts_BE: Tensor, world: World
     ) -> Matches:
         if not self.spec.itm:
             none_B0 = torch.zeros(len(texts_BE), 0, dtype=torch.bool, device=texts_BE.device)

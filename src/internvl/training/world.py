@@ -148,9 +148,20 @@ def distribute(module: nn.Module, mode: Mode, world: World) -> nn.Module:
     for unit in module.modules():
         if isinstance(unit, SHARDED_UNITS):
             fully_shard(unit, reshard_after_forward=True)
+    scalars = {parameter for parameter in module.parameters() if not parameter.dim()}  # cannot be sharded
     # The root too: outside of `forward`, optimiser and checkpoints must see shards only.
-    fully_shard(module, reshard_after_forward=True)
+    fully_shard(module, reshard_after_forward=True, ignored_params=scalars)
+    for parameter in scalars:
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_average_gradient)
     return module
+
+
+def _average_gradient(parameter: Tensor) -> None:
+    """Over processes; what was averaged before stays as it is."""
+    if parameter.grad is not None:
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
 
 
 def is_sharded(module: nn.Module) -> bool:
