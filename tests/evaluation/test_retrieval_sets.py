@@ -1,4 +1,4 @@
-"""Retrieval sets in every layout: the same pictures and texts in the file's order, or the place of an error."""
+"""Retrieval sets in every layout: the same pictures and texts in order, or the place of an error."""
 
 from __future__ import annotations
 

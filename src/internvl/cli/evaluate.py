@@ -1,11 +1,14 @@
-"""`internvl eval`: questions whose answers are known, asked of a model, and how good its answers are."""
+"""`internvl eval`: questions whose answers are known, asked of a model, and how good its answers are.
+
+`internvl eval zero-shot` and `internvl eval retrieval` measure models that compare pictures and texts.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +18,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from internvl.api.chat import ChatModel
 from internvl.checkpoints.adapters import load_adapters
-from internvl.cli import output
+from internvl.cli import evaluate_retrieval, evaluate_zero_shot, output
 from internvl.cli.arguments import DtypeName, File, Flag, ModelOptions, Whole, Word, parse
 from internvl.cli.loading import load_chat
 from internvl.data.bad_samples import BadSample
@@ -35,6 +38,12 @@ SAMPLED = 64
 Metric = Literal["exact", "cider", "loss"]
 Advance = Callable[[str, float, float | None], None]
 
+FORMS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "zero-shot": evaluate_zero_shot.run,
+    "retrieval": evaluate_retrieval.run,
+}
+"""Of InternVL-C and -G, by the first word; a folder of that name is written ./zero-shot."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -43,6 +52,9 @@ class Options:
     Answers are those of `internvl chat`: greedy, the same prompt, the same tiles. "exact" is the share that
     equals one of the answers on record (case, spaces and a final full stop aside), "cider" is CIDEr-D for
     captions, "loss" the mean loss of an answer's token. Exit status 1: no record could be used.
+
+    InternVL-C and -G are measured by `internvl eval zero-shot` and `internvl eval retrieval`, which have
+    their own --help.
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL", help_behavior_hint="")]
@@ -119,6 +131,8 @@ class _Result:
 
 def run(words: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
+    if words and words[0] in FORMS:
+        return FORMS[words[0]](words[1:])
     options = parse(Options, words, "eval")
     start = time.perf_counter()
     datasets = [
