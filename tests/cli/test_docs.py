@@ -32,7 +32,7 @@ def test_the_table_lists_what_exists() -> None:
 def test_command_lines_are_understood(line: str) -> None:
     _, command, *words = shlex.split(line, comments=True)
     module = importlib.import_module(COMMANDS[command][0].partition(":")[0])
-    if words[0] in getattr(module, "FORMS", {}):
+    if words and words[0] in getattr(module, "FORMS", {}):
         module = importlib.import_module(module.FORMS[words.pop(0)].__module__)
     rest = "words" if command in ("chat", "explain") else "pictures"
     rest = rest if hasattr(module.Options, rest) else None

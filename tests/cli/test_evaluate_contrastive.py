@@ -124,6 +124,7 @@ def test_rows_with_names_numbers_and_several_labels(
     files = [str(file.relative_to(folders)) for file in pictures_of(folders)]
     labels: list[Any] = ["bird", 5, "7", ["cat", 1], [], "Green_Dog"]
     document = {"classes": list(open_prompts("stl10").labels), "labels": [f"n{n}" for n in range(10)]}
+    document["templates"] = ["a photo of a {}.", "my {}"]
     document["classes"][9] = "green dog"
     classes = folders.parent / "classes.json"
     classes.write_text(json.dumps(document))

@@ -158,8 +158,11 @@ def test_xtd_as_published_with_the_benchmark(root: Path) -> None:
 
 def test_videos_have_their_suffix_found(tmp_path: Path) -> None:
     write(tmp_path / "videos" / "video7.mp4", "")
-    path = write(tmp_path / "msrvtt.json", [{"video": "video7", "caption": "a man sings"}])
-    assert read_retrieval_set(path).files == (tmp_path / "videos" / "video7.mp4",)
+    write(tmp_path / "videos" / "video8" / "frame_1.jpg", "")
+    rows = [{"video": name, "caption": "a man sings"} for name in ("video7", "video8")]
+    path = write(tmp_path / "msrvtt.json", rows)
+    files = read_retrieval_set(path).files
+    assert files == (tmp_path / "videos" / "video7.mp4", tmp_path / "videos" / "video8")
 
 
 def test_segmented_chinese_of_flickr30k_cn(root: Path) -> None:

@@ -247,6 +247,6 @@ def _find_one(name: str, root: Path) -> Path | None:
         for folder in FOLDERS:
             for suffix in suffixes:
                 path = top / folder / f"{name}{suffix}"
-                if path.is_file():
+                if path.is_file() or (suffixes == SUFFIXES and path.is_dir()):  # a folder of frames
                     return path
     return None
