@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -79,14 +80,8 @@ def load(
     words, source = _tokenizer(path, tokenizer)
     if isinstance(config, ContrastiveConfig):
         texts = TextProcessor(words, vocab_size=config.text.vocab_size)
-        encoder = load_opened(checkpoint, dtype=dtype, device=device)
-        return ContrastiveModel(
-            encoder,  # type: ignore[arg-type]
-            texts,
-            source=source,
-            limits=limits,
-            policy=policy,
-        )
+        encoder: Any = load_opened(checkpoint, dtype=dtype, device=device)
+        return ContrastiveModel(encoder, texts, source=source, limits=limits, policy=policy)
     processor = Processor(config, words, limits=limits, policy=policy)
     model = load_opened(checkpoint, dtype=dtype, device=device)
     return ChatModel(model, processor, source=source)  # type: ignore[arg-type]
