@@ -12,7 +12,7 @@ from internvl.data.spec import Batching, DataSpec
 from internvl.errors import TrainingError
 from internvl.training import dry_run as module
 from internvl.training.dry_run import dry_run
-from internvl.training.recipe import AdamW, ModelSpec, Recipe
+from internvl.training.recipe import AdamW, Contrastive, ModelSpec, Recipe
 from tests.conftest import GoldenFixtures
 from tests.invariants.training_worker import write_records
 
@@ -86,3 +86,8 @@ def test_processes_share_the_work(recipe: Recipe, monkeypatch: pytest.MonkeyPatc
     shared = dry_run(recipe)
     assert shared.seconds == pytest.approx((alone.seconds or 0) / 2)
     assert shared.activations < alone.activations
+
+
+def test_nothing_is_told_of_pairs(recipe: Recipe) -> None:
+    with pytest.raises(TrainingError, match="learns from pairs.*steps=2"):
+        dry_run(replace(recipe, objective=Contrastive()))

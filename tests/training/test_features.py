@@ -16,6 +16,7 @@ from internvl.errors import TrainingError
 from internvl.models.vit import VisionTower
 from internvl.models.vlm import VLM
 from internvl.training.features import FeatureCache, tile_key, tower_key
+from tests.training.dual import dual_encoder, pairs
 
 
 @pytest.fixture
@@ -51,6 +52,21 @@ def test_features_are_the_towers(frozen: VLM, tmp_path: Path, select: int) -> No
     assert kept.tiles_N3HW.shape == (0, 3, 56, 56)
     assert kept.keys == batch.keys
     assert len(files(tmp_path)) == 2  # the tile that comes twice is kept once
+
+
+def test_a_dual_encoder_keeps_the_class_token(tmp_path: Path) -> None:
+    model = dual_encoder().requires_grad_(False).train()
+    batch, cache = pairs(), FeatureCache(model, tmp_path)
+    with torch.no_grad():
+        expected_BPC = model.vit(batch.tiles_B3HW)
+    for _ in range(2):
+        kept = cache.features(batch)
+        assert kept.features_BPC is not None
+        torch.testing.assert_close(kept.features_BPC, expected_BPC, rtol=1e-5, atol=1e-6)
+        assert kept.tiles_B3HW.shape == (0, 3, 28, 28)
+        assert (kept.contrastive_ids, kept.keys) == (batch.contrastive_ids, batch.keys)
+    assert len(files(tmp_path)) == 5  # two pairs have one picture
+    assert cache.of(batch.tiles_B3HW[:0]).shape == (0, 5, 16)
 
 
 def test_a_second_cache_reads_without_the_tower(

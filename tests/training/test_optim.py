@@ -6,16 +6,18 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from internvl.errors import InputError, TrainingError
 from internvl.models.vlm import VLM
 from internvl.training.optim import freeze, lr_scale, make_optimizer, set_rates
 from internvl.training.recipe import AdamW, Rule, Schedule
+from tests.training.dual import dual_encoder
 
 FROZEN: Rule = (".*", None)
 
 
-def settings(model: VLM, optimizer: torch.optim.Optimizer, name: str) -> tuple[float, float]:
+def settings(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> tuple[float, float]:
     """(learning rate, weight decay) of a parameter."""
     parameter = model.get_parameter(name)
     (group,) = [group for group in optimizer.param_groups if any(p is parameter for p in group["params"])]
@@ -73,6 +75,19 @@ def test_early_layers_learn_slower(model: VLM) -> None:
     assert rates["llm.layers.0.mlp.down.weight"] == pytest.approx(0.01)
     assert rates["llm.embed.weight"] == pytest.approx(0.001)
     assert rates["llm.norm.weight"] == rates["llm.head.weight"] == rates["projector.fc1.weight"] == 1.0
+
+
+def test_query_tokens_learn_as_embeddings_do() -> None:
+    """Of a dual encoder; cross attention belongs to its block, what compares lies outside of the stacks."""
+    model = dual_encoder()
+    optimizer = make_optimizer(model, ((".*", AdamW(lr=1.0, weight_decay=0.5, layer_decay=0.1)),))
+    found = {name: settings(model, optimizer, name) for name, _ in model.named_parameters()}
+    rates = {name: values[0] for name, values in found.items()}
+    assert rates["qllama.queries"] == rates["qllama.embed.weight"] == pytest.approx(0.001)
+    assert (
+        rates["qllama.layers.0.cross.kv.weight"] == rates["vit.layers.0.norm1.weight"] == pytest.approx(0.01)
+    )
+    assert rates["image_pool.q.weight"] == rates["text_projection"] == rates["itm_head.weight"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from internvl.adapt.int8 import quantize_linears
 from internvl.adapt.lora import add_adapters
 from internvl.checkpoints.configs import describe_normalization
 from internvl.checkpoints.hub import resolve
@@ -37,7 +36,8 @@ NEW = re.compile(
 """What neither a tower nor a language model has."""
 
 POSITIONS = "vit.embed.position"
-CHAT_ALONE = ("template", "select_layer", "max_tiles", "fresh_projector")
+CHAT_ALONE = ("template", "select_layer", "max_tiles", "fresh_projector", "int8", "adapter")
+"""The last two: what a run hands over is a whole checkpoint, with its adapters merged into full weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +67,6 @@ def build_pairs(spec: ModelSpec, seed: int) -> BuiltPairs:
     TextProcessor(tokenizer, vocab_size=model.config.text.vocab_size)  # what cannot be read fails now
     if spec.frozen_dtype is not None:
         model.to(resolve_dtype(spec.frozen_dtype))
-    if spec.int8:
-        quantize_linears(model, spec.int8)
     adapted = add_adapters(model, spec.adapters, torch.Generator().manual_seed(seed)) if spec.adapters else ()
     return BuiltPairs(
         model=model,

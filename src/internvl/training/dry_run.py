@@ -12,10 +12,11 @@ from internvl.data.bad_samples import BROKEN
 from internvl.data.example import Size
 from internvl.data.examples import Examples
 from internvl.data.mixture import Mixture
+from internvl.errors import TrainingError
 from internvl.training.build import build
 from internvl.training.estimate import Estimate, estimate, measure_rate
 from internvl.training.optim import freeze
-from internvl.training.recipe import Recipe
+from internvl.training.recipe import Contrastive, Recipe, Stage2
 from internvl.training.records import count_steps, make_examples, open_mixture
 
 MEASURED = 200
@@ -23,7 +24,15 @@ MEASURED = 200
 
 
 def dry_run(recipe: Recipe, *, device: str = "cpu") -> Estimate:
-    """What the run would need, going by its first records; without data, by the longest it allows."""
+    """What the run would need, going by its first records; without data, by the longest it allows.
+
+    Raises TrainingError for a recipe that learns from pairs, of which nothing is estimated.
+    """
+    if isinstance(recipe.objective, Contrastive | Stage2):
+        raise TrainingError(
+            f"recipe {recipe.name} learns from pairs, of which nothing can be told without running them: try "
+            "two steps (--set steps=2 --set epochs=none); its log tells their time"
+        )
     built = build(recipe.model, recipe.seed)
     freeze(built.model, recipe.params)
     sizes: list[Size] = []

@@ -83,8 +83,8 @@ def _depths(names: Mapping[str, int]) -> dict[str, int]:
 
 
 def _above(name: str, depths: Mapping[str, int]) -> int:
-    """Layers above a parameter, its own included: 0 outside a stack, one more than all for embeddings and query
-    tokens."""
+    """Layers above a parameter, its own included: 0 outside a stack, one more than all for embeddings and
+    query tokens."""
     place = _PLACE.fullmatch(name)
     if place is None or place[1] not in depths:
         return 0
