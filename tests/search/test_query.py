@@ -15,6 +15,7 @@ from internvl.search.index import build, unit
 from internvl.search.query import Filter, Index
 from internvl.search.shards import Entry
 from internvl.search.vectors import Embeddings
+from tests.search.fakes import write_embeddings, write_folder
 
 COUNT, WIDTH = 12_000, 16
 
@@ -123,14 +124,13 @@ def test_more_results_than_vectors_asked_for(index: Index, vectors: NDArray[np.f
 
 
 def test_the_picture_behind_a_hit(tmp_path: Path) -> None:
-    from tests.search.fakes import write_embeddings, write_folder
-
     pictures = write_folder(tmp_path / "pictures", 5)
     embeddings = Embeddings(write_embeddings(tmp_path / "out", [pictures]))
     (entries, _), *_ = embeddings.parts()
     one = entries[0]
     assert embeddings.picture(one.row, one.picture, one.key) == pictures / one.key
-    with pytest.raises(InputError, match="changed since"):
-        embeddings.picture(one.row + 1, 0, one.key)
-    with pytest.raises(InputError, match="changed since"):
-        embeddings.picture(one.row, 3, one.key)
+    for place in ((one.row + 1, 0), (one.row, 3), (1000, 0)):
+        assert embeddings.picture(*place, one.key) == pictures / one.key
+    for key in ("none.png", "../out/job.json", "/etc/hosts"):
+        with pytest.raises(InputError, match="changed since"):
+            embeddings.picture(one.row, 0, key)

@@ -87,7 +87,7 @@ def run(words: Sequence[str]) -> int:
     queries_QE = _encode(index.description, options)
     middle = time.perf_counter()
     found = index.search(queries_QE, options.k, only=only)
-    seconds = {"encode": round(middle - start, 4), "search": round(time.perf_counter() - middle, 4)}
+    seconds = {"model": round(middle - start, 4), "search": round(time.perf_counter() - middle, 4)}
     pictures = (*(None for _ in options.queries), *options.image)
     answers = [
         Answer(query=name, hits=hits, picture=picture)

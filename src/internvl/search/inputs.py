@@ -77,6 +77,15 @@ class Inputs:
             for number, source in enumerate(sources)
         ]
 
+    def find(self, key: str) -> Path | None:
+        """The file that a key names, where the inputs are folders and files of pictures."""
+        for part in self._parts:
+            path = part.root / key.removeprefix(part.prefix)
+            is_inside = path.is_relative_to(part.root) and ".." not in path.parts
+            if part.is_named and key.startswith(part.prefix) and is_inside and path.is_file():
+                return path
+        return None
+
     def where(self, row: int) -> str:
         """The place of a row as reports name it."""
         part, index = self._find(row)
@@ -134,9 +143,14 @@ class _Part:
     root: Path
     prefix: str
 
+    @property
+    def is_named(self) -> bool:
+        """Whether keys are paths of pictures from `root`."""
+        return isinstance(self.source, Pictures | _Files)
+
     def files(self) -> Iterator[Path]:
         """The files whose change would change the rows."""
-        if isinstance(self.source, Pictures | _Files):
+        if self.is_named:
             yield from (Path(self.source.where(index)) for index in range(len(self.source)))
         elif self.path.is_dir():
             yield from sorted(file for file in self.path.iterdir() if file.is_file())

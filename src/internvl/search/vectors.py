@@ -59,14 +59,18 @@ class Embeddings:
         return Inputs(self.job.inputs, self.job.columns)
 
     def picture(self, row: int, number: int, key: str) -> Any:
-        """What `load_image` takes. Raises InputError where another picture stands in its place now."""
+        """What `load_image` takes. Raises InputError where another picture stands in its place now, and no
+        file has its name."""
         try:
             item = self.inputs.items(row)[number]
         except IndexError:
             item = None
-        if item is None or item.key != key:
+        if item is not None and item.key == key:
+            return item.source
+        found = self.inputs.find(key)
+        if found is None:
             raise InputError(f"{key} is no longer row {row} of the inputs: they have changed since")
-        return item.source
+        return found
 
     def _read(self, name: str, digest: str) -> bytes:
         path = self.folder / SHARDS / name
