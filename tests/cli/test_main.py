@@ -14,6 +14,9 @@ from internvl.cli.main import COMMANDS, DONE, FAILED, INTERRUPTED, WRONG_USE
 from internvl.errors import ContextOverflowError, HubError, ImageError, InternVLError, UnknownNameError
 from tests.cli.conftest import Run
 
+EXPECTED = (
+    "chat explain features caption classify embed index search info pull convert train data eval merge bench"
+)
 HEAVY = ("torch", "tyro", "rich", "numpy", "PIL", "huggingface_hub")
 
 
@@ -24,7 +27,7 @@ def test_help_lists_what_exists(run: Run) -> None:
         line.split()[0] for line in finished.out.splitlines() if line[:2] == "  " and line[2:3].isalpha()
     ]
     assert listed == list(COMMANDS)
-    assert " ".join(listed) == "chat explain features info pull convert train data eval merge bench"
+    assert " ".join(listed) == EXPECTED
     assert finished.err == ""
 
 
