@@ -70,13 +70,19 @@ def apply_deltas(
 def write_deltas(model: nn.Module, whole: Sequence[str], directory: Path, dtype: torch.dtype) -> int:
     """Write the adapters of a model and the parameters that a pattern of `whole` names; returns the bytes.
 
-    Files are called by the part of the model and numbered; the directory must be empty or absent.
-
     Raises:
         ConfigError: a pattern that names nothing; adapters with learnt lengths (DoRA), which are no sum.
         CheckpointError: the directory holds files or cannot be written.
     """
-    found = _deltas(model, whole)
+    return store_deltas(_deltas(model, whole), directory, dtype)
+
+
+def store_deltas(found: Mapping[str, Tensor], directory: Path, dtype: torch.dtype) -> int:
+    """Write deltas at hand; returns the bytes.
+
+    Files are called by the part of the model and numbered; the directory must be empty or absent, else a
+    CheckpointError.
+    """
     parts: dict[str, list[tuple[str, Held]]] = {}
     for name, value in found.items():
         parts.setdefault(name.split(".")[0], []).append((name, Held(value.to(dtype), name)))

@@ -3,6 +3,7 @@ r"""How `nano-c` is trained: InternVL-C and -G from nano's repaired tower, with 
     internvl train nano-c-1 --model runs/nano-1.5/model --data DATA/flickr8k/train.jsonl --out runs/nano-c-1 \
         --set model.contrastive.language=runs/nano-1.5/model
     internvl train nano-c-2 --model runs/nano-c-1/model --data DATA/flickr8k/train.jsonl --out runs/nano-c-2
+    python -m internvl.recipes.nano_c_assets runs/nano-c-1/deltas runs/nano-c-2/model OUT
 
 The stages follow InternVL 1.0 (arXiv 2312.14238): first pictures and texts learn to agree, then, with all of
 that frozen, query tokens learn to compare, to match and to write.
@@ -27,6 +28,9 @@ from internvl.training.recipe import (
 )
 
 BETAS = (0.9, 0.98)
+QUERIES = r"(qllama\.queries|.*\.cross\..*|query_pool\..*|itm_head\..*|logit_scale)"
+"""What stage 2 trains."""
+
 TEXT_LAYERS = r"qllama\.layers\.\d+\.(attn|mlp)\..*"
 SHAPE = ContrastiveParts(language="nano", num_queries=16, cross_every=5, embed_dim=256, pool_heads=12)
 EXECUTION = Execution(autocast="bfloat16", cache_features=True)
@@ -46,7 +50,7 @@ def compare() -> Recipe:
         data=DataSpec(batching=Batching(examples=128, max_tokens=80, max_tiles=1)),
         steps=500,
         schedule=Schedule(warmup=30),
-        evaluation=Evaluation(every=100, examples=1000, metric="recall"),
+        evaluation=Evaluation(every=100, examples=200, metric="recall"),
         saving=Saving(every=50),
         execution=EXECUTION,
     )
@@ -58,17 +62,14 @@ def query() -> Recipe:
         name="nano-c-2",
         model=ModelSpec(frozen_dtype="bfloat16"),
         params=(
-            (
-                r"(qllama\.queries|.*\.cross\..*|query_pool\..*|itm_head\..*|logit_scale)",
-                AdamW(lr=1e-3, betas=BETAS, weight_decay=0.02),
-            ),
+            (QUERIES, AdamW(lr=1e-3, betas=BETAS, weight_decay=0.02)),
             parts.FROZEN,
         ),
         objective=Stage2(matches="half"),
         data=DataSpec(batching=Batching(examples=64, max_tokens=80, max_tiles=1)),
         steps=300,
         schedule=Schedule(warmup=20),
-        evaluation=Evaluation(every=100, examples=1000, metric="recall"),
+        evaluation=Evaluation(every=100, examples=200, metric="recall"),
         saving=Saving(every=50),
         execution=EXECUTION,
     )
