@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,10 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from internvl.api.contrastive import Mode
 from internvl.cli import output
-from internvl.cli.arguments import ContrastiveOptions, File, Flag, Word, parse
+from internvl.cli.arguments import ContrastiveOptions, File, Flag, Whole, Word, parse
 from internvl.cli.loading import find
 from internvl.errors import InputError
+from internvl.integrations.ray_embed import embed_on_ray
 from internvl.processing.crop import Fit
 from internvl.search.columns import Columns, visible
 from internvl.search.embed import embed, make_job
@@ -60,6 +62,9 @@ class Options:
     """Pictures computed together."""
     workers: Annotated[int, arg(metavar="N")] = 2
     """Threads that read pictures ahead."""
+    ray: Whole = None
+    """Compute in this many processes on Ray (extra "ray"): on the cluster that RAY_ADDRESS names, or else
+    here. Each uses --threads processors, or a GPU of its own with --device cuda."""
     key: Word = None
     """The column that names a row; key, the picture's path, id or the row's number by default."""
     image: Word = None
@@ -76,12 +81,9 @@ class Options:
 def run(words: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
     options = parse(Options, words, "embed", rest="inputs")
-    if options.out is None:
-        raise InputError("say where the vectors go: --out FOLDER")
-    if not 1 <= options.workers <= MAX_WORKERS:
-        raise InputError(f"--workers counts from 1 to {MAX_WORKERS}, got {options.workers}")
-    inputs = Inputs(options.inputs, options.columns())
-    embedder = _open(options)
+    out = _check(options)
+    inputs, device = Inputs(options.inputs, options.columns()), options.model.device
+    embedder = _open(options, device if options.ray is None else "cpu")
     job = make_job(
         inputs,
         embedder,
@@ -92,30 +94,59 @@ def run(words: Sequence[str]) -> int:
     )
     start = time.perf_counter()
     with output.progress("embedding") as advance:
-        manifest = embed(
-            job,
-            inputs,
-            embedder,
-            Path(options.out),
-            workers=options.workers,
-            progress=lambda done, total: advance("", done, total),
-        )
-    _tell(manifest, Path(options.out), time.perf_counter() - start, is_json=options.json)
+
+        def progress(done: int, total: int) -> None:
+            advance("", done, total)
+
+        if options.ray is None:
+            manifest = embed(job, inputs, embedder, out, workers=options.workers, progress=progress)
+        else:
+            del embedder  # the job needed its identity; every worker opens it for itself
+            manifest = embed_on_ray(
+                job,
+                _opener(options, device),
+                out,
+                workers=options.ray,
+                readers=options.workers,
+                gpus=int(device == "cuda"),
+                progress=progress,
+            )
+    _tell(manifest, out, time.perf_counter() - start, is_json=options.json)
     return 0 if manifest["vectors"] else 1
 
 
-def _open(options: Options) -> Embedder:
+def _check(options: Options) -> Path:
+    if options.out is None:
+        raise InputError("say where the vectors go: --out FOLDER")
+    if not 1 <= options.workers <= MAX_WORKERS:
+        raise InputError(f"--workers counts from 1 to {MAX_WORKERS}, got {options.workers}")
+    if options.ray is not None and options.ray < 1:
+        raise InputError(f"--ray counts from 1, got {options.ray}")
+    if options.ray is not None and options.model.device not in ("cpu", "cuda"):
+        raise InputError(
+            f"on Ray --device is cpu or cuda, not {options.model.device}: Ray gives out the GPUs"
+        )
+    return Path(options.out)
+
+
+def _open(options: Options, device: str) -> Embedder:
     options.model.use_threads()
     find(options.model.model)
     with output.status(f"loading {options.model.model}"):
-        return open_embedder(
-            options.model.model,
-            mode=options.mode,
-            fit=options.fit,
-            normalized=options.normalize,
-            device=options.model.device,
-            dtype=options.model.dtype,
-        )
+        return _opener(options, device)()
+
+
+def _opener(options: Options, device: str) -> Callable[[], Embedder]:
+    name = options.model.model
+    return partial(
+        open_embedder,
+        str(Path(name).absolute()) if Path(name).exists() else name,  # workers run in folders of their own
+        mode=options.mode,
+        fit=options.fit,
+        normalized=options.normalize,
+        device=device,
+        dtype=options.model.dtype,
+    )
 
 
 def _tell(manifest: Mapping[str, Any], out: Path, seconds: float, *, is_json: bool) -> None:
