@@ -19,6 +19,7 @@ from internvl.adapt.lora import (
     add_adapters,
     merge,
     merge_adapters,
+    merged_state,
 )
 from internvl.errors import InputError
 from internvl.models.attention import Packed
@@ -36,6 +37,21 @@ KINDS = [
 def test_merging() -> None:
     weight, down, up = torch.randn(5, 4), torch.randn(2, 4), torch.randn(5, 2)
     torch.testing.assert_close(merge(weight, down, up, 2.0), weight + 2 * up @ down)
+
+
+def test_the_merged_state_leaves_the_model_as_it_is() -> None:
+    model = VLM(chat_config("qwen2"))
+    names = add_adapters(model, [(r"(vit|llm)\.layers\..*", LoRA(rank=2))])
+    for module in adapters(model).values():
+        nn.init.normal_(module.lora_up)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = merged_state(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not torch.equal(state[f"{names[0]}.weight"], before[f"{names[0]}.weight"])
+    merge_adapters(model)
+    merged = model.state_dict()
+    assert state.keys() == merged.keys()
+    assert all(torch.equal(state[name], value) for name, value in merged.items())
 
 
 def test_a_merged_weight_answers_like_weight_and_adapter() -> None:

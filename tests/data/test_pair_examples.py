@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,6 @@ from PIL import Image
 
 from internvl.data.meta import DataSet, open_data
 from internvl.data.pair_examples import PairExamples, clean_caption, image_id
-from internvl.data.pairs import pair
-from internvl.data.random_crop import random_crop
 from internvl.errors import InputError
 from internvl.processing.texts import TextProcessor
 from internvl.processing.tokenizer import load_tokenizer
@@ -64,24 +61,6 @@ def test_a_look_draws_one_caption_in_three_forms(make: Callable[..., PairExample
     assert min(seen.values()) > 8
 
 
-def test_a_batch_has_everything_in_order(make: Callable[..., PairExamples], dataset: DataSet) -> None:
-    maker = make()
-    examples = [maker.example(ROW, dataset, seed=seed, key=f"k{seed}") for seed in range(3)]
-    batch = pair(examples)
-    assert batch.tiles_B3HW.shape == (3, 3, SIZE, SIZE)
-    assert batch.keys == ("k0", "k1", "k2")
-    assert torch.equal(batch.tiles_B3HW[0], batch.tiles_B3HW[1])  # squashed, nothing left to chance
-    assert batch.image_ids_B.unique().numel() == 1
-    assert [batch.contrastive_ids[1], batch.match_ids[1], batch.caption_ids[1]] == list(examples[1].texts[:3])
-    assert batch.num_tiles == 3
-    assert batch.num_tokens == sum(len(one.texts.contrastive) for one in examples)
-    moved = batch.to(torch.device("meta"))
-    assert moved.tiles_B3HW.is_meta
-    assert moved.keys == batch.keys
-    with pytest.raises(InputError, match="at least one"):
-        pair([])
-
-
 def test_one_language(make: Callable[..., PairExamples], dataset: DataSet) -> None:
     held = make(language="zh").read(ROW, dataset)
     assert held.captions == {"zh": tuple(ROW["zh"])}
@@ -122,19 +101,6 @@ def test_augmented_pictures_differ_from_look_to_look(
     looks = [maker.example(ROW, augmented, seed=seed, key="k").tile_3HW for seed in (1, 1, 2)]
     assert torch.equal(looks[0], looks[1])
     assert not torch.equal(looks[0], looks[2])
-
-
-@pytest.mark.parametrize("size", [(60, 40), (40, 60), (200, 3), (3, 200), (1, 1)])
-def test_random_parts_of_any_picture(size: tuple[int, int]) -> None:
-    """A ramp from left to right: the part that was taken shows in its ends, a mirrored one falls."""
-    image = Image.linear_gradient("L").rotate(90).resize(size).convert("RGB")
-    draw = random.Random(0)
-    made = [random_crop(image, 8, draw) for _ in range(40)]
-    assert all(one.size == (8, 8) for one in made)
-    if min(size) > 10:
-        rising = sum(one.getpixel((0, 0))[0] < one.getpixel((7, 0))[0] for one in made)  # type: ignore[index]
-        assert 10 < rising < 30
-        assert len({one.tobytes() for one in made}) > 15
 
 
 def test_pictures_are_named_by_path_or_content(tmp_path: Path) -> None:

@@ -89,5 +89,5 @@ def test_processes_share_the_work(recipe: Recipe, monkeypatch: pytest.MonkeyPatc
 
 
 def test_nothing_is_told_of_pairs(recipe: Recipe) -> None:
-    with pytest.raises(TrainingError, match="learns from pairs.*steps=2"):
+    with pytest.raises(TrainingError, match=r"learns from pairs.*steps=2"):
         dry_run(replace(recipe, objective=Contrastive()))

@@ -15,6 +15,7 @@ from internvl.training.recipe import (
     Evaluation,
     Execution,
     ModelSpec,
+    NextToken,
     Preference,
     Recipe,
     Saving,
@@ -85,6 +86,12 @@ def test_settings_that_cannot_be(kind: Any, settings: dict[str, Any], message: s
 def test_pairs_are_compared_within_one_micro_batch(objective: Contrastive | Stage2) -> None:
     with pytest.raises(TrainingError, match="accumulate is 2, but contrastive pairs"):
         replace(RECIPE, objective=objective, execution=Execution(accumulate=2))
+
+
+@pytest.mark.parametrize(("metric", "objective"), [("recall", NextToken()), ("cider", Contrastive())])
+def test_measurements_belong_to_objectives(metric: Any, objective: NextToken | Contrastive) -> None:
+    with pytest.raises(TrainingError, match=f"evaluation.metric {metric} is not measured with"):
+        replace(RECIPE, objective=objective, evaluation=Evaluation(metric=metric))
 
 
 def test_what_goes_together() -> None:
