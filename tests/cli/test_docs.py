@@ -34,6 +34,6 @@ def test_command_lines_are_understood(line: str) -> None:
     module = importlib.import_module(COMMANDS[command][0].partition(":")[0])
     if words and words[0] in getattr(module, "FORMS", {}):
         module = importlib.import_module(module.FORMS[words.pop(0)].__module__)
-    rest = "words" if command in ("chat", "explain") else "pictures"
-    rest = rest if hasattr(module.Options, rest) else None
+    names = ("words",) if command in ("chat", "explain") else ("pictures", "inputs", "embeddings", "queries")
+    rest = next((name for name in names if hasattr(module.Options, name)), None)
     assert isinstance(parse(module.Options, words, command, rest=rest), module.Options)
