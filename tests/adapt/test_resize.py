@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from internvl.adapt.resize import resize_position_table, resize_vocabulary
+from internvl.adapt.resize import resize_images, resize_position_table, resize_vocabulary
 from internvl.checkpoints.load import load_model
 from internvl.errors import InputError
+from internvl.models.dual_encoder import DualEncoder
 from internvl.models.vit import VisionTower
 from internvl.models.vlm import VLM
 from tests.checkpoints.tiny import SMALL_VIT, chat_config
+from tests.checkpoints.tiny_contrastive import PAIR
 
 
 def test_the_golden_position_table(golden_dir: Any) -> None:
@@ -35,6 +37,18 @@ def test_a_resized_tower_answers_as_before_at_its_new_size() -> None:
     before = tower(tiles)
     assert resize_position_table(tower, 84).grid == 6
     torch.testing.assert_close(tower(tiles), before)
+
+
+def test_pictures_of_another_size() -> None:
+    model = DualEncoder(PAIR).eval()
+    pictures = torch.randn(1, 3, 84, 84)
+    before = model.pool_images(model.vit(pictures), generative=True)
+    config = resize_images(model, 84)
+    assert model.config is config
+    assert (config.image_size, config.vision, model.vit.config.image_size) == (84, model.vit.config, 84)
+    torch.testing.assert_close(model.pool_images(model.vit(pictures), generative=True), before)
+    with pytest.raises(InputError, match="85 is not a positive multiple"):
+        resize_images(model, 85)
 
 
 def test_the_class_entry_and_the_training_state_are_kept() -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import internvl
-from internvl import ChatModel, VisionModel
+from internvl import ChatModel, ContrastiveModel, VisionModel
+from internvl.api.load import load_texts
 from internvl.errors import (
     CheckpointError,
     ConfigError,
@@ -61,6 +62,49 @@ def test_saved_towers_give_the_same_features(golden_dir: Path, tmp_path: Path) -
     assert isinstance(again, VisionModel)
     tiles = torch.randn(1, 3, 70, 70)
     assert torch.equal(again.vision_states(tiles)[-1], model.vision_states(tiles)[-1])
+
+
+def test_saved_pairs_embed_alike(golden_dir: Path, tmp_path: Path) -> None:
+    model = internvl.load(golden_dir / "internvl_14b")
+    assert isinstance(model, ContrastiveModel)
+    internvl.save(model, tmp_path / "out")
+    again = internvl.load(tmp_path / "out")
+    assert isinstance(again, ContrastiveModel)
+    assert again.config == model.config
+    tiles, texts = torch.randn(2, 3, 84, 84), ["a red panda", "一张熊猫的照片"]
+    assert torch.equal(again.embed_images(tiles, "G"), model.embed_images(tiles, "G"))
+    assert torch.equal(again.embed_texts(texts), model.embed_texts(texts))
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (golden_dir / "internvl_14b", tmp_path / "out")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(UnknownNameError, match="layout 'hf'; there are official"):
+        internvl.save(model, tmp_path / "hf", "hf")
+
+
+def test_the_text_side_of_a_pair(golden_dir: Path) -> None:
+    model = internvl.load(golden_dir / "internvl_14b")
+    assert isinstance(model, ContrastiveModel)
+    texts = ["a red panda", "一张熊猫的照片"]
+    assert torch.equal(load_texts(golden_dir / "internvl_14b").embed_texts(texts), model.embed_texts(texts))
+    with pytest.raises(ConfigError, match="is a chat model"):
+        load_texts(golden_dir / "internvl2_5_qwen2")
+
+
+def test_a_tokenizer_that_lies_elsewhere(golden_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(golden_dir / "internvl_14b" / name, folder)
+    with pytest.raises(TokenizerError, match="model"):
+        internvl.load(folder)
+    model = internvl.load(folder, tokenizer=golden_dir / "internvl_14b")
+    assert isinstance(model, ContrastiveModel)
+    internvl.save(model, tmp_path / "out")
+    again = internvl.load(tmp_path / "out")
+    assert isinstance(again, ContrastiveModel)
+    assert torch.equal(again.embed_texts("a car"), model.embed_texts("a car"))
 
 
 def test_dtypes(copy: Path) -> None:
@@ -200,7 +244,7 @@ def test_released_treatment_of_transparency_can_be_had(copy: Path) -> None:
     image = Image.new("RGBA", (84, 84), (255, 0, 0, 0))
     plain, released = (internvl.load(copy, policy=policy) for policy in (None, RELEASED_POLICY))
     keys = [
-        model.processor(from_prompt("", [image])).image_keys  # type: ignore[union-attr]
+        model.processor(from_prompt("", [image])).image_keys  # type: ignore[union-attr, operator]
         for model in (plain, released)
     ]
     assert keys[0] != keys[1]

@@ -389,6 +389,23 @@ class TestResolve:
         folder = pull("InternVL2_5-8B-AWQ")
         assert resolve("InternVL2_5-8B-AWQ") == folder
 
+    def test_a_row_that_is_one_file_of_a_repository(self, hub: Hub) -> None:
+        name = "internvl_c_13b_224px.pth"
+        hub.add("OpenGVLab/InternVL", {name: b"1" * 50, "intern_vit_6b_224px.pth": b"2", "README.md": b"3"})
+        found = resolve("InternVL-C-13B-224px")
+        assert (found.name, found.read_bytes()) == (name, b"1" * 50)
+        assert contents(found.parent).keys() == {name}
+        hub.requests.clear()
+        assert resolve("internvl-c-13b-224px") == found
+        assert hub.requests == []
+        assert pull("InternVL-C-13B-224px", offline=True) == found.parent
+
+    def test_one_file_is_not_taken_for_another(self, hub: Hub) -> None:
+        hub.add("OpenGVLab/InternVL", {"internvl_c_13b_224px.pth": b"1", "other.pth": b"2"})
+        folder = pull("OpenGVLab/InternVL", allow_patterns=["other.pth"])
+        assert resolve("InternVL-C-13B-224px") == folder / "internvl_c_13b_224px.pth"
+        assert contents(folder).keys() == {"internvl_c_13b_224px.pth", "other.pth"}
+
     def test_a_partial_download_is_finished(self, hub: Hub) -> None:
         folder = pull(REPOSITORY)
         (folder / "tokenizer.json").unlink()

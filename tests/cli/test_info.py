@@ -77,6 +77,18 @@ def test_a_tower(run: Run, tower: str) -> None:
     assert "tokens_per_tile" not in document
 
 
+def test_a_contrastive_checkpoint(run: Run, golden_dir: Path) -> None:
+    document = run("info", str(golden_dir / "internvl_14b"), "--json").json
+    assert (document["kind"], document["layout"], document["family"]) == (
+        "contrastive",
+        "contrastive",
+        "llama",
+    )
+    assert document["parameters"] == document["stored_parameters"]
+    assert document["config"]["num_queries"] == 12
+    assert run("info", "InternVL-14B-Flickr30K-FT-364px", "--json").json["config"]["image_size"] == 364
+
+
 def test_a_checkpoint_without_weights_is_described(run: Run, model: str, tmp_path: Path) -> None:
     copy = tmp_path / "bare"
     shutil.copytree(model, copy, ignore=shutil.ignore_patterns("*.safetensors"))

@@ -10,8 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from internvl.config import ChatConfig, TextConfig, VisionConfig
+from internvl.config import ChatConfig, ContrastiveConfig, TextConfig, VisionConfig
 from internvl.errors import InputError
+from internvl.models.dual_encoder import DualEncoder
 from internvl.models.vit import VisionTower, resize_positions
 from internvl.models.vlm import VLM
 
@@ -34,6 +35,17 @@ def resize_position_table(tower: VisionTower, image_size: int) -> VisionConfig:
     tower.embed.position = nn.Parameter(table, requires_grad=old.requires_grad)
     tower.config = replace(tower.config, image_size=image_size)
     return tower.config
+
+
+def resize_images(model: DualEncoder, image_size: int) -> ContrastiveConfig:
+    """Make a contrastive model one for pictures of `image_size` px, as its fine-tuned variants are for 364.
+
+    Raises:
+        InputError: a size that is not a positive multiple of the patch size.
+    """
+    vision = resize_position_table(model.vit, image_size)
+    model.config = replace(model.config, vision=vision, image_size=image_size)
+    return model.config
 
 
 def resize_vocabulary(model: VLM, size: int, generator: torch.Generator | None = None) -> ChatConfig:

@@ -16,7 +16,7 @@ from internvl.checkpoints.normalization import read_normalization
 from internvl.checkpoints.text_config import read_text, refuse_quantized, write_text
 from internvl.checkpoints.vision_config import infer_vision, read_vision, write_vision
 from internvl.config import ContrastiveConfig, TextConfig
-from internvl.errors import WeightsError
+from internvl.errors import ConfigError, WeightsError
 
 POOL_HEADS, NUM_QUERIES, CROSS_EVERY = 16, 96, 2
 """Of the released code, where a file says nothing."""
@@ -51,9 +51,10 @@ def read_contrastive(fields: Fields, preprocessor: Fields) -> tuple[ContrastiveC
         image_size=size,
         normalization=read_normalization(preprocessor),
     )
-    for width, name in ((vision.width, "vision_config"), (text.width, "qllama_config")):
+    pooled = (vision.width, text.width) if config.is_generative else (vision.width,)
+    for width in pooled:
         if width % config.pool_heads:
-            raise fields.wrong("attn_pool_num_heads", f"a divisor of the width {width} of {name}")
+            raise fields.wrong("attn_pool_num_heads", f"a divisor of the width {width} that is pooled")
     return config, family
 
 
@@ -61,8 +62,14 @@ def write_contrastive(config: ContrastiveConfig, family: Family, base: Mapping[s
     """The official form. `base` is the official object the model came from, or {}.
 
     Raises:
-        ConfigError: the family cannot express the language model.
+        ConfigError: the family cannot express the language model, or pictures are seen at another size than
+            that of the position table, for which this form has no field.
     """
+    if config.image_size != config.vision.image_size:
+        raise ConfigError(
+            f"pictures of {config.image_size} px on a position table for {config.vision.image_size} px "
+            "cannot be written: resize the table first (adapt.resize.resize_images)"
+        )
     queries = {
         "num_query_token": config.num_queries,
         "cross_attention_frequency": config.cross_every,
@@ -80,7 +87,7 @@ def write_contrastive(config: ContrastiveConfig, family: Family, base: Mapping[s
         "clip_embed_dim": config.embed_dim,
         "attn_pool_num_heads": config.pool_heads,
         **queries,
-        "force_image_size": None if config.image_size == config.vision.image_size else config.image_size,
+        "force_image_size": None,
         "use_backbone_lora": 0,
         "use_qllama_lora": 0,
         "tie_word_embeddings": False,
