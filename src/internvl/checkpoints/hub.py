@@ -83,7 +83,7 @@ def pull(
     if _is_assembled(name):
         if revision is not None or allow_patterns:
             raise HubError(f"{name} is put together on this machine: it has no revisions and is made whole")
-        return assemble(cache_dir, offline=stays_offline)
+        return assemble(zoo.find(name).name, cache_dir, offline=stays_offline)
     source = _source(name, revision, cache_dir, endpoint)
     allow_patterns = allow_patterns or ([source.file] if source.file else None)
     if stays_offline:
