@@ -148,6 +148,8 @@ def _checked(images_IE: Tensor, texts_TE: Tensor, image_of_text: Sequence[int] |
         images_IE
     ):
         raise InputError(f"the picture of a text must be a row, 0 to {len(images_IE) - 1}")
-    if not (images_IE.isfinite().all() and texts_TE.isfinite().all()):
+    if not all(
+        rows[block].isfinite().all() for rows in (images_IE, texts_TE) for block in _blocks(len(rows))
+    ):
         raise InputError("some embeddings are NaN or infinite")
     return image_of_T.long()
