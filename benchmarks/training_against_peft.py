@@ -103,9 +103,10 @@ class Ours:
     def __init__(self, path: Path, case: str, chosen: list[Example]) -> None:
         from internvl.adapt.lora import LoRA, add_adapters
         from internvl.checkpoints.load import load_model
+        from internvl.training.objective_spec import NextToken
         from internvl.training.objectives import make_objective
         from internvl.training.optim import make_optimizer
-        from internvl.training.recipe import AdamW, NextToken
+        from internvl.training.recipe import AdamW
 
         model = load_model(path)
         assert isinstance(model, VLM)

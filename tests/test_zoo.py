@@ -158,7 +158,7 @@ class TestRows:
             ("InternVL-Chat-V1-2", "v1", -1, 256),
             ("InternVL-Chat-V1-5", "v2", -1, 256),
             ("InternVL2_5-78B", "v2", -1, 256),
-            ("nano", "v2", -4, 64),
+            ("nano", "v2", -1, 64),
         ],
     )
     def test_how_pictures_become_tokens(

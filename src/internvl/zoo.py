@@ -679,8 +679,7 @@ _NANO_CHAT = ChatConfig(
     projector=_ROWS,
     text=SMOLLM2_135M.config,
     tiling=replace(_FIXED, tile_size=224),
-    # This tower's last blocks were tuned for saliency and name things worse.
-    select_layer=-4,
+    select_layer=-1,
     template="internvl2_5",
     system_message=_NANO_SYSTEM,
 )
@@ -696,7 +695,7 @@ _NANO = ModelCard(
     released="with this package",
     parameters=0.186,
     licence=f"MIT; tower and language model {_APACHE}",
-    source="put together from two Python packages and a projector trained by this project",
+    source="put together from two Python packages and weights trained by this project",
 )
 
 CARDS: tuple[ModelCard, ...] = (_NANO, *_CHAT_1, *_CHAT_2, *_CHAT_2_5, *_CHAT_3, *_TOWERS, *_CONTRASTIVE)

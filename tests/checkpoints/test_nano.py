@@ -21,7 +21,7 @@ from internvl.processing.tokenizer import load_tokenizer
 
 def test_the_configuration_is_what_was_trained() -> None:
     config = nano.config()
-    assert (config.select_layer, config.tokens_per_tile) == (-4, 64)
+    assert (config.select_layer, config.tokens_per_tile) == (-1, 64)
     assert config.system_message == "You are a helpful assistant that answers questions about pictures."
 
 

@@ -19,16 +19,8 @@ from internvl.checkpoints.load import build, load_model
 from internvl.data.spec import Batching, DataSpec
 from internvl.models.dual_encoder import DualEncoder
 from internvl.training import recipe_file
-from internvl.training.recipe import (
-    AdamW,
-    Contrastive,
-    Evaluation,
-    Execution,
-    ModelSpec,
-    Recipe,
-    Saving,
-    Stage2,
-)
+from internvl.training.objective_spec import Contrastive, Stage2
+from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving
 from internvl.training.run import run
 from tests.conftest import GoldenFixtures
 from tests.invariants.training_worker import losses, rows

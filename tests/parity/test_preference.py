@@ -17,8 +17,8 @@ from internvl.adapt.lora import LoRA, add_adapters
 from internvl.data.example import Branch, Example
 from internvl.models.attention import Packed
 from internvl.models.vlm import VLM
+from internvl.training.objective_spec import Preference
 from internvl.training.objectives import MixedPreference, make_objective
-from internvl.training.recipe import Preference
 from internvl.training.reference import Reference, quiet_log_probs
 from tests.training.tiny import batch, chat_model, preference_pairs
 

@@ -18,7 +18,7 @@ from internvl.checkpoints.rules import Heads, convert, strictly
 from internvl.models.dual_encoder import DualEncoder
 from internvl.training.dual_forward import embed_texts, query_states
 from internvl.training.loss import Loss
-from internvl.training.recipe import Stage2
+from internvl.training.objective_spec import Stage2
 from internvl.training.stage2 import Matches, compare, match, total_loss, write
 from internvl.training.world import World
 from tests.conftest import GoldenFixtures

@@ -15,8 +15,9 @@ from internvl import zoo
 from internvl.errors import UnknownNameError
 from internvl.recipes import catalog
 from internvl.training import recipe_file, report
+from internvl.training.objective_spec import Contrastive, Preference, SelfCritical, Stage2
 from internvl.training.optim import lr_scale
-from internvl.training.recipe import AdamW, Contrastive, Preference, Recipe, Saving, Stage2
+from internvl.training.recipe import AdamW, Recipe, Saving
 from internvl.training.run import run
 from tests.recipes.conftest import Small
 
@@ -76,7 +77,9 @@ def test_two_steps(name: str, small: Small, tmp_path: Path, monkeypatch: pytest.
     assert [row["lr"] for row in steps] == [
         pytest.approx(peak * lr_scale(step, STEPS, recipe.schedule)) for step in range(STEPS)
     ]
-    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in steps)
+    # What a random model writes scores nothing, so there is nothing to prefer.
+    learns = not isinstance(recipe.objective, SelfCritical)
+    assert all(math.isfinite(row["loss"]) and (row["grad_norm"] > 0) == learns for row in steps)
     assert ("sigmoid" in steps[0]) == isinstance(recipe.objective, Preference)
     assert not (tmp_path / "bad_samples.jsonl").exists()
     (file,) = (tmp_path / "checkpoints" / "step-00000002").glob("*.safetensors")

@@ -7,7 +7,8 @@ from typing import Literal
 import pytest
 
 from internvl.recipes import finetune
-from internvl.training.recipe import AdamW, NextToken, Schedule
+from internvl.training.objective_spec import NextToken
+from internvl.training.recipe import AdamW, Schedule
 from tests.recipes.learning import learning
 
 PERCENT_3 = Schedule(kind="cosine", warmup=0.03)

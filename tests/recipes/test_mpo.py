@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from internvl.recipes.mpo import mpo
-from internvl.training.recipe import AdamW, Preference, Schedule
+from internvl.training.objective_spec import Preference
+from internvl.training.recipe import AdamW, Schedule
 from tests.recipes.learning import learning
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from internvl.recipes import v1_5
 from internvl.recipes.v1_5 import Size
-from internvl.training.recipe import AdamW, NextToken, Schedule
+from internvl.training.objective_spec import NextToken
+from internvl.training.recipe import AdamW, Schedule
 from tests.recipes.learning import learning
 
 

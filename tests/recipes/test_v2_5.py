@@ -8,7 +8,8 @@ import pytest
 
 from internvl.recipes import v2_5
 from internvl.recipes.v2_5 import Size
-from internvl.training.recipe import AdamW, NextToken, Recipe, Schedule
+from internvl.training.objective_spec import NextToken
+from internvl.training.recipe import AdamW, Recipe, Schedule
 from tests.recipes.learning import learning
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from internvl.training.loop import Objected
+from internvl.training.objective_spec import Contrastive, ObjectiveSpec, Stage2
 from internvl.training.objectives import make_objective
-from internvl.training.recipe import Contrastive, ObjectiveSpec, Stage2
 from internvl.training.world import Mode, World, distribute, open_world
 from tests.training.dual import dual_encoder, pairs
 from tests.training.world_worker import full

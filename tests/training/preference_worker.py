@@ -15,8 +15,8 @@ from internvl.adapt.lora import LoRA, add_adapters
 from internvl.data.example import Example
 from internvl.models.vlm import VLM
 from internvl.training.loop import Objected
+from internvl.training.objective_spec import Preference
 from internvl.training.objectives import MixedPreference
-from internvl.training.recipe import Preference
 from internvl.training.reference import Reference
 from internvl.training.world import Mode, World, distribute, open_world
 from tests.training.tiny import batch, chat_model, preference_pairs

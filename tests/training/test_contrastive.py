@@ -13,8 +13,8 @@ from internvl.errors import TrainingError
 from internvl.training.contrastive import MAX_SCALE
 from internvl.training.dual_forward import embed_texts, image_features
 from internvl.training.loss import Loss
+from internvl.training.objective_spec import Contrastive
 from internvl.training.objectives import make_objective
-from internvl.training.recipe import Contrastive
 from internvl.training.world import World
 from tests.training.dual import dual_encoder, pairs
 

@@ -12,7 +12,8 @@ from internvl.data.spec import Batching, DataSpec
 from internvl.errors import TrainingError
 from internvl.training import dry_run as module
 from internvl.training.dry_run import dry_run
-from internvl.training.recipe import AdamW, Contrastive, ModelSpec, Recipe
+from internvl.training.objective_spec import Contrastive
+from internvl.training.recipe import AdamW, ModelSpec, Recipe
 from tests.conftest import GoldenFixtures
 from tests.invariants.training_worker import write_records
 

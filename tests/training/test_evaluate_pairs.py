@@ -21,8 +21,9 @@ from internvl.processing.texts import TextProcessor
 from internvl.processing.tokenizer import load_tokenizer
 from internvl.training import evaluate_pairs
 from internvl.training.evaluate_pairs import PairEvaluator, modes_of
+from internvl.training.objective_spec import Contrastive, Stage2
 from internvl.training.objectives import make_objective
-from internvl.training.recipe import Contrastive, Evaluation, Stage2
+from internvl.training.recipe import Evaluation
 from internvl.training.world import World
 from tests.conftest import GoldenFixtures
 from tests.training.dual import dual_encoder

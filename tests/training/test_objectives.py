@@ -14,6 +14,7 @@ from internvl.errors import TrainingError
 from internvl.models.vlm import VLM
 from internvl.training.forward import trained_states
 from internvl.training.loss import Loss
+from internvl.training.objective_spec import NextToken, Preference
 from internvl.training.objectives import (
     MixedPreference,
     Reduction,
@@ -21,7 +22,6 @@ from internvl.training.objectives import (
     next_token,
     token_weights,
 )
-from internvl.training.recipe import NextToken, Preference
 from tests.training.tiny import batch, branch, examples
 
 REDUCTIONS: tuple[Reduction, ...] = ("token", "sample", "square")

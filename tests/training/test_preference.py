@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from internvl.training.objective_spec import Preference
 from internvl.training.preference import RunningMean, mixed, pair_losses, rewards
-from internvl.training.recipe import Preference
 
 LN2 = math.log(2)
 

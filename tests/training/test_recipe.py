@@ -9,19 +9,8 @@ import pytest
 
 from internvl.adapt.lora import LoRA
 from internvl.errors import TrainingError
-from internvl.training.recipe import (
-    AdamW,
-    Contrastive,
-    Evaluation,
-    Execution,
-    ModelSpec,
-    NextToken,
-    Preference,
-    Recipe,
-    Saving,
-    Schedule,
-    Stage2,
-)
+from internvl.training.objective_spec import Contrastive, NextToken, Preference, Stage2
+from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
 
 RECIPE = Recipe(name="x", params=((".*", AdamW(lr=1.0)),), steps=10)
 

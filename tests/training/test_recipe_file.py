@@ -11,19 +11,8 @@ import pytest
 
 from internvl.data.spec import Batching, DataSpec
 from internvl.errors import InputError, TrainingError
-from internvl.training.recipe import (
-    AdamW,
-    Contrastive,
-    Evaluation,
-    Execution,
-    LoRA,
-    ModelSpec,
-    NextToken,
-    Preference,
-    Recipe,
-    Schedule,
-    Stage2,
-)
+from internvl.training.objective_spec import Contrastive, NextToken, Preference, Stage2
+from internvl.training.recipe import AdamW, Evaluation, Execution, LoRA, ModelSpec, Recipe, Schedule
 from internvl.training.recipe_file import dump, load, override, read, write
 
 PLAIN = Recipe(name="plain", params=((".*", AdamW(lr=1e-3)),), steps=10)

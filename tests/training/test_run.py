@@ -23,17 +23,8 @@ from internvl.errors import CheckpointError, InputError, TrainingError
 from internvl.models.vlm import VLM
 from internvl.training import recipe_file, report
 from internvl.training.build import build
-from internvl.training.recipe import (
-    AdamW,
-    Evaluation,
-    Execution,
-    ModelSpec,
-    NextToken,
-    Preference,
-    Recipe,
-    Saving,
-    Schedule,
-)
+from internvl.training.objective_spec import NextToken, Preference
+from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
 from internvl.training.records import make_examples
 from internvl.training.reference import store
 from internvl.training.run import run

@@ -13,8 +13,8 @@ from internvl.models.attention import Looks, Packed
 from internvl.models.dual_encoder import DualEncoder
 from internvl.training.dual_forward import query_states
 from internvl.training.loss import Loss
+from internvl.training.objective_spec import Stage2
 from internvl.training.objectives import make_objective
-from internvl.training.recipe import Stage2
 from internvl.training.stage2 import Matches, draw_matches
 from internvl.training.world import World
 from tests.training.dual import dual_encoder, pairs

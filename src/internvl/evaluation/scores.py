@@ -38,18 +38,29 @@ def cider_d(answers: Sequence[str], references: Sequence[Sequence[str]]) -> tupl
     for an empty list, and for an example without references.
     """
     _check(answers, references)
-    grams = [[_grams(text) for text in texts] for texts in references]
-    documents: Grams = Counter()
-    for texts in grams:
-        documents.update(set().union(*texts))
-    scores = [
-        _score(
-            _Vector(_grams(answer), documents, len(grams)),
-            [_Vector(text, documents, len(grams)) for text in texts],
-        )
-        for answer, texts in zip(answers, grams, strict=True)
-    ]
+    measure = CiderD(references)
+    scores = [measure(answer, texts) for answer, texts in zip(answers, references, strict=True)]
     return sum(scores) / len(scores), scores
+
+
+class CiderD:
+    """CIDEr-D of single answers, with document frequencies of a fixed collection: each of `documents` is the
+    references of one example. Raises InputError for an empty collection."""
+
+    def __init__(self, documents: Sequence[Sequence[str]]) -> None:
+        if not documents:
+            raise InputError("document frequencies need at least one document")
+        self.count = len(documents)
+        self.documents: Grams = Counter()
+        for texts in documents:
+            self.documents.update(set().union(*map(_grams, texts)))
+
+    def __call__(self, answer: str, references: Sequence[str]) -> float:
+        """The score of `answer` (0 to 10)."""
+        return _score(self._vector(answer), [self._vector(text) for text in references])
+
+    def _vector(self, text: str) -> _Vector:
+        return _Vector(_grams(text), self.documents, self.count)
 
 
 def _check(answers: Sequence[str], references: Sequence[Sequence[str]]) -> None:

@@ -7,6 +7,7 @@ machines. Knows Ray; no pictures and no models.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections import Counter
@@ -223,11 +224,11 @@ def _connected(ray: Any, cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     own = {"num_cpus": cpus, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its makers otherwise
-    ray.init(address=address, logging_level="WARNING", **(own if address == "local" else {}))
+    ray.init(address=address, logging_level=logging.WARNING, **(own if address == "local" else {}))
     try:
         yield
     finally:

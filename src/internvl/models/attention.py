@@ -127,7 +127,8 @@ class KVCache:
         return Extension(self, list(rows), starts, list(counts), prefixes or [0] * len(starts))
 
     def reorder(self, rows: Sequence[int], since: int = 0) -> None:
-        """Row i continues what row `rows[i]` held; used by beam search. All rows must be equally long.
+        """Row i continues what row `rows[i]` held; used by beam search, and where several answers to one
+        prompt are drawn.
 
         Positions before `since` are the same in all rows and stay where they are.
         """

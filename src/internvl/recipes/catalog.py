@@ -13,7 +13,7 @@ Make = Callable[[], Recipe]
 
 _OWN: tuple[Make, ...] = (
     *(finetune.lora, finetune.full),
-    *(nano.align, nano.tune_tower, nano.instruct, nano.agree),
+    *(nano.align, nano.tune_tower, nano.instruct, nano.agree, nano.score),
 )
 _PUBLISHED: tuple[Make, ...] = (
     *(partial(stage, size) for size in v1_5.ROWS for stage in (v1_5.pretrain, v1_5.sft)),

@@ -17,17 +17,9 @@ from typing import Literal, get_args
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import Batching, DataSpec
 from internvl.recipes import parts
+from internvl.training.objective_spec import Contrastive, Stage2
 from internvl.training.parts import ContrastiveParts
-from internvl.training.recipe import (
-    AdamW,
-    Contrastive,
-    Execution,
-    ModelSpec,
-    Recipe,
-    Rule,
-    Schedule,
-    Stage2,
-)
+from internvl.training.recipe import AdamW, Execution, ModelSpec, Recipe, Rule, Schedule
 
 TEXT = r"qllama\.layers\.\d+\.(attn|mlp)\..*"
 TOWER = r"vit\.layers\.\d+\.(attn|mlp)\..*"

@@ -11,15 +11,8 @@ from typing import Literal, NamedTuple
 
 from internvl.adapt.lora import LoRA
 from internvl.recipes import parts
-from internvl.training.recipe import (
-    AdamW,
-    Evaluation,
-    Execution,
-    ModelSpec,
-    NextToken,
-    Recipe,
-    Saving,
-)
+from internvl.training.objective_spec import NextToken
+from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving
 
 LANGUAGE = r"llm\.layers\.\d+\.(attn|mlp)\..*"
 TOWER = r"vit\.layers\.\d+\.(attn|mlp)\..*"

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from internvl.recipes import parts
-from internvl.training.recipe import AdamW, ModelSpec, Preference, Recipe
+from internvl.training.objective_spec import Preference
+from internvl.training.recipe import AdamW, ModelSpec, Recipe
 
 
 class _Row(NamedTuple):

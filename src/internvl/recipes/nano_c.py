@@ -14,18 +14,9 @@ from __future__ import annotations
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import Batching, DataSpec
 from internvl.recipes import parts
+from internvl.training.objective_spec import Contrastive, Stage2
 from internvl.training.parts import ContrastiveParts
-from internvl.training.recipe import (
-    AdamW,
-    Contrastive,
-    Evaluation,
-    Execution,
-    ModelSpec,
-    Recipe,
-    Saving,
-    Schedule,
-    Stage2,
-)
+from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
 
 BETAS = (0.9, 0.98)
 QUERIES = r"(qllama\.queries|.*\.cross\..*|query_pool\..*|itm_head\..*|logit_scale)"

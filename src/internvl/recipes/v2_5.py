@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from internvl.recipes import parts
-from internvl.training.recipe import AdamW, ModelSpec, NextToken, Recipe, Rule, Schedule
+from internvl.training.objective_spec import NextToken
+from internvl.training.recipe import AdamW, ModelSpec, Recipe, Rule, Schedule
 
 Size = Literal["1b", "2b", "4b", "8b", "26b", "38b", "78b"]
 PACKS, TOKENS = 512, 16_384

@@ -19,7 +19,7 @@ from internvl.data.pairs import PairBatch
 from internvl.models.dual_encoder import DualEncoder
 from internvl.training.dual_forward import embed_texts, image_features
 from internvl.training.loss import Loss
-from internvl.training.recipe import Contrastive
+from internvl.training.objective_spec import Contrastive
 from internvl.training.world import World
 
 MAX_SCALE = 100.0

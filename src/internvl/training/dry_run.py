@@ -15,8 +15,9 @@ from internvl.data.mixture import Mixture
 from internvl.errors import TrainingError
 from internvl.training.build import build
 from internvl.training.estimate import Estimate, estimate, measure_rate
+from internvl.training.objective_spec import Contrastive, Stage2
 from internvl.training.optim import freeze
-from internvl.training.recipe import Contrastive, Recipe, Stage2
+from internvl.training.recipe import Recipe
 from internvl.training.records import count_steps, make_examples, open_mixture
 
 MEASURED = 200

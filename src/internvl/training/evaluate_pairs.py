@@ -27,7 +27,8 @@ from internvl.models.dual_encoder import DualEncoder
 from internvl.training.dual_forward import embed_texts, image_features
 from internvl.training.evaluate import spread
 from internvl.training.loss import Objective
-from internvl.training.recipe import Contrastive, Evaluation, ObjectiveSpec
+from internvl.training.objective_spec import Contrastive, ObjectiveSpec
+from internvl.training.recipe import Evaluation
 from internvl.training.world import World, whole
 
 PAIRS_AT_ONCE = 64

@@ -21,8 +21,8 @@ from internvl.training.contrastive import ContrastiveObjective
 from internvl.training.cross_entropy import cross_entropy
 from internvl.training.forward import trained_states, vision_tokens
 from internvl.training.loss import Loss, Objective
+from internvl.training.objective_spec import Contrastive, NextToken, ObjectiveSpec, Preference, Stage2
 from internvl.training.preference import PairLosses, RunningMean, mixed, pair_losses, rewards
-from internvl.training.recipe import Contrastive, NextToken, ObjectiveSpec, Preference, Stage2
 from internvl.training.reference import log_probs, stored, without_adapters
 from internvl.training.stage2 import Stage2Objective
 from internvl.training.world import World
@@ -55,7 +55,9 @@ def make_objective(
         return ContrastiveObjective(spec, world)
     if isinstance(spec, Stage2):
         return Stage2Objective(spec, world)
-    return MixedPreference(spec, world.sum, reference)
+    if isinstance(spec, Preference):
+        return MixedPreference(spec, world.sum, reference)
+    raise TrainingError(f"{type(spec).__name__} is made from its records (`training.self_critical`)")
 
 
 def next_token(model: VLM, batch: Batch, *, reduction: Reduction = "token") -> Loss:

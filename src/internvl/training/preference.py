@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from internvl.training.recipe import Preference
+from internvl.training.objective_spec import Preference
 
 
 class PairLosses(NamedTuple):

@@ -12,12 +12,8 @@ from typing import Literal
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
+from internvl.training.objective_spec import Contrastive, NextToken, ObjectiveSpec, Stage2, require
 from internvl.training.parts import ContrastiveParts
-
-
-def _require(holds: bool, rule: str, *values: float) -> None:
-    if not holds:
-        raise TrainingError(f"{rule}, got {', '.join(map(str, values))}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +31,11 @@ class AdamW:
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "a learning rate (lr) is above 0", self.lr)
-        _require(all(0 <= beta < 1 for beta in self.betas), "betas lie in [0, 1)", *self.betas)
-        _require(self.eps > 0, "eps is above 0", self.eps)
-        _require(self.weight_decay >= 0, "weight_decay is not negative", self.weight_decay)
-        _require(0 < self.layer_decay <= 1, "layer_decay lies in (0, 1]", self.layer_decay)
+        require(self.lr > 0, "a learning rate (lr) is above 0", self.lr)
+        require(all(0 <= beta < 1 for beta in self.betas), "betas lie in [0, 1)", *self.betas)
+        require(self.eps > 0, "eps is above 0", self.eps)
+        require(self.weight_decay >= 0, "weight_decay is not negative", self.weight_decay)
+        require(0 < self.layer_decay <= 1, "layer_decay lies in (0, 1]", self.layer_decay)
 
 
 Rule = tuple[str, AdamW | None]
@@ -76,88 +72,11 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.drop_path is not None:
-            _require(0 <= self.drop_path < 1, "drop_path lies in [0, 1)", self.drop_path)
+            require(0 <= self.drop_path < 1, "drop_path lies in [0, 1)", self.drop_path)
         if self.max_tiles is not None:
-            _require(self.max_tiles >= 1, "max_tiles counts from 1", self.max_tiles)
+            require(self.max_tiles >= 1, "max_tiles counts from 1", self.max_tiles)
         if self.adapter is not None and not self.adapters:
             raise TrainingError("model.adapter goes on with adapters: say which in model.adapters")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NextToken:
-    """Cross entropy of answer tokens. `reduction` weighs a token by 1, 1/n or 1/sqrt(n), n = tokens of its
-    answer sequence ("token", "sample", "square")."""
-
-    reduction: Literal["token", "sample", "square"] = "token"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preference:
-    """Mixed preference optimisation (MPO, arXiv 2411.10442): DPO + BCO + next-token loss of the chosen
-    answer.
-
-    `reference` is the model with its adapters off, log-probabilities stored before the run, or a frozen copy.
-    """
-
-    beta: float = 0.1
-    sigmoid_weight: float = 0.8
-    bco_weight: float = 0.2
-    chosen_weight: float = 1.0
-    reference: Literal["adapters_off", "stored", "copy"] = "stored"
-
-    def __post_init__(self) -> None:
-        _require(self.beta > 0, "beta is above 0", self.beta)
-        weights = (self.sigmoid_weight, self.bco_weight, self.chosen_weight)
-        rule = "the weights of preference losses are not negative, nor all 0"
-        _require(min(weights) >= 0 < max(weights), rule, *weights)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contrastive:
-    """Pictures against texts, over all pairs of a step (stage 1 of InternVL 1.0, arXiv 2312.14238).
-
-    "softmax" is CLIP's loss, "sigmoid" SigLIP's with a fixed `bias`, for which checkpoints have no place.
-    `soft_targets`: captions of one picture share the target. `mode`: which embedding of a picture.
-    """
-
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    label_smoothing: float = 0.0
-    soft_targets: bool = False
-    mode: Literal["C", "G"] = "C"
-    bias: float = -10.0
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.label_smoothing < 1, "label_smoothing lies in [0, 1)", self.label_smoothing)
-        if self.loss == "sigmoid":
-            _require(self.label_smoothing == 0, "label_smoothing is for softmax alone", self.label_smoothing)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage2:
-    """Query tokens learn to compare, to match and to write: weights of the three losses (InternVL 1.0).
-
-    `itc` compares them with texts as `Contrastive` does, with `backbone` the pooled tower too, as retrieval
-    fine-tuning does. `itm` tells a picture's caption from another's: similar ones are drawn more often with
-    `hard_negatives`; "half" has one text a picture, right and wrong in turn, "both" has two. `itg` writes.
-    """
-
-    itc: float = 1.0
-    itm: float = 1.0
-    itg: float = 1.0
-    label_smoothing: float = 0.0
-    soft_targets: bool = False
-    backbone: bool = False
-    hard_negatives: bool = True
-    matches: Literal["half", "both"] = "both"
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.label_smoothing < 1, "label_smoothing lies in [0, 1)", self.label_smoothing)
-        weights = (self.itc, self.itm, self.itg)
-        rule = "the weights of itc, itm and itg are not negative, nor all 0"
-        _require(min(weights) >= 0 < max(weights), rule, *weights)
-
-
-ObjectiveSpec = NextToken | Preference | Contrastive | Stage2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +94,9 @@ class Schedule:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.warmup >= 0, "warmup is a share below 1, or a number of steps", self.warmup)
-        _require(0 <= self.decay <= 1, "decay is a share of the run", self.decay)
-        _require(0 <= self.final <= 1, "final is a share of the peak rate", self.final)
+        require(self.warmup >= 0, "warmup is a share below 1, or a number of steps", self.warmup)
+        require(0 <= self.decay <= 1, "decay is a share of the run", self.decay)
+        require(0 <= self.final <= 1, "final is a share of the peak rate", self.final)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +145,7 @@ class Execution:
     """Skipped steps after which the run stops all the same."""
 
     def __post_init__(self) -> None:
-        _require(self.non_finite_limit >= 0, "non_finite_limit is not negative", self.non_finite_limit)
+        require(self.non_finite_limit >= 0, "non_finite_limit is not negative", self.non_finite_limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +184,7 @@ class Recipe:
         if length is None or length <= 0:
             raise TrainingError(f"recipe {self.name}: the run has no length ({length}), it is above 0")
         if self.clip_norm is not None:
-            _require(self.clip_norm > 0, f"recipe {self.name}: clip_norm is above 0, or none", self.clip_norm)
+            require(self.clip_norm > 0, f"recipe {self.name}: clip_norm is above 0, or none", self.clip_norm)
         counts = {
             "log_every": self.log_every,
             "evaluation.every": self.evaluation.every,

@@ -25,7 +25,7 @@ from internvl.data.bad_samples import BadSamplesLog
 from internvl.data.feed import Feed
 from internvl.data.meta import DataSet, open_data
 from internvl.data.spec import DataSpec
-from internvl.training.build import build, widen_trained
+from internvl.training.build import Built, build, widen_trained
 from internvl.training.build_pairs import BuiltPairs, build_pairs
 from internvl.training.ema import EMA
 from internvl.training.evaluate import Best, Evaluator
@@ -35,16 +35,19 @@ from internvl.training.folder import BAD, CHECKPOINTS, anchored, claim
 from internvl.training.lock import held
 from internvl.training.log import Log
 from internvl.training.loop import Job, Objected, train
+from internvl.training.loss import Objective
+from internvl.training.objective_spec import Contrastive, Preference, SelfCritical, Stage2
 from internvl.training.objectives import make_objective
 from internvl.training.optim import freeze, make_optimizer
 from internvl.training.progress import Progress
-from internvl.training.recipe import Contrastive, Preference, Recipe, Stage2
+from internvl.training.recipe import Recipe
 from internvl.training.recompute import recompute
 from internvl.training.records import count_steps, make_examples, make_pairs, make_reader, open_mixture
 from internvl.training.reference import Reference
 from internvl.training.report import write_report
 from internvl.training.results import check_result, result_name, write_result
 from internvl.training.saves import Saves
+from internvl.training.self_critical import learn_from_answers
 from internvl.training.world import World, distribute, open_world, whole
 
 
@@ -87,7 +90,7 @@ class _Run:
         recompute(self.model, recipe.execution.recompute)
         self.mixture = open_mixture(recipe.data, recipe.seed)
         self.steps = count_steps(recipe, len(self.mixture))
-        self.objective = make_objective(recipe.objective, world=world, reference=self.reference)
+        self.objective = self._objective()
         self.module = distribute(Objected(self.model, self.objective), recipe.execution.parallel, world)
         self.optimizer = make_optimizer(self.model, recipe.params)
         self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
@@ -104,6 +107,13 @@ class _Run:
             return None
         copy = Reference(self.built.model)
         return distribute(copy, parallel, self.world) if parallel == "fsdp" else copy
+
+    def _objective(self) -> Objective:
+        spec, built = self.recipe.objective, self.built
+        if isinstance(spec, SelfCritical) and isinstance(built, Built):
+            examples = make_examples(built, self.recipe.data)
+            return learn_from_answers(spec, built.processor, self.mixture.datasets, examples)
+        return make_objective(spec, world=self.world, reference=self.reference)
 
     def _feature_cache(self) -> FeatureCache | None:
         if not self.recipe.execution.cache_features:

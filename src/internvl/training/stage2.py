@@ -29,7 +29,7 @@ from internvl.training.contrastive import (
 from internvl.training.cross_entropy import cross_entropy
 from internvl.training.dual_forward import Ids, QueryStates, embed_texts, image_features, query_states
 from internvl.training.loss import Loss
-from internvl.training.recipe import Stage2
+from internvl.training.objective_spec import Stage2
 from internvl.training.world import World
 
 
