@@ -15,6 +15,7 @@
     ├── HubError                       a download failed, or offline mode lacks files
     ├── DeviceError                    device or dtype not available on this machine
     └── TrainingError                  a run cannot start or must stop
+        └── RecipeError                its recipe says what cannot be; wrong use, so an InputError too
 
 Messages carry the numbers and the remedy.
 """
@@ -78,3 +79,7 @@ class DeviceError(InternVLError):
 
 class TrainingError(InternVLError):
     """A training run cannot start, or has to stop."""
+
+
+class RecipeError(TrainingError, InputError):
+    """A recipe says what cannot be, or what does not go together."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from internvl.cli.main import FAILED, INTERRUPTED, WRONG_USE
+from internvl.cli.main import INTERRUPTED, WRONG_USE
 from internvl.cli.train import run as train
 from internvl.errors import InputError
 from internvl.recipes import catalog
@@ -109,7 +109,8 @@ def test_one_of_several_processes_tells(run: Run, trained: Trained, monkeypatch:
         (("runs/none", "--resume"), WRONG_USE, "no run in runs/none: there is no such folder"),
         ((__file__,), WRONG_USE, "data go in --data"),
         (("lora", "--set", "schedule.wormup=1"), WRONG_USE, "no field 'wormup'; there are kind, warmup"),
-        (("lora", "--set", "steps=5"), FAILED, "give steps or epochs"),
+        (("lora", "--set", "steps=5"), WRONG_USE, "give steps or epochs"),
+        (("lora", "--set", "params.0.1.lr=-1"), WRONG_USE, "a learning rate (lr) is above 0, got -1"),
         (("lora", "--threads", "0"), WRONG_USE, "--threads"),
     ],
 )

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from internvl.errors import TrainingError
+from internvl.errors import RecipeError
 
 
 def require(holds: bool, rule: str, *values: float) -> None:
-    """Raises TrainingError with the rule and the values that break it."""
+    """Raises RecipeError with the rule and the values that break it."""
     if not holds:
-        raise TrainingError(f"{rule}, got {', '.join(map(str, values))}")
+        raise RecipeError(f"{rule}, got {', '.join(map(str, values))}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from internvl.errors import TrainingError
+from internvl.errors import RecipeError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class ContrastiveParts:
 
     def __post_init__(self) -> None:
         if self.num_queries < 0:
-            raise TrainingError(f"contrastive.num_queries is not negative, got {self.num_queries}")
+            raise RecipeError(f"contrastive.num_queries is not negative, got {self.num_queries}")
         for name in ("cross_every", "embed_dim", "pool_heads", "image_size"):
             if (number := getattr(self, name)) < 1:
-                raise TrainingError(f"contrastive.{name} counts from 1, got {number}")
+                raise RecipeError(f"contrastive.{name} counts from 1, got {number}")

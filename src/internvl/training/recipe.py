@@ -11,7 +11,7 @@ from typing import Literal
 
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import DataSpec
-from internvl.errors import TrainingError
+from internvl.errors import RecipeError
 from internvl.training.objective_spec import Contrastive, NextToken, ObjectiveSpec, Stage2, require
 from internvl.training.parts import ContrastiveParts
 
@@ -76,7 +76,7 @@ class ModelSpec:
         if self.max_tiles is not None:
             require(self.max_tiles >= 1, "max_tiles counts from 1", self.max_tiles)
         if self.adapter is not None and not self.adapters:
-            raise TrainingError("model.adapter goes on with adapters: say which in model.adapters")
+            raise RecipeError("model.adapter goes on with adapters: say which in model.adapters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,13 +176,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise TrainingError(
+            raise RecipeError(
                 f"recipe {self.name}: give steps or epochs, one of them, and none for the other (--set "
                 f"epochs=none); got steps = {self.steps}, epochs = {self.epochs}"
             )
         length = self.epochs if self.steps is None else self.steps
         if length is None or length <= 0:
-            raise TrainingError(f"recipe {self.name}: the run has no length ({length}), it is above 0")
+            raise RecipeError(f"recipe {self.name}: the run has no length ({length}), it is above 0")
         if self.clip_norm is not None:
             require(self.clip_norm > 0, f"recipe {self.name}: clip_norm is above 0, or none", self.clip_norm)
         counts = {
@@ -197,21 +197,21 @@ class Recipe:
         }
         has_pairs, metric = isinstance(self.objective, Contrastive | Stage2), self.evaluation.metric
         if metric != "loss" and has_pairs != (metric == "recall"):
-            raise TrainingError(
+            raise RecipeError(
                 f"recipe {self.name}: evaluation.metric {metric} is not measured with {self.objective}"
             )
         if has_pairs and self.execution.accumulate > 1:
-            raise TrainingError(
+            raise RecipeError(
                 f"recipe {self.name}: execution.accumulate is {self.execution.accumulate}, but contrastive "
                 "pairs are compared within one micro-batch: set it to 1 and lower data.batching.examples, or "
                 "start more processes"
             )
         if self.model.frozen_dtype is not None and self.execution.autocast is None:
-            raise TrainingError(f"recipe {self.name}: model.frozen_dtype needs execution.autocast")
+            raise RecipeError(f"recipe {self.name}: model.frozen_dtype needs execution.autocast")
         if self.model.int8 and not self.model.adapters:
-            raise TrainingError(
+            raise RecipeError(
                 f"recipe {self.name}: model.int8 needs model.adapters, which are what is saved"
             )
         for name, value in counts.items():
             if value is not None and value < 1:
-                raise TrainingError(f"recipe {self.name}: {name} counts from 1, got {value}")
+                raise RecipeError(f"recipe {self.name}: {name} counts from 1, got {value}")

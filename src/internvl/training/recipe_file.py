@@ -33,8 +33,8 @@ def dump(recipe: Recipe) -> dict[str, Any]:
 def load(document: Mapping[str, Any]) -> Recipe:
     """The inverse of `dump`; fields that are left out have their defaults.
 
-    Raises InputError naming the field that is unknown, missing or of another type; TrainingError or
-    InputError of the recipe itself for values that do not go together.
+    Raises InputError naming the field that is unknown, missing or of another type, or, of the recipe itself,
+    for values that do not go together.
     """
     recipe = _decoded(document, Recipe, "recipe")
     if not isinstance(recipe, Recipe):
