@@ -698,7 +698,33 @@ _NANO = ModelCard(
     source="put together from two Python packages and weights trained by this project",
 )
 
-CARDS: tuple[ModelCard, ...] = (_NANO, *_CHAT_1, *_CHAT_2, *_CHAT_2_5, *_CHAT_3, *_TOWERS, *_CONTRASTIVE)
+_NANO_C = replace(
+    _NANO,
+    name="nano-c",
+    kind="contrastive",
+    config=ContrastiveConfig(
+        vision=VIT_S.config,
+        text=SMOLLM2_135M.config,
+        embed_dim=256,
+        pool_heads=12,
+        num_queries=16,
+        cross_every=5,
+    ),
+    layout="contrastive",
+    language=f"QLLaMA ({SMOLLM2_135M.name})",
+    parameters=0.194,
+)
+
+CARDS: tuple[ModelCard, ...] = (
+    _NANO,
+    _NANO_C,
+    *_CHAT_1,
+    *_CHAT_2,
+    *_CHAT_2_5,
+    *_CHAT_3,
+    *_TOWERS,
+    *_CONTRASTIVE,
+)
 """Every row; later code finds rows by name with `find`."""
 
 EXAMPLES = ("nano", "InternVL2_5-1B", "InternVL2-8B", "InternViT-300M-448px-V2_5")

@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from internvl.checkpoints import hub, nano
 from internvl.checkpoints.deltas import apply_deltas, read_deltas
-from internvl.checkpoints.load import load_model
+from internvl.checkpoints.load import build, load_model
 from internvl.config import ADDED_TOKENS
 from internvl.errors import HubError, WeightsError
 from internvl.models.attention import Packed
@@ -25,20 +25,31 @@ def test_the_configuration_is_what_was_trained() -> None:
     assert config.system_message == "You are a helpful assistant that answers questions about pictures."
 
 
-def test_the_shipped_weights_fit() -> None:
-    """A tower of the package's shape gets them; the projector is all there."""
-    trained = read_deltas(nano.trained_files())
-    with torch.device("meta"):
-        model = VLM(nano.config())
-    shapes = {name: p.shape for name, p in model.named_parameters()}
+@pytest.mark.parametrize("name", nano.TRAINED_SHA256)
+def test_the_shipped_weights_fit(name: str) -> None:
+    """Tower and language model of the packages get them; what neither has is all there."""
+    files = nano.trained_files(name)
+    model = build(nano.config(name))
+    shapes = {key: p.shape for key, p in model.named_parameters()}
+    parts = ("vit.", "llm.", "qllama.")
+    new = (".cross.", ".queries")
     base = {
-        name: torch.empty(1).expand(shape)
-        for name, shape in shapes.items()
-        if not name.startswith("projector.")
+        key: torch.empty(1).expand(shape)
+        for key, shape in shapes.items()
+        if key.startswith(parts) and not any(part in key for part in new)
     }
-    whole = apply_deltas(base, trained, model)
-    assert {name: value.shape for name, value in whole.items()} == shapes
-    assert sum(map(len, nano.trained_files())) <= 40_000_000
+    whole = apply_deltas(base, read_deltas(files), model)
+    assert {key: value.shape for key, value in whole.items()} == shapes
+    assert sum(map(len, nano.read_files(nano._assets(name)))) <= 40_000_000
+
+
+def test_one_tower_is_shipped_for_both() -> None:
+    towers = [
+        {key: value for key, value in read_deltas(nano.trained_files(name)).items() if key.startswith("vit.")}
+        for name in ("nano", "nano-c")
+    ]
+    assert towers[0].keys() == towers[1].keys() != set()
+    assert all(torch.equal(towers[0][key], towers[1][key]) for key in towers[0])
 
 
 def test_the_tower_is_read_where_it_was_trained() -> None:

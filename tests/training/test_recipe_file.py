@@ -108,7 +108,10 @@ def test_settings(settings: list[str], expected: Recipe) -> None:
         ("params.1.1.lr=3", "'1' is no place in a list of 1"),
         ("params.x=3", "'x' is no place"),
         ("objective.beta=0.1", "no field 'beta'; there are reduction"),
-        ("objective.type=Nonsense", "one of NextToken, Preference, Contrastive, Stage2, SelfCritical, not 'Nonsense'"),
+        (
+            "objective.type=Nonsense",
+            "one of NextToken, Preference, Contrastive, Stage2, SelfCritical, not 'Nonsense'",
+        ),
         ('objective={"beta": 1}', "recipe.objective.type is one of"),
         ('params=[["x", {"betas": [0, 0]}]]', "recipe.params.0.1 needs lr"),
         ("model.adapters=[[" * 5000, "JSON list"),

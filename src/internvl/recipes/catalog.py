@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from internvl.errors import UnknownNameError
-from internvl.recipes import contrastive, finetune, mpo, nano, v1_5, v2_5
+from internvl.recipes import contrastive, finetune, mpo, nano, nano_c, v1_5, v2_5
 from internvl.training.recipe import Recipe
 
 Make = Callable[[], Recipe]
@@ -14,6 +14,7 @@ Make = Callable[[], Recipe]
 _OWN: tuple[Make, ...] = (
     *(finetune.lora, finetune.full),
     *(nano.align, nano.tune_tower, nano.instruct, nano.agree, nano.score),
+    *(nano_c.compare, nano_c.query),
 )
 _PUBLISHED: tuple[Make, ...] = (
     *(partial(stage, size) for size in v1_5.ROWS for stage in (v1_5.pretrain, v1_5.sft)),

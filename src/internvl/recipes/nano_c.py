@@ -51,7 +51,7 @@ def query() -> Recipe:
     """Stage 2: query tokens, their cross attention and pool learn to compare, to match and to write."""
     return Recipe(
         name="nano-c-2",
-        model=ModelSpec(frozen_dtype="bfloat16"),
+        model=ModelSpec(checkpoint="nano-c", frozen_dtype="bfloat16"),
         params=(
             (QUERIES, AdamW(lr=1e-3, betas=BETAS, weight_decay=0.02)),
             parts.FROZEN,

@@ -209,9 +209,7 @@ class Recipe:
         if self.model.frozen_dtype is not None and self.execution.autocast is None:
             raise RecipeError(f"recipe {self.name}: model.frozen_dtype needs execution.autocast")
         if self.model.int8 and not self.model.adapters:
-            raise RecipeError(
-                f"recipe {self.name}: model.int8 needs model.adapters, which are what is saved"
-            )
+            raise RecipeError(f"recipe {self.name}: model.int8 needs model.adapters, which are what is saved")
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise RecipeError(f"recipe {self.name}: {name} counts from 1, got {value}")
