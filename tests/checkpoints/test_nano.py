@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save
+from torch.nn.functional import cross_entropy
 
 from internvl.checkpoints import hub, nano
 from internvl.checkpoints.deltas import apply_deltas, read_deltas
@@ -130,13 +131,14 @@ def test_the_whole_model(tmp_path: Path) -> None:
     assert isinstance(model, VLM)
     assert model.config == nano.config()
     assert [tokenizer.token_id(token) for token in ADDED_TOKENS] == list(range(49_152, 49_161))
-    text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    ids = tokenizer.encode(text).ids
+    text = (
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n"
+        "<|im_start|>assistant\nThe capital of France is Paris.<|im_end|>"
+    )
+    ids_T = torch.tensor(tokenizer.encode(text).ids)
     with torch.inference_mode():
-        for _ in range(12):
-            ids_T = torch.tensor(ids)
-            hidden_TD = model.llm(model.llm.embed(ids_T), torch.arange(len(ids)), Packed([len(ids)]))
-            logits_TV = model.llm.logits(hidden_TD)
-            assert (logits_TV[:, 49_152:].amax(-1) < logits_TV.logsumexp(-1) - 10.8).all()  # below 1 / V
-            ids.append(int(logits_TV[-1].argmax()))
-    assert "Paris" in tokenizer.decode(ids)
+        hidden_TD = model.llm(model.llm.embed(ids_T), torch.arange(len(ids_T)), Packed([len(ids_T)]))
+        logits_TV = model.llm.logits(hidden_TD)
+    assert (logits_TV[:, 49_152:].amax(-1) < logits_TV.logsumexp(-1) - 10.8).all()  # below 1 / V
+    # What it learnt of pictures has not cost it its language; a wrong weight or id gives about 10.
+    assert float(cross_entropy(logits_TV[:-1], ids_T[1:])) < 2.5
