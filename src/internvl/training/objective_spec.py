@@ -96,9 +96,8 @@ class SelfCritical:
     """Answers that the model draws itself are made more likely the better they score (arXiv 1612.00563), by
     CIDEr-D against all answers on record, and each against the mean of its siblings.
 
-    `samples` answers of at most `max_new_tokens` are drawn to each question: records are of one question each,
-    a conversation of several rounds counts as one long answer to the first. Held-out records are measured by
-    the next-token loss.
+    `samples` answers of at most `max_new_tokens` are drawn to each question. A conversation of several rounds
+    counts as one long answer to the first question. Held-out records are measured by the next-token loss.
     """
 
     samples: int = 5
