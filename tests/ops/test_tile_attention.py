@@ -17,7 +17,15 @@ def expected(qkv_NPC: Tensor, num_heads: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("tiles", "patches", "heads", "width"),
-    [(1, 1, 1, 16), (2, 17, 3, 32), (1, 49, 2, 64), (3, 96, 1, 128), (1, 257, 6, 64), (2, 50, 4, 8)],
+    [
+        (0, 9, 2, 16),
+        (1, 1, 1, 16),
+        (2, 17, 3, 32),
+        (1, 49, 2, 64),
+        (3, 96, 1, 128),
+        (1, 257, 6, 64),
+        (2, 50, 4, 8),
+    ],
 )
 @pytest.mark.usefixtures("kernels")
 def test_equals_pytorch(tiles: int, patches: int, heads: int, width: int) -> None:

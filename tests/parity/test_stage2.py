@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from internvl.checkpoints.fill import place
 from internvl.checkpoints.lazy import Held
-from internvl.checkpoints.load import load_opened, place
+from internvl.checkpoints.load import load_opened
 from internvl.checkpoints.resolve import Checkpoint, open_checkpoint
 from internvl.checkpoints.rules import Heads, convert, strictly
 from internvl.models.dual_encoder import DualEncoder

@@ -95,16 +95,29 @@ def quantize(model: nn.Module, rules: Rules) -> list[str]:
     Raises:
         InputError: a pattern that names no linear layer; one that carries an adapter or is packed already.
     """
-    chosen = match(rules, linear_modules(model))
+    chosen = packable(model, rules)
     for name, scheme in chosen.items():
-        module = model.get_submodule(name)
-        if type(module) is not Linear:
-            raise InputError(f"{name} is a {type(module).__name__}: merge adapters first, and pack only once")
-        replace_module(model, name, PackedLinear(module, scheme))
+        pack_layer(model, name, scheme)
     for parameter in model.parameters():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(False)
     return list(chosen)
+
+
+def packable(model: nn.Module, rules: Rules) -> dict[str, Scheme]:
+    """The linear layers that rules name, each with its scheme; errors as `quantize`."""
+    chosen = match(rules, linear_modules(model))
+    for name in chosen:
+        if type(module := model.get_submodule(name)) is not Linear:
+            raise InputError(f"{name} is a {type(module).__name__}: merge adapters first, and pack only once")
+    return chosen
+
+
+def pack_layer(model: nn.Module, name: str, scheme: Scheme) -> None:
+    """Puts a packed layer in the place of a linear one."""
+    base = model.get_submodule(name)
+    assert isinstance(base, Linear)
+    replace_module(model, name, PackedLinear(base, scheme))
 
 
 def _matches(pattern: str, scheme: Scheme, names: Sequence[str]) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from internvl.checkpoints.load import choose_dtype, fill, resolve_device
+from internvl.checkpoints.fill import fill
+from internvl.checkpoints.load import choose_dtype, resolve_device
 from internvl.checkpoints.resolve import Checkpoint, open_checkpoint
 from internvl.config import ContrastiveConfig
 from internvl.errors import ConfigError

@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from internvl.adapt.quantize import quantize as pack_linears
-from internvl.adapt.quantize import rules_of
+from internvl.checkpoints.fill import fill, fill_packed, place
 from internvl.checkpoints.layouts import LLAVA_PROJECTOR, MLP1
-from internvl.checkpoints.lazy import Lazy, pieces, section
+from internvl.checkpoints.lazy import Lazy
 from internvl.checkpoints.read import read_tensors
-from internvl.checkpoints.resolve import Checkpoint, check, open_checkpoint, open_tower
+from internvl.checkpoints.resolve import Checkpoint, open_checkpoint, open_tower
 from internvl.checkpoints.rules import Heads, convert, strictly, under
 from internvl.config import (
     ChatConfig,
@@ -91,9 +89,11 @@ def load_opened(
             f"{checkpoint.path} is a language model alone: join it with a tower by checkpoints.load.compose"
         )
     model = build(config)
-    fill(model, checkpoint, choose_dtype(dtype, checkpoint), target, check_finite=check_finite)
-    if quantize is not None:
-        pack_linears(model, rules_of(quantize, model))
+    chosen = choose_dtype(dtype, checkpoint)
+    if quantize is None:
+        fill(model, checkpoint, chosen, target, check_finite=check_finite)
+    else:
+        fill_packed(model, checkpoint, chosen, quantize, check_finite=check_finite)
     return model.eval()
 
 
@@ -133,9 +133,11 @@ def load_vision(
         raise ConfigError(f"{path} describes no vision tower")
     with torch.device("meta"):
         tower = VisionTower(config)
-    fill(tower, checkpoint, choose_dtype(dtype, checkpoint), target, check_finite=check_finite)
-    if quantize is not None:
-        pack_linears(tower, rules_of(quantize, tower))
+    chosen = choose_dtype(dtype, checkpoint)
+    if quantize is None:
+        fill(tower, checkpoint, chosen, target, check_finite=check_finite)
+    else:
+        fill_packed(tower, checkpoint, chosen, quantize, check_finite=check_finite)
     return tower.eval()
 
 
@@ -184,48 +186,6 @@ def compose(
     return model.eval()
 
 
-def fill(
-    model: nn.Module,
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    check_finite: bool = True,
-) -> None:
-    """Give a model built on the meta device the tensors of a checkpoint.
-
-    Raises:
-        WeightsError: the tensors do not fit the model, or hold NaN or infinity.
-    """
-    check(checkpoint, {name: tuple(value.shape) for name, value in model.state_dict().items()})
-    state = {
-        name: place(tensor, dtype, device, check_finite=check_finite)
-        for name, tensor in checkpoint.tensors.items()
-    }
-    model.load_state_dict(state, assign=True)
-
-
-def place(lazy: Lazy, dtype: torch.dtype, device: torch.device, *, check_finite: bool = True) -> Tensor:
-    """One tensor, read piece by piece into its final dtype and device.
-
-    Raises:
-        WeightsError: it holds NaN or infinity, or overflows the dtype.
-    """
-    out = torch.empty(lazy.shape, dtype=dtype, device=device)
-    for start, stop in pieces(lazy, dtype):
-        target = section(out, start, stop)
-        piece = target if device.type == "cpu" else torch.empty(target.shape, dtype=dtype)
-        lazy.rows(piece, start)
-        if check_finite and piece.numel() and not _is_finite(piece):
-            raise WeightsError(
-                f"{lazy.origin} holds NaN or infinite values as {dtype} (rows {start} to {stop - 1}): "
-                "the file is damaged, or its training diverged, or the dtype is too narrow"
-            )
-        if piece is not target:
-            target.copy_(piece)
-    return out
-
-
 def resolve_device(device: str | torch.device) -> torch.device:
     """A device that works here.
 
@@ -264,12 +224,6 @@ def choose_dtype(dtype: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtyp
         return resolve_dtype(dtype)
     first = next(iter(checkpoint.tensors.values()))
     return resolve_dtype(checkpoint.description.dtype or first.dtype)
-
-
-def _is_finite(values: Tensor) -> bool:
-    """One pass without temporaries: NaN and infinity both survive in the extremes."""
-    low, high = values.aminmax()
-    return bool(low.isfinite() & high.isfinite())
 
 
 def _projector(config: ChatConfig, path: str | Path | None) -> Projector:

@@ -84,10 +84,10 @@ def answer(model: VLM, question: Question, new_tokens: int) -> Timing:
     """Answers greedily with exactly `new_tokens` (2 or more) and tells what it took."""
     if new_tokens < 2:
         raise InputError(f"speed is measured over 2 new tokens or more, not {new_tokens}")
-    device, num_tiles = model.llm.head.weight.device, len(question.tiles_N3HW)
+    device, num_tiles = model.llm.embed.weight.device, len(question.tiles_N3HW)
     reset_peak()
     start = time.perf_counter()
-    tiles_N3HW = question.tiles_N3HW.to(device, model.llm.head.weight.dtype)
+    tiles_N3HW = question.tiles_N3HW.to(device, model.llm.embed.weight.dtype)
     vision_SD = model.encode_tiles(tiles_N3HW).flatten(0, 1) if num_tiles else _nothing(model)
     encoded = _now(device)
     x_TD = model.embed(question.ids_T.to(device), question.slots_S.to(device), vision_SD)
@@ -170,4 +170,4 @@ def _now(device: torch.device) -> float:
 
 
 def _nothing(model: VLM) -> Tensor:
-    return model.llm.head.weight.new_empty(0, model.config.text.width)
+    return model.llm.embed.weight.new_empty(0, model.config.text.width)

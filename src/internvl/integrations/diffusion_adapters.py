@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
+from internvl.checkpoints.fill import place
 from internvl.checkpoints.lazy import Held
-from internvl.checkpoints.load import place, resolve_device, resolve_dtype
+from internvl.checkpoints.load import resolve_device, resolve_dtype
 from internvl.checkpoints.read import read_tensors
 from internvl.checkpoints.shards import write_safetensors
 from internvl.errors import CheckpointError, ConfigError, WeightsError

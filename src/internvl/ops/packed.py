@@ -15,7 +15,9 @@ G groups.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -39,6 +41,8 @@ SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Ranges tried for a group of four-bit weights, as parts of the whole one: what errs least is taken."""
 
 
+OUTPUTS_AT_ONCE = 4096
+"""Of a weight that is packed: whole panels."""
 PLAIN = len(SCHEMES)
 """The kernels' number of a float32 weight as PyTorch has it; those of the formats are places in `SCHEMES`."""
 
@@ -97,16 +101,13 @@ def plain_matrix(weight_OI: Tensor, bias_O: Tensor | None) -> Matrix:
 
 
 def pack(weight_OI: Tensor, scheme: Scheme) -> PackedWeight:
-    """A weight in a format; float32 is exact, the others round."""
-    weight_OI = weight_OI.detach().float()
-    shape = (weight_OI.shape[0], weight_OI.shape[1])
-    if scheme == "int8":
-        return _pack_int8(weight_OI, shape)
-    if scheme == "int4":
-        return _pack_int4(weight_OI, shape)
-    padded_OI = F.pad(weight_OI, (0, 0, 0, -shape[0] % PANEL))
-    panels_PIO = padded_OI.view(-1, PANEL, shape[1]).transpose(1, 2)
-    return PackedWeight(scheme, shape, panels_PIO.to(getattr(torch, scheme)).contiguous())
+    """A weight in a format; float32 is exact, the others round.
+
+    A few thousand outputs at a time: what is needed in between would be several times the weight.
+    """
+    parts = [_FORMATS[scheme](part_OI.float()) for part_OI in weight_OI.detach().split(OUTPUTS_AT_ONCE)]
+    tensors = [torch.cat(same) for same in zip(*parts, strict=True)]
+    return PackedWeight(scheme, (weight_OI.shape[0], weight_OI.shape[1]), *tensors)
 
 
 def unpack(weight: PackedWeight) -> Tensor:
@@ -149,29 +150,35 @@ def round_rows(x_TI: Tensor, scheme: Scheme) -> Tensor:
     return values_TI * (step_T1 + (x_TI * 0).sum(1, keepdim=True))
 
 
-def _pack_int8(weight_OI: Tensor, shape: tuple[int, int]) -> PackedWeight:
-    padded_OI = F.pad(weight_OI, (0, -shape[1] % QUAD, 0, -shape[0] % PANEL))
+def _pack_floats(weight_OI: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
+    outputs, inputs = weight_OI.shape
+    padded_OI = F.pad(weight_OI, (0, 0, 0, -outputs % PANEL))
+    return (padded_OI.view(-1, PANEL, inputs).transpose(1, 2).to(dtype).contiguous(),)
+
+
+def _pack_int8(weight_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    outputs, inputs = weight_OI.shape
+    padded_OI = F.pad(weight_OI, (0, -inputs % QUAD, 0, -outputs % PANEL))
     size_OI = padded_OI.abs()
     pairs_O = size_OI.unflatten(1, (-1, 2)).sum(2).amax(1)
     scale_O = torch.maximum(size_OI.amax(1) / MOST, pairs_O / (PAIR - 1))  # rounding may add 1 to a pair
     scale_O = torch.where(scale_O > 0, scale_O, torch.ones_like(scale_O))
     values_OI = (padded_OI / scale_O[:, None]).round().to(torch.int8)
     panels_PQOI = values_OI.view(-1, PANEL, values_OI.shape[1] // QUAD, QUAD).transpose(1, 2).contiguous()
-    return PackedWeight("int8", shape, panels_PQOI, scale_O, values_OI.sum(1, dtype=torch.int32))
+    return panels_PQOI, scale_O, values_OI.sum(1, dtype=torch.int32)
 
 
-def _pack_int4(weight_OI: Tensor, shape: tuple[int, int]) -> PackedWeight:
-    padded_OI = F.pad(weight_OI, (0, -shape[1] % GROUP, 0, -shape[0] % PANEL))
+def _pack_int4(weight_OI: Tensor) -> tuple[Tensor]:
+    outputs, inputs = weight_OI.shape
+    padded_OI = F.pad(weight_OI, (0, -inputs % GROUP, 0, -outputs % PANEL))
     values_OGI, scale_OG, least_OG = _round_groups(padded_OI.unflatten(1, (-1, GROUP)))
     # (P, G, quads, 2 sides of 8 outputs, 8, 4) with one side in the low half of each byte.
-    values = values_OGI.view(-1, 2, PANEL // 2, values_OGI.shape[1], GROUP // QUAD, QUAD).permute(
-        0, 3, 4, 1, 2, 5
-    )
-    low, high = values.unbind(3)
+    values = values_OGI.view(-1, 2, PANEL // 2, values_OGI.shape[1], GROUP // QUAD, QUAD)
+    low, high = values.permute(0, 3, 4, 1, 2, 5).unbind(3)
     bytes_PGB = (low | high << 4).flatten(2)
     sides_PGO = [x.view(-1, PANEL, x.shape[1]).transpose(1, 2).contiguous() for x in (scale_OG, least_OG)]
     tails_PGB = [x.view(torch.uint8) for x in sides_PGO]
-    return PackedWeight("int4", shape, torch.cat((bytes_PGB, *tails_PGB), 2).contiguous())
+    return (torch.cat((bytes_PGB, *tails_PGB), 2).contiguous(),)
 
 
 def _round_groups(groups_OGI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,3 +213,11 @@ def _unpack_int4(weight: PackedWeight) -> Tensor:
     )
     dense_OI: Tensor = (values_OGI * scale_OG1 + least_OG1).flatten(1)[:outputs, :inputs]
     return dense_OI
+
+
+_FORMATS: Mapping[Scheme, Callable[[Tensor], tuple[Tensor, ...]]] = {
+    "float32": partial(_pack_floats, dtype=torch.float32),
+    "bfloat16": partial(_pack_floats, dtype=torch.bfloat16),
+    "int8": _pack_int8,
+    "int4": _pack_int4,
+}

@@ -21,7 +21,8 @@ def tile_attention(qkv_NPC: Tensor, num_heads: int) -> Tensor:
     num_tiles, num_patches, width = qkv_NPC.shape
     head_width = width // 3 // num_heads
     if not _is_for_kernel(qkv_NPC, head_width):
-        q_NHPD, k_NHPD, v_NHPD = qkv_NPC.view(num_tiles, num_patches, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+        qkv_NP3HD = qkv_NPC.view(num_tiles, num_patches, 3, num_heads, head_width)
+        q_NHPD, k_NHPD, v_NHPD = qkv_NP3HD.permute(2, 0, 3, 1, 4)
         return scaled_dot_product_attention(q_NHPD, k_NHPD, v_NHPD).transpose(1, 2).flatten(2)
     out_NPC = torch.empty(num_tiles, num_patches, width // 3)
     sizes = map(count, (num_tiles, num_patches, num_heads, head_width))
