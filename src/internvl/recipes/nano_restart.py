@@ -1,8 +1,7 @@
-"""What a further stage of nano starts from, when the runs behind the shipped weights are gone.
+"""What a further stage of nano starts from, when the runs before are gone: base and adapter.
 
     python -m internvl.recipes.nano_restart runs/base runs/adapter
-    internvl train nano-4 --model runs/base --data runs/data/captions.json \\
-        --set model.adapter=runs/adapter ...
+    internvl train nano-4 --model runs/base --data ... --set model.adapter=runs/adapter ...
 
 BASE becomes nano with its trained tower and projector and the language model as published, ADAPTER the
 factors on it: the reverse of `nano_assets`, rounded to bfloat16 as they are shipped.
