@@ -40,7 +40,7 @@ class Scripted:
                 reason = "stop" if is_last else None
                 token = Token(sequence=0, id=number, text=piece, finish_reason=reason)
                 usage = USED if is_last else None
-                yield Delta(key=request.key, token=token, finish_reason=reason, usage=usage)
+                yield Delta(key=request.key, token=token, text=piece, finish_reason=reason, usage=usage)
             if self.error is not None:
                 yield Delta(key=request.key, error=self.error)
         finally:

@@ -17,7 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from internvl.api.chat import ChatModel
 from internvl.cli import output
-from internvl.cli.arguments import DtypeName, Flag, ModelOptions, Whole, Word, parse
+from internvl.cli.arguments import DtypeName, Flag, ModelOptions, SchemeName, Whole, Word, parse
 from internvl.cli.loading import load_any
 from internvl.errors import InputError, InternVLError
 
@@ -55,6 +55,8 @@ class Options:
     """cpu, cuda, cuda:1, mps."""
     dtype: DtypeName = "float32"
     """What the weights are computed in."""
+    quantization: Annotated[SchemeName | None, arg(aliases=["--quantize"], help_behavior_hint="")] = None
+    """Pack the weights for the CPU: int8, int4 (faster, smaller), bfloat16 (exact for published models)."""
     threads: Whole = None
     """Processor threads; torch's own choice by default."""
     chat_template: Word = None
@@ -106,7 +108,13 @@ def run(words: Sequence[str]) -> int:
         raise InternVLError(
             f"serving needs more packages ({reason}): pip install 'internvl[serve]'"
         ) from reason
-    options_of = partial(ModelOptions, device=options.device, dtype=options.dtype, threads=options.threads)
+    options_of = partial(
+        ModelOptions,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantization,
+        threads=options.threads,
+    )
     model = load_any(options_of(model=options.model), template=options.chat_template)
     second = None
     if options.embedding_model is not None:

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from internvl.generation.result import Token, TokenLogprob
+from internvl.generation.result import TokenLogprob
 from internvl.processing.tokenizer import Tokenizer
 from internvl.serving import protocol_replies as replies
 from internvl.serving.backend import Backend, Delta, EngineRequest, EngineUsage
@@ -32,15 +32,15 @@ class Line:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def take(self, token: Token) -> str:
-        """The text to be shown with this token."""
-        self.marked += token.text
-        shown = self.filter.push(token.text)
-        if token.finish_reason is not None:
-            self.finish_reason = token.finish_reason
+    def take(self, delta: Delta) -> str:
+        """The text to be shown with this step."""
+        self.marked += delta.text
+        shown = self.filter.push(delta.text)
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason
             shown += self.filter.finish()
-        if token.logprob is not None:
-            self.logprobs.append(token.logprob)
+        if delta.token is not None and delta.token.logprob is not None:
+            self.logprobs.append(delta.token.logprob)
         self.text += shown
         return shown
 
@@ -88,8 +88,7 @@ async def complete(exchange: Exchange, backend: Backend) -> dict[str, Any]:
     lines, used = exchange.lines(), None
     async with aclosing(exchange.deltas(backend)) as steps:
         async for delta in steps:
-            if delta.token is not None:
-                lines[delta.index].take(delta.token)
+            lines[delta.index].take(delta)
             used = delta.usage or used
     assert used is not None, "the engine ended a request without its usage"
     choices = [
@@ -115,18 +114,16 @@ async def stream(exchange: Exchange, backend: Backend) -> AsyncIterator[dict[str
     async with aclosing(exchange.deltas(backend)) as steps:
         async for delta in steps:
             used = delta.usage or used
-            found = None if delta.token is None else _step(exchange, lines[delta.index], delta)
-            if found is not None:
+            if (found := _step(exchange, lines[delta.index], delta)) is not None:
                 yield replies.chunk(exchange.head, [found], **more)
     if more and used is not None:
         yield replies.chunk(exchange.head, [], usage=exchange.usage(used))
 
 
 def _step(exchange: Exchange, line: Line, delta: Delta) -> dict[str, Any] | None:
-    """What one token adds to a stream; None while nothing is certain."""
-    assert delta.token is not None
-    text = line.take(delta.token)
-    entries = [] if delta.token.logprob is None else [delta.token.logprob]
+    """What one step adds to a stream; None while nothing is certain."""
+    text = line.take(delta)
+    entries = [delta.token.logprob] if delta.token and delta.token.logprob else []
     content: dict[str, Any] = {"content": text} if text else {}
     if delta.finish_reason is not None and (found := exchange.boxes(line)):
         content["boxes"] = found

@@ -51,14 +51,16 @@ class EngineUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """One step of answer number `index`. `finish_reason` is set on the last one of each answer.
+    """One step of answer number `index`; the texts of its steps joined are the whole text.
 
-    `usage` comes with the last one of the request. After an `error` nothing follows.
+    `finish_reason` is set on the last one of each answer, which may have no token. `usage` comes with the
+    last one of the request. After an `error` nothing follows.
     """
 
     key: str
     index: int = 0
     token: Token | None = None
+    text: str = ""
     finish_reason: FinishReason | None = None
     usage: EngineUsage | None = None
     error: InternVLError | None = None

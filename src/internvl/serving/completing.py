@@ -68,14 +68,12 @@ class Completing:
         async with aclosing(self._deltas(self.requests[0])) as steps:
             async for delta in steps:
                 used = delta.usage or used
-                if delta.token is None or not (
-                    delta.token.text or delta.token.logprob or delta.finish_reason
-                ):
+                entries = [delta.token.logprob] if delta.token and delta.token.logprob else []
+                if not (delta.text or entries or delta.finish_reason):
                     continue
-                entries = [delta.token.logprob] if delta.token.logprob else []
                 logprobs = self._logprobs(entries, lengths[delta.index])
-                lengths[delta.index] += len(delta.token.text)
-                choice = protocol.text_choice(delta.index, delta.token.text, delta.finish_reason, logprobs)
+                lengths[delta.index] += len(delta.text)
+                choice = protocol.text_choice(delta.index, delta.text, delta.finish_reason, logprobs)
                 yield protocol.completion(self.head, [choice], None, **more)
         if more and used is not None:
             yield protocol.completion(self.head, [], usage(used, ()))
@@ -103,8 +101,7 @@ class Completing:
         used: EngineUsage | None = None
         async with aclosing(self._deltas(request)) as steps:
             async for delta in steps:
-                if delta.token is not None:
-                    _take(answers[delta.index], delta)
+                _take(answers[delta.index], delta)
                 used = delta.usage or used
         assert used is not None, "the engine ended a request without its usage"
         return answers, used
@@ -128,10 +125,9 @@ class Completing:
 
 
 def _take(answer: Grown, delta: Delta) -> None:
-    assert delta.token is not None
-    answer.text += delta.token.text
+    answer.text += delta.text
     answer.finish_reason = delta.finish_reason or answer.finish_reason
-    if delta.token.logprob is not None:
+    if delta.token is not None and delta.token.logprob is not None:
         answer.logprobs.append(delta.token.logprob)
 
 

@@ -52,6 +52,7 @@ class Job:
                     key=self.request.key,
                     index=token.sequence,
                     token=token,
+                    text=token.text,
                     finish_reason=token.finish_reason,
                     usage=self._usage() if is_last else None,
                 )
