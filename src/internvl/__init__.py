@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from internvl.api.chat import ChatModel
     from internvl.api.contrastive import ContrastiveModel
     from internvl.api.load import load, save
+    from internvl.api.pipeline import GenerationConfig, pipeline
     from internvl.api.reply import Reply
     from internvl.api.vision import VisionModel
     from internvl.errors import InternVLError
@@ -21,21 +22,25 @@ __version__ = "0.1.0"
 __all__ = [
     "ChatModel",
     "ContrastiveModel",
+    "GenerationConfig",
     "InternVLError",
     "Reply",
     "VisionModel",
     "__version__",
     "load",
+    "pipeline",
     "save",
 ]
 
 _HOMES: Mapping[str, str] = {
     "ChatModel": "internvl.api.chat",
     "ContrastiveModel": "internvl.api.contrastive",
+    "GenerationConfig": "internvl.api.pipeline",
     "InternVLError": "internvl.errors",
     "Reply": "internvl.api.reply",
     "VisionModel": "internvl.api.vision",
     "load": "internvl.api.load",
+    "pipeline": "internvl.api.pipeline",
     "save": "internvl.api.load",
 }
 

@@ -6,13 +6,15 @@
     │   ├── VideoError                 a video or frame folder
     │   ├── DocumentError              a PDF
     │   ├── PromptError                messages, roles, `<image>` marks, templates
-    │   └── ContextOverflowError       prompt plus answer do not fit the context
+    │   ├── ContextOverflowError       prompt plus answer do not fit the context
+    │   └── RequestError               a request to the server, which says with what status it is refused
     ├── CheckpointError                files on disk
     │   ├── ConfigError                config.json says something we cannot build
     │   ├── WeightsError               missing, unexpected, misshapen or non-finite tensors
     │   └── TokenizerError             tokenizer files, or a vocabulary that does not fit the model
     ├── UnknownNameError (LookupError) no such model, template, layout; the message lists what exists
     ├── HubError                       a download failed, or offline mode lacks files
+    ├── EngineError                    answering stopped for a reason that is not the request's
     ├── DeviceError                    device or dtype not available on this machine
     └── TrainingError                  a run cannot start or must stop
         └── RecipeError                its recipe says what cannot be; wrong use, so an InputError too
@@ -49,6 +51,16 @@ class ContextOverflowError(InputError):
     """Prompt and requested answer are longer than the model's context."""
 
 
+class RequestError(InputError):
+    """A request that the server refuses: HTTP status, the field that is wrong, and a code for programs."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
 class CheckpointError(InternVLError):
     """Files of a checkpoint cannot be read or written."""
 
@@ -71,6 +83,10 @@ class UnknownNameError(InternVLError, LookupError):
 
 class HubError(InternVLError):
     """A download failed, or files are not in the cache and the network may not be used."""
+
+
+class EngineError(InternVLError):
+    """Answering stopped for a reason that is not the request's; it may be sent again."""
 
 
 class DeviceError(InternVLError):

@@ -163,12 +163,59 @@ def test_private_addresses_are_refused(server):
             get(f"http://{host}:{port}/ok", private=False)
 
 
+def test_a_name_is_looked_up_once_and_what_was_checked_is_connected_to(monkeypatch):
+    """A name server that answers with a public address first and with loopback then changes nothing."""
+    answers = iter([[(0, 0, 0, "", ("8.8.8.8", 80))], [(0, 0, 0, "", ("127.0.0.1", 80))]])
+    asked = []
+
+    def connect(address, timeout):
+        asked.append(address)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(module.socket, "getaddrinfo", lambda *_, **__: next(answers))
+    monkeypatch.setattr(module.socket, "create_connection", connect)
+    with pytest.raises(ImageError, match="no network here"):
+        get("http://rebinding.example/x", private=False)
+    assert asked == [("8.8.8.8", 80)]
+
+
+def test_nothing_private_is_even_connected_to(monkeypatch):
+    found = [(0, 0, 0, "", ("8.8.8.8", 80)), (0, 0, 0, "", ("10.0.0.1", 80))]
+    monkeypatch.setattr(module.socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(module.socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
+    with pytest.raises(ImageError, match=r"mixed.example is 10.0.0.1, not a public address"):
+        get("http://mixed.example/x", private=False)
+
+
+def test_hosts_and_ports_are_asked_for_at_every_step(server):
+    port = int(server.rpartition(":")[2])
+
+    def fetched(path: str, allows: module.Allows) -> bytes:
+        return fetch(
+            server + path,
+            max_bytes=99,
+            timeout=5.0,
+            allow_private_hosts=True,
+            error=ImageError,
+            allows=allows,
+        )
+
+    assert fetched("/ok", lambda host, at: (host, at) == ("127.0.0.1", port)) == PIXEL
+    with pytest.raises(ImageError, match="not one of the hosts"):
+        fetched("/ok", lambda *_: False)
+    with pytest.raises(ImageError, match="localhost:80 is not one of the hosts"):
+        fetched("/to/?http://localhost/ok", lambda host, _: host == "127.0.0.1")
+
+
 @pytest.mark.parametrize(
     ("address", "is_public"),
     [
         ("8.8.8.8", True), ("2606:4700::1111", True), ("10.0.0.1", False), ("169.254.169.254", False),
         ("192.168.1.1", False), ("127.0.0.1", False), ("::1", False), ("fe80::1", False),
         ("224.0.0.1", False),
+        ("2002:7f00:1::", False), ("2002:808:808::1", True), ("64:ff9b::a00:1", False),
+        ("64:ff9b::808:808", True),
+        ("2001:0:7f00:1::f5ff:fffe", False), ("ff0e::1", False), ("fc00::1", False),
         ("::ffff:10.0.0.1", False), ("::ffff:8.8.8.8", True), ("0.0.0.0", False), ("100.64.0.1", False),
     ],
 )  # fmt: skip

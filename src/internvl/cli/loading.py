@@ -7,6 +7,7 @@ from pathlib import Path
 from internvl.api.chat import ChatModel
 from internvl.api.contrastive import ContrastiveModel
 from internvl.api.load import load
+from internvl.api.vision import VisionModel
 from internvl.checkpoints import hub
 from internvl.cli import output
 from internvl.cli.arguments import ModelOptions
@@ -20,14 +21,14 @@ def find(name: str) -> Path:
         return hub.resolve(name, progress=advance)
 
 
-def load_chat(
+def load_any(
     options: ModelOptions, *, template: str | None = None, vision_path: str | None = None
-) -> ChatModel:
-    """A chat model on the device and in the dtype asked for. Raises InputError for a vision tower."""
+) -> ChatModel | ContrastiveModel | VisionModel:
+    """Whatever model this is, on the device and in the dtype asked for."""
     options.use_threads()
     path = find(options.model)
     with output.status(f"loading {options.model}"):
-        model = load(
+        return load(
             path,
             device=options.device,
             dtype=options.dtype,
@@ -35,6 +36,13 @@ def load_chat(
             template=template or template_of(options.model),
             vision_path=vision_path,
         )
+
+
+def load_chat(
+    options: ModelOptions, *, template: str | None = None, vision_path: str | None = None
+) -> ChatModel:
+    """A chat model on the device and in the dtype asked for. Raises InputError for a vision tower."""
+    model = load_any(options, template=template, vision_path=vision_path)
     if isinstance(model, ContrastiveModel):
         raise InputError(
             f"{options.model} compares pictures and texts and does not chat: try classify, search"

@@ -38,6 +38,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("internvl.cli.data:run", "check training data before a run: broken records, tokens, tiles"),
     "eval": ("internvl.cli.evaluate:run", "ask a model the questions of held-out data and score the answers"),
     "merge": ("internvl.cli.merge:run", "merge trained adapters into a copy of their base model"),
+    "serve": ("internvl.cli.serve:run", "an OpenAI-compatible server for a model"),
+    "run-batch": ("internvl.cli.run_batch:run", "answer the requests of a JSONL file; resumable"),
     "bench": ("internvl.cli.bench:run", "speed and memory of a model's shape on this machine"),
 }
 """Name to `module:function` (arguments to exit status) and one line of help."""

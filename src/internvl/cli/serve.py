@@ -1,0 +1,198 @@
+"""`internvl serve`: a model behind an OpenAI-compatible server, until it is told to stop.
+
+Flags that mean what vLLM's or LMDeploy's mean have their names too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from internvl.api.chat import ChatModel
+from internvl.cli import output
+from internvl.cli.arguments import DtypeName, Flag, ModelOptions, SchemeName, Whole, Word, parse
+from internvl.cli.loading import load_any
+from internvl.errors import InputError, InternVLError
+
+if TYPE_CHECKING:
+    from internvl.serving.settings import Settings
+
+MEGABYTE = 2**20
+KEY_VARIABLE = "INTERNVL_API_KEY"
+
+Words = UseAppendAction[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Serve a chat model, or a model for vectors, by the OpenAI protocol (docs/how-to/serve.md).
+
+    SIGTERM or Ctrl-C lets running requests finish, for at most --shutdown-timeout seconds.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")] = "nano"
+    """A directory, or a name of the zoo."""
+    host: Annotated[str, arg(aliases=["--server-name"])] = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of this machine."""
+    port: Annotated[int, arg(metavar="N", aliases=["--server-port"])] = 8000
+    """Port to listen on; 0 takes a free one."""
+    api_key: Annotated[Words, arg(metavar="KEY", aliases=["--api-keys"], help_behavior_hint="")] = ()
+    """Key that requests must carry; may be repeated. INTERNVL_API_KEY in the environment is another way."""
+    served_model_name: Annotated[
+        Words, arg(metavar="NAME", aliases=["--model-name"], help_behavior_hint="")
+    ] = ()
+    """What requests call the model; may be repeated. MODEL's own name by default."""
+    embedding_model: Word = None
+    """A second model for /v1/embeddings beside a chat model: InternVL-C or -G, or a vision tower."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    dtype: DtypeName = "float32"
+    """What the weights are computed in."""
+    quantization: Annotated[SchemeName | None, arg(aliases=["--quantize"], help_behavior_hint="")] = None
+    """Pack the weights for the CPU: int8, int4 (faster, smaller), bfloat16 (exact for published models)."""
+    threads: Whole = None
+    """Processor threads; torch's own choice by default."""
+    chat_template: Word = None
+    """The chat template, where the checkpoint names none."""
+    max_model_len: Annotated[
+        int | None, arg(metavar="N", aliases=["--session-len"], help_behavior_hint="")
+    ] = None
+    """Most tokens of prompt and answer together; the model's own number by default."""
+    max_num_seqs: Annotated[int, arg(metavar="N", aliases=["--max-batch-size"])] = 8
+    """Requests that are computed at once."""
+    max_num_queued_reqs: Annotated[int, arg(metavar="N")] = 64
+    """Requests that may wait; others are answered with 429."""
+    default_max_tokens: Annotated[int, arg(metavar="N")] = 1024
+    """Length of answers to requests that name none."""
+    allowed_local_media_path: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Folder whose files requests may name as file:///...; closed by default."""
+    allowed_media_domains: Annotated[Words, arg(metavar="HOST", help_behavior_hint="")] = ()
+    """Host that pictures are fetched from; may be repeated; closed by default. HOST:PORT, .example.org, *."""
+    allow_private_media_hosts: Flag = False
+    """Let allowed hosts have addresses of a private network."""
+    limit_mm_per_prompt: Annotated[int, arg(metavar="N")] = 64
+    """Pictures, videos and documents of one request."""
+    max_media_mb: Annotated[int, arg(metavar="N")] = 32
+    """Most megabytes of one medium; a whole request may have twice as many."""
+    media_timeout: Annotated[float, arg(metavar="SECONDS")] = 20.0
+    """Time to fetch and decode one medium."""
+    media_workers: Annotated[int, arg(metavar="N")] = 2
+    """Processes that decode media."""
+    files_path: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Where uploaded files are kept; without it they go when the server ends."""
+    allowed_origins: Annotated[Words, arg(metavar="ORIGIN", help_behavior_hint="")] = ()
+    """Web page that browsers may call from (CORS); may be repeated, or a JSON list; none by default."""
+    shutdown_timeout: Annotated[int, arg(metavar="SECONDS")] = 30
+    """Time for running requests after SIGTERM."""
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
+    """What is logged."""
+    json: Flag = False
+    """Print one JSON document when requests are taken: model, url."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command; returns its exit status."""
+    options = parse(Options, words, "serve")
+    _check(options)
+    try:
+        from internvl.serving.app import make_app
+        from internvl.serving.listen import listen
+    except ImportError as reason:
+        raise InternVLError(
+            f"serving needs more packages ({reason}): pip install 'internvl[serve]'"
+        ) from reason
+    options_of = partial(
+        ModelOptions,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantization,
+        threads=options.threads,
+    )
+    model = load_any(options_of(model=options.model), template=options.chat_template)
+    second = None
+    if options.embedding_model is not None:
+        second = load_any(options_of(model=options.embedding_model))
+        if isinstance(second, ChatModel) or not isinstance(model, ChatModel):
+            raise InputError("--embedding-model is a model for vectors (nano-c) beside a chat model")
+    app = make_app(model, _settings(options), embedding_model=second)
+    has_started = listen(
+        app,
+        options.host,
+        options.port,
+        shutdown_seconds=options.shutdown_timeout,
+        log_level=options.log_level,
+        on_start=partial(_announce, options),
+    )
+    return 0 if has_started else 1
+
+
+def _announce(options: Options, port: int) -> None:
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"http://{host}:{port}/v1"
+    if options.json:
+        output.write_json({"model": options.model, "url": url})
+    else:
+        output.note(f"{options.model} answers at {url}")
+
+
+def _check(options: Options) -> None:
+    at_least = {
+        "port": 0, "max_num_seqs": 1, "max_num_queued_reqs": 0, "default_max_tokens": 1,
+        "limit_mm_per_prompt": 0, "max_media_mb": 1, "media_workers": 1, "shutdown_timeout": 1,
+    }  # fmt: skip
+    for name, least in at_least.items():
+        if getattr(options, name) < least:
+            raise InputError(
+                f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}"
+            )
+    if options.max_model_len is not None and options.max_model_len < 2:
+        raise InputError(f"--max-model-len must be at least 2, got {options.max_model_len}")
+    if not options.media_timeout > 0:
+        raise InputError(f"--media-timeout must be above 0, got {options.media_timeout}")
+    folder = options.allowed_local_media_path
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"--allowed-local-media-path {folder} is not a folder")
+
+
+def _settings(options: Options) -> Settings:
+    from internvl.serving.media import MediaPolicy
+    from internvl.serving.settings import Settings
+
+    keys = (*options.api_key, *filter(None, [os.environ.get(KEY_VARIABLE)]))
+    media = MediaPolicy(
+        allowed_domains=options.allowed_media_domains,
+        allowed_local_path=options.allowed_local_media_path,
+        allow_private_hosts=options.allow_private_media_hosts,
+        max_media=options.limit_mm_per_prompt,
+        max_bytes=options.max_media_mb * MEGABYTE,
+        seconds=options.media_timeout,
+    )
+    return Settings(
+        served_names=options.served_model_name or (Path(options.model).name,),
+        embedding_names=(Path(options.embedding_model or "embeddings").name,),
+        api_keys=keys,
+        allowed_origins=_origins(options.allowed_origins),
+        max_model_len=options.max_model_len,
+        default_new_tokens=options.default_max_tokens,
+        max_num_seqs=options.max_num_seqs,
+        max_num_queued=options.max_num_queued_reqs,
+        max_body_bytes=2 * media.max_bytes,
+        media=media,
+        media_workers=options.media_workers,
+        files_path=options.files_path,
+    )
+
+
+def _origins(words: Sequence[str]) -> tuple[str, ...]:
+    """vLLM takes a JSON list; words are taken as they are."""
+    found: list[str] = []
+    for word in words:
+        found += json.loads(word) if word.startswith("[") else [word]
+    return tuple(found)

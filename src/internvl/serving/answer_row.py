@@ -1,0 +1,57 @@
+"""Requests that came without a connection of their own: answered by path and body, errors as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from internvl.errors import InternVLError, RequestError
+from internvl.serving.protocol_chat import ChatRequest, MediaReference
+from internvl.serving.protocol_embeddings import EmbeddingRequest, embedding_list
+from internvl.serving.refusals import as_object, invalid_object, status_of
+from internvl.serving.server import Server
+
+PATHS = ("/v1/chat/completions", "/v1/embeddings")
+BATCH_PRIORITY = 1000
+"""Rows of batches run when nobody waits for an answer."""
+
+
+async def answer_row(server: Server, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Status and body of the answer."""
+    try:
+        if path == PATHS[0]:
+            return 200, await _chat(server, body)
+        if path == PATHS[1]:
+            return 200, await _embed(server, body)
+        raise RequestError(f"rows may ask {', '.join(PATHS)}, not {path[:80]!r}", param="url")
+    except ValidationError as reason:
+        return 400, invalid_object(reason.errors())
+    except InternVLError as reason:
+        return status_of(reason), as_object(reason)
+
+
+async def _chat(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:
+    chat = ChatRequest.model_validate(body)
+    if chat.stream:
+        raise RequestError("a row is answered as a whole: leave stream out", param="stream")
+    service, name = server.chat_service(chat.model)
+    if chat.priority is None:
+        chat = chat.model_copy(update={"priority": BATCH_PRIORITY})
+    return await service.complete(chat, name)
+
+
+async def _embed(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:
+    return await embed(server, EmbeddingRequest.model_validate(body))
+
+
+async def embed(server: Server, asked: EmbeddingRequest) -> dict[str, Any]:
+    """The list of vectors of a request."""
+    embedder, name = server.embedding_service(asked.model)
+    items = asked.items()
+    references = [item for item in items if isinstance(item, MediaReference)]
+    pictures = iter(await server.read_pictures(references))
+    found = [item if isinstance(item, str) else next(pictures) for item in items]
+    made = await embedder.embed(asked, found)
+    return embedding_list(made.vectors, asked.encoding_format, name, made.num_tokens)

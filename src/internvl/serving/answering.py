@@ -1,0 +1,145 @@
+"""Deltas of the engine to chat completions, whole or in chunks.
+
+Knows the protocol's objects and the backend; no HTTP. Leaving an iterator of here cancels the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from internvl.generation.result import TokenLogprob
+from internvl.processing.tokenizer import Tokenizer
+from internvl.serving import protocol_replies as replies
+from internvl.serving.backend import Backend, Delta, EngineRequest, EngineUsage
+from internvl.serving.prepare import Prepared
+from internvl.serving.protocol_chat import ChatRequest
+from internvl.serving.shown_text import TagFilter
+
+Observe = Callable[[Delta, float], None]
+"""Told of every delta and when the request came, on the monotonic clock: for metrics."""
+
+
+@dataclass(slots=True)
+class Line:
+    """One of the answers to a request, while it grows. `marked` is its text with grounding tags."""
+
+    filter: TagFilter
+    marked: str = ""
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def take(self, delta: Delta) -> str:
+        """The text to be shown with this step."""
+        self.marked += delta.text
+        shown = self.filter.push(delta.text)
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason
+            shown += self.filter.finish()
+        if delta.token is not None and delta.token.logprob is not None:
+            self.logprobs.append(delta.token.logprob)
+        self.text += shown
+        return shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Exchange:
+    """A request that is being answered."""
+
+    chat: ChatRequest
+    prepared: Prepared
+    head: replies.Head
+    tokenizer: Tokenizer
+    arrived: float
+    observe: Observe
+
+    def deltas(self, backend: Backend) -> AsyncGenerator[Delta, None]:
+        return deltas(self.prepared.request, backend, self.observe, self.arrived)
+
+    def lines(self) -> list[Line]:
+        keeps = self.chat.skip_special_tokens is False
+        return [Line(TagFilter(keeps=keeps)) for _ in range(self.prepared.request.n)]
+
+    def spell(self, id: int) -> str:
+        return spell(self.tokenizer, id)
+
+    def logprobs(self, entries: list[TokenLogprob]) -> dict[str, Any] | None:
+        if not self.chat.logprobs:
+            return None
+        return replies.logprobs_object(entries, self.chat.top_logprobs or 0, self.spell)
+
+    def boxes(self, line: Line) -> list[dict[str, Any]]:
+        return replies.boxes(line.marked, self.prepared.pictures)
+
+    def usage(self, used: EngineUsage) -> dict[str, Any]:
+        return replies.usage(used, self.prepared.pictures)
+
+
+def spell(tokenizer: Tokenizer, id: int) -> str:
+    """The text of one token, marks by their names."""
+    return tokenizer.decode([id], skip_special=False, cleans_up=False)
+
+
+async def complete(exchange: Exchange, backend: Backend) -> dict[str, Any]:
+    """The whole chat completion. Raises what the engine could not do."""
+    lines, used = exchange.lines(), None
+    async with aclosing(exchange.deltas(backend)) as steps:
+        async for delta in steps:
+            lines[delta.index].take(delta)
+            used = delta.usage or used
+    assert used is not None, "the engine ended a request without its usage"
+    choices = [
+        replies.choice(
+            index,
+            line.finish_reason,
+            message=replies.message_object(line.text, exchange.boxes(line)),
+            logprobs=exchange.logprobs(line.logprobs),
+        )
+        for index, line in enumerate(lines)
+    ]
+    return replies.completion(exchange.head, choices, exchange.usage(used))
+
+
+async def stream(exchange: Exchange, backend: Backend) -> AsyncIterator[dict[str, Any]]:
+    """Chunks as they come. Raises what the engine could not do; chunks sent before stay valid."""
+    options = exchange.chat.stream_options
+    more: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
+    lines, used = exchange.lines(), None
+    opening = {"role": "assistant", "content": "", "refusal": None}
+    for index in range(len(lines)):
+        yield replies.chunk(exchange.head, [replies.choice(index, None, delta=opening)], **more)
+    async with aclosing(exchange.deltas(backend)) as steps:
+        async for delta in steps:
+            used = delta.usage or used
+            if (found := _step(exchange, lines[delta.index], delta)) is not None:
+                yield replies.chunk(exchange.head, [found], **more)
+    if more and used is not None:
+        yield replies.chunk(exchange.head, [], usage=exchange.usage(used))
+
+
+def _step(exchange: Exchange, line: Line, delta: Delta) -> dict[str, Any] | None:
+    """What one step adds to a stream; None while nothing is certain."""
+    text = line.take(delta)
+    entries = [delta.token.logprob] if delta.token and delta.token.logprob else []
+    content: dict[str, Any] = {"content": text} if text else {}
+    if delta.finish_reason is not None and (found := exchange.boxes(line)):
+        content["boxes"] = found
+    if not (content or entries or delta.finish_reason):
+        return None
+    logprobs = exchange.logprobs(entries) if entries else None
+    return replies.choice(delta.index, delta.finish_reason, delta=content, logprobs=logprobs)
+
+
+async def deltas(
+    request: EngineRequest, backend: Backend, observe: Observe, arrived: float
+) -> AsyncGenerator[Delta, None]:
+    """The engine's deltas, observed; its errors are raised."""
+    async with aclosing(backend.stream(request)) as steps:
+        async for delta in steps:
+            observe(delta, arrived)
+            if delta.error is not None:
+                raise delta.error
+            yield delta

@@ -1,0 +1,165 @@
+"""Batches of a server: a description on disk each, and a task that works on it.
+
+What was broken off with the server goes on with the next one on the same folder. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from internvl.errors import RequestError
+from internvl.serving.batch_run import Answer, Progress, Row, read_rows, run_rows
+from internvl.serving.files import FileStore
+
+ID = re.compile(r"batch-[0-9a-f]{32}")
+ENDED = frozenset({"completed", "cancelled", "failed"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Description of a batch. Times are in seconds since 1970."""
+
+    id: str
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    metadata: dict[str, str] | None
+    created_at: int
+    status: str = "in_progress"
+    output_file_id: str | None = None
+    completed_at: int | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class Batches:
+    """Runs batches one after the other, `concurrency` rows of one at a time."""
+
+    def __init__(self, files: FileStore, answer: Answer, *, concurrency: int) -> None:
+        self.files, self.answer, self.concurrency = files, answer, concurrency
+        self._progress: dict[str, Progress] = {}
+        self._cancelled: set[str] = set()
+        self._waiting: asyncio.Queue[str] = asyncio.Queue()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Batches:
+        for batch in self.newest_first():
+            if batch.status not in ENDED:
+                self._waiting.put_nowait(batch.id)
+        self._worker = asyncio.create_task(self._work())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Rows that run are given up; they have no line yet and are answered again."""
+        assert self._worker is not None
+        self._worker.cancel()
+        await asyncio.gather(self._worker, return_exceptions=True)
+
+    def create(
+        self, input_file_id: str, endpoint: str, window: str, metadata: dict[str, str] | None
+    ) -> Batch:
+        """Take on a file. Raises RequestError for one that is not there or holds no rows."""
+        self._rows(input_file_id)
+        batch = Batch(
+            id=f"batch-{secrets.token_hex(16)}",
+            input_file_id=input_file_id,
+            endpoint=endpoint,
+            completion_window=window,
+            metadata=metadata,
+            created_at=int(time.time()),
+        )
+        self._write(batch)
+        self._waiting.put_nowait(batch.id)
+        return batch
+
+    def find(self, id: str) -> Batch:
+        """Raises RequestError with 404 for a batch that is not there."""
+        if not ID.fullmatch(id) or not self._path(id).is_file():
+            raise RequestError(
+                f"there is no batch {id[:80]!r}", status=404, param="batch_id", code="batch_not_found"
+            )
+        return Batch(**json.loads(self._path(id).read_text(encoding="utf-8")))
+
+    def newest_first(self) -> list[Batch]:
+        """All batches."""
+        found = [self.find(path.stem) for path in self.files.folder.glob("batch-*.json")]
+        return sorted(found, key=lambda batch: (batch.created_at, batch.id), reverse=True)
+
+    def cancel(self, id: str) -> Batch:
+        """No further row is begun."""
+        batch = self.find(id)
+        if batch.status in ENDED:
+            raise RequestError(f"{id} is {batch.status} already", param="batch_id")
+        self._cancelled.add(id)
+        return replace(batch, status="cancelling")
+
+    def as_json(self, batch: Batch) -> dict[str, Any]:
+        """As the protocol has it."""
+        progress = self._progress.get(batch.id)
+        counts = asdict(progress) if progress else batch.counts or {"total": 0, "completed": 0, "failed": 0}
+        document = {**asdict(batch), "object": "batch", "request_counts": counts, "errors": None}
+        del document["counts"]
+        is_stopping = batch.id in self._cancelled and batch.status not in ENDED
+        return {**document, "status": "cancelling" if is_stopping else batch.status}
+
+    async def _work(self) -> None:
+        while True:
+            await self._run(self.find(await self._waiting.get()))
+
+    async def _run(self, batch: Batch) -> None:
+        progress = self._progress[batch.id] = Progress()
+        lines = self.files.folder / f"{batch.id}.lines"
+
+        try:
+            rows = [self._of_endpoint(row, batch.endpoint) for row in self._rows(batch.input_file_id)]
+            await run_rows(
+                rows,
+                lines,
+                self.answer,
+                concurrency=self.concurrency,
+                progress=progress,
+                is_cancelled=lambda: batch.id in self._cancelled,
+            )
+            output = self.files.add(lines.read_bytes(), f"{batch.id}.jsonl", "batch_output").id
+            status = "cancelled" if batch.id in self._cancelled else "completed"
+        except RequestError:
+            # The file was deleted meanwhile, or there is no room for the answers.
+            output, status = None, "failed"
+        ended = replace(
+            batch,
+            status=status,
+            output_file_id=output,
+            completed_at=int(time.time()),
+            counts=asdict(progress),
+        )
+        self._write(ended)
+        del self._progress[batch.id]
+        self._cancelled.discard(batch.id)
+        lines.unlink(missing_ok=True)
+
+    def _of_endpoint(self, row: Row, endpoint: str) -> Row:
+        if row.fault is None and row.url != endpoint:
+            return replace(row, fault=f"the row asks {row.url[:80]!r} in a batch for {endpoint!r}")
+        return row
+
+    def _rows(self, file_id: str) -> list[Row]:
+        content = self.files.content(file_id)
+        if content is None:
+            raise RequestError(
+                f"there is no file {file_id[:80]!r}", status=404, param="input_file_id", code="file_not_found"
+            )
+        return read_rows(content)
+
+    def _write(self, batch: Batch) -> None:
+        beside = self.files.folder / f"{batch.id}.part"
+        beside.write_text(json.dumps(asdict(batch)), encoding="utf-8")
+        beside.replace(self._path(batch.id))
+
+    def _path(self, id: str) -> Path:
+        return self.files.folder / f"{id}.json"

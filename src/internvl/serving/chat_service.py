@@ -1,0 +1,60 @@
+"""Chat completions of one model, from a parsed request to its answer.
+
+Knows the protocol's objects and the engine; no routes.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from internvl.api.chat import ChatModel
+from internvl.serving import answering
+from internvl.serving.backend import Backend
+from internvl.serving.metrics import Metrics
+from internvl.serving.prepare import Preparer
+from internvl.serving.protocol_chat import ChatRequest
+from internvl.serving.protocol_replies import Head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChatService:
+    """A chat model with what computes its answers."""
+
+    model: ChatModel
+    backend: Backend
+    preparer: Preparer
+    metrics: Metrics
+
+    async def begin(self, chat: ChatRequest, name: str) -> answering.Exchange:
+        """Read and check everything about a request; nothing is computed. Raises InputError."""
+        arrived = time.monotonic()
+        key = f"chatcmpl-{secrets.token_hex(16)}"
+        prepared = await self.preparer.chat(chat, key)
+        return answering.Exchange(
+            chat=chat,
+            prepared=prepared,
+            head=Head(id=key, model=name, created=int(time.time())),
+            tokenizer=self.model.processor.tokenizer,
+            arrived=arrived,
+            observe=self.metrics.observe,
+        )
+
+    async def complete(self, chat: ChatRequest, name: str) -> dict[str, Any]:
+        """One chat completion."""
+        exchange = await self.begin(chat, name)
+        try:
+            return await answering.complete(exchange, self.backend)
+        finally:
+            self.metrics.forget(exchange.head.id)
+
+    async def stream(self, exchange: answering.Exchange) -> AsyncIterator[dict[str, Any]]:
+        """Its chunks."""
+        try:
+            async for chunk in answering.stream(exchange, self.backend):
+                yield chunk
+        finally:
+            self.metrics.forget(exchange.head.id)

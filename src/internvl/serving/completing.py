@@ -1,0 +1,140 @@
+"""Text completions: prompts as they stand to the engine, and its deltas to answers.
+
+Knows the protocol's objects and the engine; no routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from internvl.errors import ContextOverflowError, RequestError
+from internvl.generation.result import TokenLogprob
+from internvl.serving import protocol_completions as protocol
+from internvl.serving.answering import deltas, spell
+from internvl.serving.backend import Delta, EngineRequest, EngineUsage
+from internvl.serving.chat_service import ChatService
+from internvl.serving.prepare import room_for_answer
+from internvl.serving.protocol_completions import CompletionRequest
+from internvl.serving.protocol_replies import Head, usage
+
+
+@dataclass(slots=True)
+class Grown:
+    """One answer so far."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class Completing:
+    """One request to continue text."""
+
+    def __init__(self, service: ChatService, asked: CompletionRequest, name: str) -> None:
+        """Raises InputError for prompts that cannot be continued; nothing is computed."""
+        self.service, self.asked = service, asked
+        self.tokenizer = service.model.processor.tokenizer
+        self.arrived = time.monotonic()
+        self.head = Head(id=f"cmpl-{secrets.token_hex(16)}", model=name, created=int(time.time()))
+        self.requests = [self._request(index, one) for index, one in enumerate(asked.prompts())]
+
+    async def whole(self) -> dict[str, Any]:
+        """All prompts together, the answers to the first one first."""
+        tasks = [asyncio.ensure_future(self._answer(request)) for request in self.requests]
+        try:
+            found = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        answers = [answer for grown, _ in found for answer in grown]
+        choices = [
+            protocol.text_choice(index, one.text, one.finish_reason, self._logprobs(one.logprobs, 0))
+            for index, one in enumerate(answers)
+        ]
+        return protocol.completion(self.head, choices, usage(_sum([used for _, used in found]), ()))
+
+    async def stream(self) -> AsyncIterator[dict[str, Any]]:
+        """Chunks of the answers to the only prompt."""
+        options = self.asked.stream_options
+        more: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
+        lengths = [0] * self.requests[0].n
+        used: EngineUsage | None = None
+        async with aclosing(self._deltas(self.requests[0])) as steps:
+            async for delta in steps:
+                used = delta.usage or used
+                entries = [delta.token.logprob] if delta.token and delta.token.logprob else []
+                if not (delta.text or entries or delta.finish_reason):
+                    continue
+                logprobs = self._logprobs(entries, lengths[delta.index])
+                lengths[delta.index] += len(delta.text)
+                choice = protocol.text_choice(delta.index, delta.text, delta.finish_reason, logprobs)
+                yield protocol.completion(self.head, [choice], None, **more)
+        if more and used is not None:
+            yield protocol.completion(self.head, [], usage(used, ()))
+
+    def _request(self, index: int, prompt: str | list[int]) -> EngineRequest:
+        asked, preparer = self.asked, self.service.preparer
+        ids = self.tokenizer.encode(prompt, eos=False).ids if isinstance(prompt, str) else prompt
+        if not ids:
+            raise RequestError("the prompt is empty", param="prompt")
+        try:
+            room_for_answer(asked.max_tokens, len(ids), preparer.max_model_len, asked.max_tokens)
+        except ContextOverflowError as reason:
+            raise RequestError(str(reason), param="prompt", code="context_length_exceeded") from reason
+        num_logprobs = 0 if asked.logprobs is None else max(1, asked.logprobs)
+        return EngineRequest(
+            key=f"{self.head.id}-{index}",
+            ids=tuple(ids),
+            sampling=asked.sampling(self.service.model.processor.stop_ids, asked.max_tokens, num_logprobs),
+            n=asked.n or 1,
+            priority=asked.priority or 0,
+        )
+
+    async def _answer(self, request: EngineRequest) -> tuple[list[Grown], EngineUsage]:
+        answers = [Grown() for _ in range(request.n)]
+        used: EngineUsage | None = None
+        async with aclosing(self._deltas(request)) as steps:
+            async for delta in steps:
+                _take(answers[delta.index], delta)
+                used = delta.usage or used
+        assert used is not None, "the engine ended a request without its usage"
+        return answers, used
+
+    async def _deltas(self, request: EngineRequest) -> Any:
+        metrics = self.service.metrics
+        try:
+            observe = metrics.observe
+            async with aclosing(deltas(request, self.service.backend, observe, self.arrived)) as steps:
+                async for delta in steps:
+                    yield delta
+        finally:
+            metrics.forget(request.key)
+
+    def _logprobs(self, entries: Sequence[TokenLogprob], start: int) -> dict[str, Any] | None:
+        if self.asked.logprobs is None:
+            return None
+        return protocol.text_logprobs(
+            entries, self.asked.logprobs, lambda id: spell(self.tokenizer, id), start
+        )
+
+
+def _take(answer: Grown, delta: Delta) -> None:
+    answer.text += delta.text
+    answer.finish_reason = delta.finish_reason or answer.finish_reason
+    if delta.token is not None and delta.token.logprob is not None:
+        answer.logprobs.append(delta.token.logprob)
+
+
+def _sum(parts: Sequence[EngineUsage]) -> EngineUsage:
+    return EngineUsage(
+        prompt_tokens=sum(one.prompt_tokens for one in parts),
+        completion_tokens=sum(one.completion_tokens for one in parts),
+        cached_tokens=sum(one.cached_tokens for one in parts),
+        image_tokens=0,
+    )

@@ -1,0 +1,147 @@
+"""A few processes that read media, and the clock that kills the one that takes too long.
+
+A job gets a process of its own until it is done; a process that died or was killed is replaced before the
+next job. Knows nothing of what is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from threading import Event, Timer
+
+from PIL import Image
+
+from internvl.errors import RequestError
+from internvl.serving.decoding import Failure, serve, write_job
+from internvl.serving.media import MediaPolicy, Medium
+
+GRACE = 2.0
+"""Seconds beyond the policy's own, in which a fetch can still say that its time was over."""
+START_SECONDS = 60.0
+"""A new process imports its decoders on its first job."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """One process and the pipe to it."""
+
+    process: BaseProcess
+    connection: Connection
+    is_fresh: bool = True
+
+    @classmethod
+    def start(cls) -> Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs,), name="internvl-media", daemon=True)
+        process.start()
+        theirs.close()
+        return cls(process, ours)
+
+    def close(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+    def run(self, medium: Medium, policy: MediaPolicy) -> list[Image.Image] | Failure:
+        """The pictures, or why there are none. Raises OSError or EOFError if the process died on the way."""
+        head, content = write_job(medium, policy)
+        self.connection.send_bytes(head)
+        self.connection.send_bytes(content)
+        answer = json.loads(self.connection.recv_bytes())
+        self.is_fresh = False
+        if "sizes" not in answer:
+            return Failure(str(answer["message"]), str(answer["code"]), int(answer["status"]))
+        pictures = []
+        for width, height in answer["sizes"]:
+            pictures.append(Image.frombytes("RGB", (width, height), self.connection.recv_bytes()))
+        return pictures
+
+
+class Decoders:
+    """`async with Decoders(policy) as decoders: await decoders.read(medium)`."""
+
+    def __init__(self, policy: MediaPolicy, *, num_workers: int = 2) -> None:
+        self.policy, self.num_workers = policy, num_workers
+        self._idle: asyncio.Queue[Worker | None] = asyncio.Queue()
+
+    async def __aenter__(self) -> Decoders:
+        for _ in range(self.num_workers):
+            self._idle.put_nowait(None)
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        """Waits for the jobs that still run; each has its time."""
+        for _ in range(self.num_workers):
+            worker = await self._idle.get()
+            if worker is not None:
+                await asyncio.to_thread(worker.close)
+
+    async def read_all(self, media: Sequence[Medium]) -> list[list[Image.Image]]:
+        """The pictures of every medium. Raises RequestError for the first that is refused."""
+        if len(media) > self.policy.max_media:
+            raise RequestError(
+                f"{len(media)} pictures, videos and documents in one request, the limit is "
+                f"{self.policy.max_media}",
+                param=media[-1].param,
+                code="media_count",
+            )
+        found: list[list[Image.Image]] = []
+        num_pixels = 0
+        for medium in media:
+            found.append(await self.read(medium))
+            num_pixels += sum(picture.width * picture.height for picture in found[-1])
+            if num_pixels > self.policy.max_total_pixels:
+                raise RequestError(
+                    f"{len(found)} media of the request have {num_pixels} pixels, the limit is "
+                    f"{self.policy.max_total_pixels} for all of them",
+                    param=medium.param,
+                    code="media_pixels",
+                )
+        return found
+
+    async def read(self, medium: Medium) -> list[Image.Image]:
+        """The RGB pictures of one medium. Raises RequestError when it is refused."""
+        worker = await self._idle.get()
+        job = asyncio.ensure_future(asyncio.to_thread(self._run, worker, medium))
+        job.add_done_callback(lambda done: self._idle.put_nowait(done.result()[0]))
+        # The job goes on when the request is gone: its process must not be left in the middle of an answer.
+        _, outcome = await asyncio.shield(job)
+        if isinstance(outcome, Failure):
+            raise outcome.as_error(medium.param)
+        return outcome
+
+    def _run(
+        self, worker: Worker | None, medium: Medium
+    ) -> tuple[Worker | None, list[Image.Image] | Failure]:
+        """The worker to be used next (None: a new one), and what came of the job."""
+        if worker is None or not worker.process.is_alive():
+            worker = Worker.start()
+        is_late = Event()
+
+        def stop() -> None:
+            is_late.set()
+            worker.process.kill()
+
+        seconds = self.policy.seconds + GRACE + (START_SECONDS if worker.is_fresh else 0)
+        timer = Timer(seconds, stop)
+        timer.start()
+        try:
+            outcome = worker.run(medium, self.policy)
+            if not is_late.is_set():
+                return worker, outcome
+        except (OSError, EOFError, LookupError, TypeError, ValueError):
+            # Gone, or it answers nonsense: either way it is not used again.
+            if not is_late.is_set():
+                worker.close()
+                return None, Failure("the decoder broke down over it: the medium is damaged", "media_crash")
+        finally:
+            timer.cancel()
+        worker.close()
+        return None, Failure(f"reading it took more than {self.policy.seconds:g} s", "media_time")

@@ -1,0 +1,77 @@
+"""Vectors of texts and pictures, from InternVL-C and -G or from a vision tower alone.
+
+Knows no HTTP. One request is computed at a time, in a thread. Shape letters: E width of the vectors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from internvl.api.contrastive import ContrastiveModel
+from internvl.api.vision import VisionModel
+from internvl.errors import RequestError
+from internvl.serving.protocol_embeddings import EmbeddingRequest
+
+Item = str | Image.Image
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """One vector an item, in order, and the tokens of the texts."""
+
+    vectors: list[list[float]]
+    num_tokens: int
+
+
+class Embedder:
+    """Embeds with one model."""
+
+    def __init__(self, model: ContrastiveModel | VisionModel) -> None:
+        self.model = model
+        self._turn = asyncio.Lock()
+
+    async def embed(self, asked: EmbeddingRequest, items: Sequence[Item]) -> Embedded:
+        """Raises InputError for items this model has no vectors for."""
+        async with self._turn:
+            return await asyncio.to_thread(self._embed, asked, items)
+
+    def _embed(self, asked: EmbeddingRequest, items: Sequence[Item]) -> Embedded:
+        texts = [item for item in items if isinstance(item, str)]
+        images = [item for item in items if not isinstance(item, str)]
+        of_texts = iter(self._texts(texts, asked) if texts else ())
+        of_images = iter(self._images(images, asked) if images else ())
+        rows = [next(of_texts if isinstance(item, str) else of_images) for item in items]
+        vectors_BE = torch.stack(rows).float()
+        if asked.normalize:
+            vectors_BE = normalize(vectors_BE, dim=-1)
+        return Embedded(vectors_BE.tolist(), self._count(texts, asked))
+
+    def _texts(self, texts: list[str], asked: EmbeddingRequest) -> Tensor:
+        if not isinstance(self.model, ContrastiveModel):
+            raise RequestError(
+                "this model is a vision tower: it has vectors of pictures, not of texts", param="input"
+            )
+        return self.model.embed_texts(texts, truncate=asked.truncate)
+
+    def _images(self, images: list[Any], asked: EmbeddingRequest) -> Tensor:
+        if isinstance(self.model, ContrastiveModel):
+            return self.model.embed_images(images, asked.mode, fit=asked.fit or "squash")
+        if asked.mode != "C" or asked.fit == "squash":
+            raise RequestError(
+                "this model is a vision tower, which sees the centre of a picture: leave mode and fit out",
+                param="mode" if asked.mode != "C" else "fit",
+            )
+        return self.model.features(images).pooled
+
+    def _count(self, texts: list[str], asked: EmbeddingRequest) -> int:
+        if not isinstance(self.model, ContrastiveModel):
+            return 0
+        return sum(len(self.model.processor.ids(text, truncate=asked.truncate)) for text in texts)

@@ -1,0 +1,107 @@
+"""Uploaded files in one folder: content and a description each, under a name that is made here.
+
+What a client calls a file is kept as a word and never becomes a path. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from internvl.errors import EngineError, RequestError
+
+ID = re.compile(r"file-[0-9a-f]{32}")
+PURPOSES = ("batch", "batch_output", "vision", "user_data", "assistants")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """Description of a file."""
+
+    id: str
+    filename: str
+    purpose: str
+    created_at: int
+    bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "object": "file", "status": "processed"}
+
+
+class FileStore:
+    """Files below `folder`, together at most `max_bytes`."""
+
+    def __init__(self, folder: Path, *, max_bytes: int = 2**30) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, content: bytes, filename: str, purpose: str) -> Upload:
+        """Keep a file. Raises RequestError for a purpose that does not exist and when there is no room."""
+        if purpose not in PURPOSES:
+            raise RequestError(
+                f"purpose {purpose[:40]!r} does not exist; there are {', '.join(PURPOSES)}", param="purpose"
+            )
+        used = sum(upload.bytes for upload in self.list())
+        if used + len(content) > self.max_bytes:
+            raise RequestError(
+                f"{len(content)} bytes do not fit beside {used} bytes of other files, the limit is "
+                f"{self.max_bytes}: delete some",
+                status=413,
+                param="file",
+                code="storage_full",
+            )
+        upload = Upload(
+            id=f"file-{secrets.token_hex(16)}",
+            filename=filename[:255],
+            purpose=purpose,
+            created_at=int(time.time()),
+            bytes=len(content),
+        )
+        try:
+            self._content_path(upload.id).write_bytes(content)
+            # The description comes last: a file is there when it is whole.
+            beside = self.folder / f"{upload.id}.part"
+            beside.write_text(json.dumps(asdict(upload)), encoding="utf-8")
+            beside.replace(self._path(upload.id))
+        except OSError as reason:
+            self._content_path(upload.id).unlink(missing_ok=True)
+            raise EngineError(f"the file could not be kept: {reason.strerror}") from reason
+        return upload
+
+    def list(self) -> list[Upload]:
+        """All files, oldest first."""
+        found = [self._read(path) for path in self.folder.glob("file-*.json")]
+        return sorted(found, key=lambda upload: (upload.created_at, upload.id))
+
+    def find(self, id: str) -> Upload:
+        """Raises RequestError with 404 for a file that is not there."""
+        if ID.fullmatch(id) and self._path(id).is_file():
+            return self._read(self._path(id))
+        raise RequestError(
+            f"there is no file {id[:80]!r}", status=404, param="file_id", code="file_not_found"
+        )
+
+    def content(self, id: str) -> bytes | None:
+        """The content, or None for a file that is not there."""
+        is_there = ID.fullmatch(id) is not None and self._path(id).is_file()
+        return self._content_path(id).read_bytes() if is_there else None
+
+    def delete(self, id: str) -> None:
+        """Raises RequestError with 404 for a file that is not there."""
+        self.find(id)
+        self._path(id).unlink()
+        self._content_path(id).unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> Upload:
+        return Upload(**json.loads(path.read_text(encoding="utf-8")))
+
+    def _path(self, id: str) -> Path:
+        return self.folder / f"{id}.json"
+
+    def _content_path(self, id: str) -> Path:
+        return self.folder / f"{id}.content"

@@ -1,0 +1,149 @@
+"""A parsed request to what the engine takes: media read, prompt written, pictures cut, lengths checked.
+
+Knows no HTTP. Pictures are read by `decoders` in other processes and cut into tiles in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from internvl.api.chat import ChatModel
+from internvl.api.explanation import Explanation, PictureExplanation, explain_inputs, explain_picture
+from internvl.api.request import read_request
+from internvl.errors import ContextOverflowError, RequestError
+from internvl.generation.prompt import context_limit
+from internvl.processing.processor import Inputs
+from internvl.serving.backend import EngineImage, EngineRequest
+from internvl.serving.decoders import Decoders
+from internvl.serving.media import MediaPolicy, Medium, check_bytes, find_medium
+from internvl.serving.protocol_chat import ChatRequest, MediaReference, as_messages, find_media
+
+DEFAULT_NEW_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """A request the engine can take, and what its answer has to tell about the pictures."""
+
+    request: EngineRequest
+    pictures: tuple[PictureExplanation, ...]
+
+
+class Preparer:
+    """Prepares requests for one chat model.
+
+    `find_file` gives the content of an uploaded file by its id, or None. `max_model_len` shortens the model's
+    own context. `default_new_tokens` are for requests that name no number, if there is room.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        decoders: Decoders,
+        find_file: Callable[[str], bytes | None],
+        *,
+        max_model_len: int | None = None,
+        default_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> None:
+        limit = context_limit(model.config.text)
+        self.model, self.decoders, self.find_file = model, decoders, find_file
+        self.max_model_len = min(max_model_len or limit, limit)
+        self.default_new_tokens = default_new_tokens
+
+    async def chat(self, chat: ChatRequest, key: str) -> Prepared:
+        """Raises InputError for whatever the request has that cannot be answered."""
+        pictures = await self._pictures(find_media(chat.messages))
+        return await asyncio.to_thread(self._prepare, chat, pictures, key)
+
+    async def explain(self, chat: ChatRequest) -> Explanation:
+        """What `chat` would run. Nothing is computed."""
+        pictures = await self._pictures(find_media(chat.messages))
+        return await asyncio.to_thread(self._explain, chat, pictures)
+
+    async def _pictures(self, references: Sequence[MediaReference]) -> list[list[Any]]:
+        policy = self.decoders.policy
+        return await self.decoders.read_all([find_source(one, policy, self.find_file) for one in references])
+
+    def _prepare(self, chat: ChatRequest, pictures: list[list[Any]], key: str) -> Prepared:
+        inputs = self._inputs(chat, pictures)
+        new_tokens = self._new_tokens(chat.new_tokens, len(inputs.ids))
+        return Prepared(
+            request=EngineRequest(
+                key=key,
+                ids=tuple(inputs.ids),
+                images=_images(inputs),
+                sampling=chat.sampling(self.model.processor.stop_ids, new_tokens, chat.num_logprobs),
+                n=chat.n or 1,
+                priority=chat.priority or 0,
+            ),
+            pictures=tuple(self._picture_explanations(inputs)),
+        )
+
+    def _explain(self, chat: ChatRequest, pictures: list[list[Any]]) -> Explanation:
+        model = self.model
+        inputs = self._inputs(chat, pictures)
+        tokens = [model.processor.tokenizer.token(id) or "" for id in inputs.ids]
+        value_bytes = model.vlm.llm.embed.weight.element_size()
+        new_tokens = self._new_tokens(chat.new_tokens, len(inputs.ids))
+        return explain_inputs(model.config, inputs, tokens, new_tokens, value_bytes)
+
+    def _inputs(self, chat: ChatRequest, pictures: list[list[Any]]) -> Inputs:
+        messages = as_messages(chat.messages, pictures)
+        processor = self.model.processor
+        request = read_request(messages, (), chat.options(), processor.limits)
+        return processor(
+            request.conversation,
+            total_tiles=request.total_tiles,
+            max_tokens=self.max_model_len - (chat.new_tokens or 1),
+        )
+
+    def _new_tokens(self, wanted: int | None, length: int) -> int:
+        return room_for_answer(wanted, length, self.max_model_len, self.default_new_tokens)
+
+    def _picture_explanations(self, inputs: Inputs) -> list[PictureExplanation]:
+        return [
+            explain_picture(self.model.config, size, grid, count)
+            for size, grid, count in zip(inputs.sizes, inputs.grids, inputs.tile_counts, strict=True)
+        ]
+
+
+def find_source(one: MediaReference, policy: MediaPolicy, find_file: Callable[[str], bytes | None]) -> Medium:
+    """An uploaded file by its id, or what the address names. Raises RequestError."""
+    options: Mapping[str, Any] = one.options
+    if one.address.startswith("file-"):
+        content = find_file(one.address)
+        if content is None:
+            raise RequestError(
+                f"there is no file {one.address[:80]!r}; upload it to /v1/files first",
+                status=404,
+                param=one.param,
+                code="file_not_found",
+            )
+        content = check_bytes(content, policy, one.param)
+        return Medium(kind=one.kind, content=content, options=tuple(options.items()), param=one.param)
+    return find_medium(one.kind, one.address, policy, options=dict(options), param=one.param)
+
+
+def room_for_answer(wanted: int | None, length: int, limit: int, default: int) -> int:
+    """Tokens of an answer to a prompt of `length`. Raises ContextOverflowError where there is no room."""
+    room = limit - length
+    if room < (wanted or 1):
+        raise ContextOverflowError(
+            f"the prompt has {length} tokens and the answer may have {wanted or 1}, together "
+            f"{length + (wanted or 1)}; this model is served with {limit} positions: shorten the prompt, "
+            "lower max_tokens, or give pictures fewer tiles (max_tiles)"
+        )
+    return wanted or min(default, room)
+
+
+def _images(inputs: Inputs) -> tuple[EngineImage, ...]:
+    if inputs.tiles_N3HW is None:
+        return ()
+    tiles = torch.split(inputs.tiles_N3HW, list(inputs.tile_counts))
+    keys = map(bytes.fromhex, inputs.image_keys)
+    return tuple(EngineImage(key=key, tiles_N3HW=part) for key, part in zip(keys, tiles, strict=True))

@@ -1,0 +1,93 @@
+"""What all requests of the protocol share: strict objects, settings of answers, and error objects.
+
+Fields that are not declared are refused by name. Pure values; knows no HTTP, no tensors and no model.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from internvl.errors import RequestError
+from internvl.generation.sampling import Sampling
+
+MAX_STOPS = 16
+MAX_ANSWERS = 16
+MAX_TOP_LOGPROBS = 20
+
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Count = Annotated[int, Field(ge=1, le=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Strict(BaseModel):
+    """An object whose fields are all known and of the declared kind: no "1" for 1, nothing extra."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SamplingFields(Strict):
+    """Settings of an answer: OpenAI's, and under vLLM's names what else the library has.
+
+    Without `temperature` the best token is taken, as in the published examples of the models. `user` is
+    accepted and kept nowhere.
+    """
+
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Probability | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Seed | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    skip_special_tokens: bool | None = None
+    user: str | None = None
+
+    def sampling(self, stop_ids: tuple[int, ...], max_new_tokens: int, logprobs: int) -> Sampling:
+        """As the library has it. `stop_ids` are those of the model. Raises InputError for what cannot be."""
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": None if self.top_k is None else max(0, self.top_k),  # -1 is vLLM's "all"
+            "min_p": self.min_p,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "logit_bias": self._bias(),
+            "seed": None if self.seed is None else self.seed % 2**63,
+            "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,
+            "min_new_tokens": self.min_tokens,
+        }
+        ends = () if self.ignore_eos else stop_ids
+        settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return Sampling(
+            **settings,
+            stop_ids=(*ends, *(self.stop_token_ids or ())),
+            max_new_tokens=max_new_tokens,
+            logprobs=logprobs,
+        )
+
+    def _bias(self) -> dict[int, float] | None:
+        if self.logit_bias is None:
+            return None
+        if not all(name.isascii() and name.isdigit() and len(name) < 10 for name in self.logit_bias):
+            raise RequestError('the keys of logit_bias are token ids, such as "50256"', param="logit_bias")
+        return {int(name): bias for name, bias in self.logit_bias.items()}
+
+
+def error_object(
+    message: str, *, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The body of every answer that is not a success."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

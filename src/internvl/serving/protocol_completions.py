@@ -1,0 +1,77 @@
+"""Requests to continue text as it stands, without a template, and their answers. Pure values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from internvl.generation.result import TokenLogprob
+from internvl.serving.protocol import MAX_TOP_LOGPROBS, Count, SamplingFields, TokenId
+from internvl.serving.protocol_chat import StreamOptions
+from internvl.serving.protocol_replies import Head, Spell
+
+MAX_PROMPTS = 64
+
+Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
+Several = Field(min_length=1, max_length=MAX_PROMPTS)
+
+
+class CompletionRequest(SamplingFields):
+    """`/v1/completions`: one text or its ids, or several. Marks in it are what they name."""
+
+    model: str | None = None
+    prompt: str | Ids | Annotated[list[str], Several] | Annotated[list[Ids], Several]
+    max_tokens: Count = 16
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    echo: Literal[False] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream=true")
+        if self.stream and len(self.prompts()) > 1:
+            raise ValueError("stream takes one prompt; send several requests")
+        return self
+
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt as text or ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [[id for id in self.prompt if isinstance(id, int)]]
+        return [one for one in self.prompt if not isinstance(one, int)]
+
+
+def completion(
+    head: Head, choices: Sequence[dict[str, Any]], used: dict[str, Any] | None, **more: Any
+) -> dict[str, Any]:
+    """A whole completion, or with `used` None one chunk of it."""
+    document = {**head.of("text_completion"), "choices": list(choices), **more}
+    return document if used is None else {**document, "usage": used}
+
+
+def text_choice(
+    index: int, text: str, finish_reason: str | None, logprobs: dict[str, Any] | None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def text_logprobs(entries: Sequence[TokenLogprob], num_top: int, spell: Spell, start: int) -> dict[str, Any]:
+    """The older form: parallel lists. `start` is where the first token's text begins in the answer."""
+    tokens = [spell(entry.id) for entry in entries]
+    offsets: list[int] = []
+    for token in tokens:
+        offsets.append(start)
+        start += len(token)
+    return {
+        "tokens": tokens,
+        "token_logprobs": [max(entry.logprob, -9999.0) for entry in entries],
+        "top_logprobs": [
+            {spell(id): max(logprob, -9999.0) for id, logprob in entry.top[:num_top]} for entry in entries
+        ],
+        "text_offset": offsets,
+    }

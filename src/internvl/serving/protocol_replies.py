@@ -1,0 +1,94 @@
+"""Answers as chat completions and their chunks. Pure values: dictionaries that JSON knows.
+
+Knows no HTTP and no model; the text of tokens comes through a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from internvl.api.explanation import PictureExplanation
+from internvl.generation.result import TokenLogprob
+from internvl.processing.grounding import parse_boxes
+from internvl.serving.backend import EngineUsage
+
+Spell = Callable[[int], str]
+"""The text of one token; what is no whole character by itself has U+FFFD."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What all chunks of one answer begin with."""
+
+    id: str
+    model: str
+    created: int
+
+    def of(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def usage(used: EngineUsage, pictures: Sequence[PictureExplanation]) -> dict[str, Any]:
+    """Tokens as the protocol counts them, the image tokens among them, and the grid of every picture."""
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": used.cached_tokens,
+            "image_tokens": used.image_tokens,
+        },
+        "images": [picture_object(picture) for picture in pictures],
+    }
+
+
+def picture_object(picture: PictureExplanation) -> dict[str, Any]:
+    """Size in pixels, grid as [columns, rows], tiles with thumbnail, and tokens of one picture."""
+    return {
+        "width": picture.size[0],
+        "height": picture.size[1],
+        "grid": [picture.grid.columns, picture.grid.rows],
+        "tiles": picture.num_tiles,
+        "tokens": picture.vision_tokens,
+    }
+
+
+def boxes(marked_text: str, pictures: Sequence[PictureExplanation]) -> list[dict[str, Any]]:
+    """Boxes of an answer, in pixels of the last picture."""
+    return [asdict(box) for box in parse_boxes(marked_text, *pictures[-1].size)] if pictures else []
+
+
+def logprobs_object(entries: Sequence[TokenLogprob], num_top: int, spell: Spell) -> dict[str, Any]:
+    """The protocol's list, a token each."""
+    return {"content": [_logprob(entry, num_top, spell) for entry in entries], "refusal": None}
+
+
+def _logprob(entry: TokenLogprob, num_top: int, spell: Spell) -> dict[str, Any]:
+    top = [_token(spell(id), logprob) for id, logprob in entry.top[:num_top]]
+    return {**_token(spell(entry.id), entry.logprob), "top_logprobs": top}
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    # JSON has no infinity; a token that cannot be drawn is reported as OpenAI does.
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode("utf-8", "replace"))}
+
+
+def message_object(text: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The assistant's message; `boxes` only where there are any."""
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    return {**message, "boxes": found} if found else message
+
+
+def completion(head: Head, choices: list[dict[str, Any]], used: dict[str, Any]) -> dict[str, Any]:
+    return {**head.of("chat.completion"), "choices": choices, "usage": used}
+
+
+def chunk(head: Head, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {**head.of("chat.completion.chunk"), "choices": choices, **more}
+
+
+def choice(index: int, finish_reason: str | None, **content: Any) -> dict[str, Any]:
+    """One answer of a completion or a chunk: `message` or `delta`, and perhaps `logprobs`."""
+    return {"index": index, "logprobs": None, **content, "finish_reason": finish_reason}

@@ -1,0 +1,171 @@
+"""OpenAI's responses: requests with text, pictures and files, as chat requests, and their answers back.
+
+Nothing is stored, so each request brings its whole conversation. Pure values; knows no HTTP and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from internvl.serving.protocol import Count, Penalty, Strict
+from internvl.serving.protocol_chat import ChatRequest
+
+
+class InputText(Strict):
+    type: Literal["input_text"]
+    text: str
+
+
+class OutputText(Strict):
+    """As an earlier answer has it."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class InputImage(Strict):
+    type: Literal["input_image"]
+    image_url: str | None = None
+    file_id: str | None = None
+    detail: Literal["low", "high", "auto"] | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if (self.image_url is None) == (self.file_id is None):
+            raise ValueError("a picture has either image_url or file_id")
+        return self
+
+
+class InputFile(Strict):
+    type: Literal["input_file"]
+    file_data: str | None = None
+    file_id: str | None = None
+    filename: str | None = None
+
+
+InputPart = Annotated[InputText | OutputText | InputImage | InputFile, Field(discriminator="type")]
+
+
+class InputMessage(Strict):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[InputPart]
+    id: str | None = None
+    status: Literal["completed", "incomplete"] | None = None
+    phase: None = None
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class TextOptions(Strict):
+    format: TextFormat | None = None
+
+
+class ResponseRequest(Strict):
+    """`/v1/responses`."""
+
+    model: str | None = None
+    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=1024)]
+    instructions: str | None = None
+    max_output_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    stream: bool | None = None
+    store: Literal[False] | None = None
+    text: TextOptions | None = None
+    user: str | None = None
+
+    def as_chat(self) -> ChatRequest:
+        """The same as a chat request. Raises pydantic's ValidationError for parts in a wrong place."""
+        messages: list[dict[str, Any]] = []
+        if self.instructions is not None:
+            messages.append({"role": "system", "content": self.instructions})
+        if isinstance(self.input, str):
+            messages.append({"role": "user", "content": self.input})
+        else:
+            messages += [{"role": one.role, "content": _content(one.content)} for one in self.input]
+        names = ("model", "temperature", "top_p", "presence_penalty", "frequency_penalty", "user")
+        fields = {name: getattr(self, name) for name in names}
+        return ChatRequest.model_validate(
+            {**fields, "messages": messages, "max_tokens": self.max_output_tokens}
+        )
+
+
+def _content(content: str | list[Any]) -> str | list[dict[str, Any]]:
+    return content if isinstance(content, str) else [_part(part) for part in content]
+
+
+def _part(part: InputText | OutputText | InputImage | InputFile) -> dict[str, Any]:
+    if isinstance(part, InputImage):
+        url = part.image_url if part.file_id is None else part.file_id
+        return {"type": "image_url", "image_url": {"url": url, "detail": part.detail}}
+    if isinstance(part, InputFile):
+        file = {"file_data": part.file_data, "file_id": part.file_id, "filename": part.filename}
+        return {"type": "file", "file": file}
+    return {"type": "text", "text": part.text}
+
+
+def response_object(asked: ResponseRequest, id: str, model: str, created: int) -> dict[str, Any]:
+    """A response of which nothing is there yet."""
+    return {
+        "id": id,
+        "object": "response",
+        "created_at": created,
+        "status": "in_progress",
+        "model": model,
+        "output": [],
+        "error": None,
+        "incomplete_details": None,
+        "instructions": asked.instructions,
+        "max_output_tokens": asked.max_output_tokens,
+        "temperature": asked.temperature or 0.0,
+        "top_p": 1.0 if asked.top_p is None else asked.top_p,
+        "text": {"format": {"type": "text"}},
+        "tools": [],
+        "tool_choice": "none",
+        "parallel_tool_calls": False,
+        "previous_response_id": None,
+        "store": False,
+        "metadata": {},
+        "usage": None,
+    }
+
+
+def text_part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def item(id: str, text: str | None, status: str) -> dict[str, Any]:
+    """The message of a response; None while it is empty."""
+    content = [] if text is None else [text_part(text)]
+    return {"type": "message", "id": id, "status": status, "role": "assistant", "content": content}
+
+
+def finished(
+    begun: Mapping[str, Any], message: Mapping[str, Any], finish_reason: str | None, used: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A whole response; `used` is the usage of a chat completion."""
+    is_cut = finish_reason == "length"
+    return {
+        **begun,
+        "status": "incomplete" if is_cut else "completed",
+        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+        "output": [message],
+        "usage": {
+            "input_tokens": used["prompt_tokens"],
+            "input_tokens_details": used["prompt_tokens_details"],
+            "output_tokens": used["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": used["total_tokens"],
+            "images": used["images"],
+        },
+    }

@@ -1,0 +1,155 @@
+"""Routes about the models: answers, vectors, tokens, explanations, health and numbers.
+
+Knows HTTP and the protocol's objects; the work is done elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+
+from internvl.errors import RequestError
+from internvl.serving.answer_row import embed
+from internvl.serving.answering import spell
+from internvl.serving.completing import Completing
+from internvl.serving.connection import Events, NamedEvents, unless_gone
+from internvl.serving.protocol_chat import ChatRequest
+from internvl.serving.protocol_completions import CompletionRequest
+from internvl.serving.protocol_embeddings import EmbeddingRequest
+from internvl.serving.protocol_replies import picture_object
+from internvl.serving.protocol_responses import ResponseRequest
+from internvl.serving.protocol_tokens import DetokenizeRequest, TokenizeRequest
+from internvl.serving.refusals import as_request_error
+from internvl.serving.responding import Responding
+from internvl.serving.server import Server
+
+
+def get_server(request: Request) -> Server:
+    found: Server = request.app.state.server
+    return found
+
+
+Here = Annotated[Server, Depends(get_server)]
+
+
+async def chat_completions(chat: ChatRequest, request: Request, server: Here) -> Response:
+    """Answer the messages, at once or as server-sent events."""
+    service, name = server.chat_service(chat.model)
+    with server.admission.enter() as place:
+        if not chat.stream:
+            return JSONResponse(await unless_gone(request, service.complete(chat, name)))
+        exchange = await unless_gone(request, service.begin(chat, name))
+        return Events(service.stream(exchange), place.hand_over())
+
+
+async def completions(asked: CompletionRequest, request: Request, server: Here) -> Response:
+    """Continue text as it stands."""
+    service, name = server.chat_service(asked.model)
+    with server.admission.enter() as place:
+        work = await asyncio.to_thread(Completing, service, asked, name)
+        if not asked.stream:
+            return JSONResponse(await unless_gone(request, work.whole()))
+        return Events(work.stream(), place.hand_over())
+
+
+async def responses(asked: ResponseRequest, request: Request, server: Here) -> Response:
+    """Answer messages of text, pictures and files; nothing is stored."""
+    service, name = server.chat_service(asked.model)
+    with server.admission.enter() as place:
+        try:
+            work = await unless_gone(request, Responding.begin(service, asked, name))
+        except ValidationError as reason:
+            raise as_request_error(reason.errors()) from reason
+        if not asked.stream:
+            return JSONResponse(await unless_gone(request, work.whole()))
+        return NamedEvents(work.events(), place.hand_over())
+
+
+async def embeddings(asked: EmbeddingRequest, request: Request, server: Here) -> dict[str, Any]:
+    """Vectors of texts and pictures."""
+    with server.admission.enter():
+        return await unless_gone(request, embed(server, asked))
+
+
+async def explain(chat: ChatRequest, request: Request, server: Here) -> dict[str, Any]:
+    """What a chat completion would run: pictures, tokens, prompt and memory. Nothing runs."""
+    service, _ = server.chat_service(chat.model)
+    with server.admission.enter():
+        found = await unless_gone(request, service.preparer.explain(chat))
+    document = asdict(found)
+    document["pictures"] = [picture_object(picture) for picture in found.pictures]
+    return {
+        **document,
+        "prompt": document.pop("text"),
+        "prompt_tokens": found.num_tokens,
+        "image_tokens": found.num_vision_tokens,
+        "max_model_len": service.preparer.max_model_len,
+    }
+
+
+async def tokenize(body: TokenizeRequest, request: Request, server: Here) -> dict[str, Any]:
+    """Ids of a text, or of messages as the model would read them."""
+    service, _ = server.chat_service(body.model)
+    tokenizer = service.model.processor.tokenizer
+    if body.messages is not None:
+        with server.admission.enter():
+            chat = ChatRequest(messages=body.messages)
+            ids = list((await unless_gone(request, service.preparer.explain(chat))).ids)
+    else:
+        text = body.prompt or ""
+        edges = None if body.add_special_tokens else False
+        ids = tokenizer.encode(text, plain=[(0, len(text))], bos=edges, eos=False).ids
+    limit = service.preparer.max_model_len
+    found: dict[str, Any] = {"count": len(ids), "max_model_len": limit, "tokens": ids}
+    if body.return_token_strs:
+        found["token_strs"] = [spell(tokenizer, id) for id in ids]
+    return found
+
+
+async def detokenize(body: DetokenizeRequest, server: Here) -> dict[str, str]:
+    """The text of ids."""
+    service, _ = server.chat_service(body.model)
+    rows = service.model.config.text.vocab_size
+    if max(body.tokens, default=0) >= rows:
+        raise RequestError(
+            f"id {max(body.tokens)} is not in the vocabulary of {rows} entries", param="tokens"
+        )
+    text = service.model.processor.tokenizer.decode(body.tokens, skip_special=False, cleans_up=False)
+    return {"prompt": text}
+
+
+async def list_models(server: Here) -> dict[str, Any]:
+    """The models, under each of their names."""
+    return {"object": "list", "data": [_model(name, server) for name in server.names]}
+
+
+async def find_model(model: str, server: Here) -> dict[str, Any]:
+    """One model."""
+    return _model(server.find_name(model), server)
+
+
+def _model(name: str, server: Server) -> dict[str, Any]:
+    is_chat = server.chat is not None and name in server.settings.served_names
+    return {
+        "id": name,
+        "object": "model",
+        "created": server.started,
+        "owned_by": "internvl",
+        **({"max_model_len": server.chat.preparer.max_model_len} if is_chat and server.chat else {}),
+    }
+
+
+async def health(server: Here) -> JSONResponse:
+    """Whether answers are being computed, not only whether HTTP answers."""
+    is_alive = server.is_alive
+    return JSONResponse({"status": "ok" if is_alive else "stopped"}, status_code=200 if is_alive else 503)
+
+
+async def metrics(server: Here) -> Response:
+    """Numbers in Prometheus' format."""
+    return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

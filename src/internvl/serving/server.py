@@ -1,0 +1,136 @@
+"""What all routes share: the models, the places inside, uploaded files, and the processes that read media.
+
+Knows no HTTP and no routes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+
+from PIL import Image
+
+from internvl.api.chat import ChatModel
+from internvl.api.contrastive import ContrastiveModel
+from internvl.api.vision import VisionModel
+from internvl.errors import RequestError
+from internvl.serving.admission import Admission
+from internvl.serving.chat_service import ChatService
+from internvl.serving.decoders import Decoders
+from internvl.serving.embedding import Embedder
+from internvl.serving.files import FileStore
+from internvl.serving.metrics import Metrics
+from internvl.serving.prepare import Preparer, find_source
+from internvl.serving.protocol_chat import MediaReference
+from internvl.serving.round_robin import RoundRobin
+from internvl.serving.settings import Settings
+
+Model: TypeAlias = ChatModel | ContrastiveModel | VisionModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Server:
+    """A chat model, a model for vectors, or both, with everything around them."""
+
+    settings: Settings
+    decoders: Decoders
+    files: FileStore
+    admission: Admission
+    metrics: Metrics
+    started: int
+    chat: ChatService | None
+    embedder: Embedder | None
+
+    @property
+    def is_alive(self) -> bool:
+        return self.chat is None or self.chat.backend.is_alive
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What requests may call the models."""
+        settings = self.settings
+        has_both = self.chat is not None and self.embedder is not None
+        return (*settings.served_names, *(settings.embedding_names if has_both else ()))
+
+    def chat_service(self, name: str | None) -> tuple[ChatService, str]:
+        """What chats under this name, and the name of answers. Raises RequestError with 404."""
+        if self.chat is None:
+            raise RequestError(
+                "no chat model is served here, only /v1/embeddings",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        return self.chat, self._check_name(name, self.settings.served_names)
+
+    def embedding_service(self, name: str | None) -> tuple[Embedder, str]:
+        """What embeds under this name, and the name of answers. Raises RequestError with 404."""
+        if self.embedder is None:
+            raise RequestError(
+                "no model for vectors is served here: start the server with --embedding-model, or serve one",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        settings = self.settings
+        return self.embedder, self._check_name(
+            name, settings.served_names if self.chat is None else settings.embedding_names
+        )
+
+    def find_name(self, name: str) -> str:
+        """The same name. Raises RequestError with 404 for a model that is not served."""
+        return self._check_name(name, self.names)
+
+    async def read_pictures(self, references: Sequence[MediaReference]) -> list[Image.Image]:
+        """The first picture of each medium. Raises RequestError."""
+        policy = self.settings.media
+        media = [find_source(one, policy, self.files.content) for one in references]
+        return [pictures[0] for pictures in await self.decoders.read_all(media)]
+
+    def _check_name(self, name: str | None, names: Sequence[str]) -> str:
+        if name is not None and name not in names:
+            raise RequestError(
+                f"there is no model {name[:80]!r} here; there is {', '.join(names)}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        return name or names[0]
+
+
+async def open_server(models: Sequence[Model], settings: Settings, stack: AsyncExitStack) -> Server:
+    """A server whose parts run until `stack` is closed; they close in the opposite order."""
+    metrics = Metrics(settings.served_names[0])
+    admission = Admission(settings.max_num_seqs + settings.max_num_queued)
+    folder = settings.files_path or Path(stack.enter_context(TemporaryDirectory(prefix="internvl-files-")))
+    files = FileStore(folder)
+    decoders = await stack.enter_async_context(Decoders(settings.media, num_workers=settings.media_workers))
+    talkers = [model for model in models if isinstance(model, ChatModel)]
+    embedders = [model for model in models if not isinstance(model, ChatModel)]
+    chat = None
+    if talkers:
+        backend = await stack.enter_async_context(RoundRobin(talkers[0], max_num_seqs=settings.max_num_seqs))
+        metrics.watch(backend, admission)
+        preparer = Preparer(
+            talkers[0],
+            decoders,
+            files.content,
+            max_model_len=settings.max_model_len,
+            default_new_tokens=settings.default_new_tokens,
+        )
+        chat = ChatService(model=talkers[0], backend=backend, preparer=preparer, metrics=metrics)
+    return Server(
+        settings=settings,
+        decoders=decoders,
+        files=files,
+        admission=admission,
+        metrics=metrics,
+        started=int(time.time()),
+        chat=chat,
+        embedder=Embedder(embedders[0]) if embedders else None,
+    )

@@ -1,0 +1,35 @@
+"""Everything the operator of a server decides, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from internvl.serving.media import MediaPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """`served_names`: what requests may call the model; the first is what answers say. `embedding_names` are
+    those of a second model, which makes vectors.
+
+    Without `api_keys` anyone may ask. `max_num_seqs` requests are computed at once, `max_num_queued` more may
+    wait, others are sent away with 429. `body_seconds` is the time in which a request has to arrive,
+    `max_bytes_inside` the size of all that are being read or answered. Uploaded files are kept in
+    `files_path`; without one, in a folder that goes when the server ends.
+    """
+
+    served_names: tuple[str, ...] = ("internvl",)
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    embedding_names: tuple[str, ...] = ("embeddings",)
+    allowed_origins: tuple[str, ...] = ()
+    max_model_len: int | None = None
+    default_new_tokens: int = 1024
+    max_num_seqs: int = 8
+    max_num_queued: int = 64
+    max_body_bytes: int = 64 * 2**20
+    max_bytes_inside: int = 512 * 2**20
+    body_seconds: float = 60.0
+    media: MediaPolicy = field(default_factory=MediaPolicy)
+    media_workers: int = 2
+    files_path: Path | None = None

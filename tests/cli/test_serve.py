@@ -1,0 +1,68 @@
+"""`internvl serve`: flags under all their names, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from internvl.cli.arguments import parse
+from internvl.cli.serve import Options, _settings
+from tests.cli.conftest import Run
+
+
+def test_flags_have_vllms_names_and_lmdeploys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("INTERNVL_API_KEY", raising=False)
+    ours = [
+        "m", "--host", "h", "--port", "1", "--api-key", "SECRET", "--served-model-name", "n",
+        "--max-model-len", "99", "--max-num-seqs", "3",
+    ]  # fmt: skip
+    theirs = [
+        "m", "--server-name", "h", "--server-port", "1", "--api-keys", "SECRET", "--model-name", "n",
+        "--session-len", "99", "--max-batch-size", "3",
+    ]  # fmt: skip
+    options = parse(Options, ours, "serve")
+    assert parse(Options, theirs, "serve") == options
+    settings = _settings(options)
+    assert (settings.served_names, settings.api_keys, settings.max_model_len) == (("n",), ("SECRET",), 99)
+    assert settings.max_num_seqs == 3
+    assert "SECRET" not in repr(settings)
+
+
+def test_everything_is_closed_unless_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INTERNVL_API_KEY", "from-environment")
+    closed = _settings(parse(Options, ["some/model"], "serve"))
+    assert closed.served_names == ("model",)
+    assert closed.api_keys == ("from-environment",)
+    assert (closed.media.allowed_domains, closed.media.allowed_local_path) == ((), None)
+    assert not closed.media.allow_private_hosts
+    assert closed.allowed_origins == ()
+    words = [
+        "m", "--allowed-media-domains", "a.example", "--allowed-media-domains", "b.example",
+        "--allowed-local-media-path", str(tmp_path), "--allow-private-media-hosts",
+        "--allowed-origins", '["https://a.example"]', "--limit-mm-per-prompt", "2", "--max-media-mb", "1",
+    ]  # fmt: skip
+    opened = _settings(parse(Options, words, "serve"))
+    assert opened.media.allowed_domains == ("a.example", "b.example")
+    assert opened.media.allowed_local_path == tmp_path
+    assert opened.media.allow_private_hosts
+    assert opened.allowed_origins == ("https://a.example",)
+    assert (opened.media.max_media, opened.media.max_bytes, opened.max_body_bytes) == (2, 2**20, 2**21)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--port", "-1"], ["--max-num-seqs", "0"], ["--max-model-len", "1"], ["--media-timeout", "0"],
+        ["--media-workers", "0"], ["--allowed-local-media-path", "no/such/folder"], ["--no-such-flag"],
+    ],
+)  # fmt: skip
+def test_wrong_use(run: Run, model: str, words: list[str]) -> None:
+    finished = run("serve", model, *words)
+    assert (finished.status, finished.out) == (2, "")
+    assert finished.err
+
+
+def test_two_models_are_for_two_things(run: Run, model: str, tower: str) -> None:
+    assert "--embedding-model" in run("serve", model, "--embedding-model", model).err
+    assert run("serve", tower, "--embedding-model", tower).status == 2

@@ -1,0 +1,107 @@
+"""Rows of a batch file: each has its answer once, whatever happens to the others or to the run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from internvl.errors import RequestError
+from internvl.serving.batch_run import Progress, answered, read_rows, run_rows
+
+URL = "/v1/chat/completions"
+
+
+def line(custom_id: str, **fields: Any) -> str:
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": URL, "body": {}, **fields})
+
+
+class Model:
+    """Answers rows and remembers which; breaks down at one of them."""
+
+    def __init__(self, breaks_at: str | None = None) -> None:
+        self.breaks_at = breaks_at
+        self.asked: list[str] = []
+
+    async def __call__(self, url: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        name = body.get("name", "")
+        if name == self.breaks_at:
+            raise RuntimeError("power failure")
+        self.asked.append(name)
+        await asyncio.sleep(0)
+        return (400 if name.startswith("bad") else 200), {"id": f"x-{name}"}
+
+
+def run(rows: Any, output: Path, model: Model, concurrency: int = 2) -> Progress:
+    progress = Progress()
+    asyncio.run(run_rows(rows, output, model, concurrency=concurrency, progress=progress))
+    return progress
+
+
+def names(count: int) -> list[str]:
+    return [f"row-{number}" for number in range(count)]
+
+
+def file_of(*custom_ids: str) -> bytes:
+    return "\n".join(line(one, body={"name": one}) for one in custom_ids).encode()
+
+
+def test_every_row_has_its_answer(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    progress = run(read_rows(file_of("a", "bad-b", "c")), output, Model())
+    assert (progress.total, progress.completed, progress.failed) == (3, 2, 1)
+    found = {row["custom_id"]: row for row in map(json.loads, output.read_text().splitlines())}
+    assert found["a"]["response"] == {"status_code": 200, "request_id": "x-a", "body": {"id": "x-a"}}
+    assert found["bad-b"]["response"]["status_code"] == 400
+    assert found["a"]["error"] is None
+
+
+def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    rows = read_rows(file_of(*names(6)))
+    with pytest.raises(ExceptionGroup):
+        run(rows, output, Model(breaks_at="row-3"), concurrency=1)
+    with output.open("a") as file:
+        file.write('{"custom_id": "row-3", "resp')
+    again = Model()
+    progress = run(rows, output, again)
+    assert sorted(again.asked) == ["row-3", "row-4", "row-5"]
+    assert sorted(answered(output)) == names(6)
+    assert (progress.total, progress.completed) == (6, 6)
+    once_more = Model()
+    run(rows, output, once_more)
+    assert once_more.asked == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "no JSON"),
+        ("[" * 5000, "no JSON"),
+        ("[]", "no object with a custom_id"),
+        ('{"custom_id": 1}', "no object with a custom_id"),
+        (line("a", method="GET"), "method POST"),
+        (line("a", body=[]), "method POST"),
+        (line("a", more=1), "unknown field more"),
+        (f"{line('a')}\n{line('a')}", "not unique"),
+    ],
+)
+def test_faulty_lines_are_rows_with_a_fault(tmp_path: Path, text: str, fault: str) -> None:
+    rows = read_rows(f"{text}\n{line('good', body={'name': 'good'})}\n\n".encode())
+    assert rows[-1].fault is None
+    assert fault in (rows[0].fault or "")
+    output = tmp_path / "out.jsonl"
+    model = Model()
+    progress = run(rows, output, model)
+    assert (progress.completed, progress.failed) == (1, len(rows) - 1)
+    assert model.asked == ["good"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_a_file_without_rows_is_refused(content: bytes) -> None:
+    with pytest.raises(RequestError, match="1 to 50000 lines"):
+        read_rows(content)

@@ -1,0 +1,145 @@
+"""Batches through the official client, against a live server and from the command line."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from internvl import ChatModel
+from internvl.cli.main import main
+from internvl.serving.app import make_app
+from internvl.serving.settings import Settings
+from tests.serving.conftest import encoded, error_of, image_part, picture, serving
+
+CHAT = "/v1/chat/completions"
+
+
+def row(custom_id: str, content: Any = "hi", url: str = CHAT, **fields: Any) -> str:
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 3, **fields}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
+
+
+ROWS = "\n".join(
+    [
+        row("plain"),
+        row("picture", [image_part(encoded(picture(20, 20)))]),
+        row("bad-field", no_such=1),
+        row("bad-picture", [image_part(b"junk")]),
+        row("streamed", stream=True),
+        row("elsewhere", url="/metrics"),
+        "no json",
+    ]
+)
+STATUSES = {
+    "plain": 200, "picture": 200, "bad-field": 400, "bad-picture": 400, "streamed": 400, "elsewhere": 400,
+    "line 7": 400,
+}  # fmt: skip
+
+
+def statuses(text: str) -> dict[str, int]:
+    rows = [json.loads(line) for line in text.splitlines()]
+    return {one["custom_id"]: one["response"]["status_code"] for one in rows}
+
+
+def wait(client: OpenAI, id: str, seconds: float = 60) -> Any:
+    until = time.monotonic() + seconds
+    while (batch := client.batches.retrieve(id)).status == "in_progress":
+        assert time.monotonic() < until, "the batch does not end"
+        time.sleep(0.05)
+    return batch
+
+
+def test_a_batch_of_the_official_client(client: OpenAI) -> None:
+    uploaded = client.files.create(file=("rows.jsonl", ROWS.encode()), purpose="batch")
+    made = client.batches.create(
+        input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h", metadata={"a": "b"}
+    )
+    batch = wait(client, made.id)
+    assert batch.status == "completed"
+    assert batch.metadata == {"a": "b"}
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (
+        7,
+        2,
+        5,
+    )
+    assert statuses(client.files.content(batch.output_file_id).text) == STATUSES
+    assert made.id in [one.id for one in client.batches.list()]
+
+
+def test_what_is_no_batch(http: httpx.Client, client: OpenAI) -> None:
+    fields = {"input_file_id": "file-1", "endpoint": CHAT, "completion_window": "24h"}
+    assert error_of(http.post("/v1/batches", json=fields), 404)["param"] == "input_file_id"
+    assert (
+        error_of(http.post("/v1/batches", json={**fields, "endpoint": "/metrics"}), 400)["param"]
+        == "endpoint"
+    )
+    empty = client.files.create(file=("rows.jsonl", b"\n"), purpose="batch")
+    assert error_of(http.post("/v1/batches", json={**fields, "input_file_id": empty.id}), 400)["message"]
+    assert error_of(http.get("/v1/batches/batch-1"), 404)["code"] == "batch_not_found"
+
+
+def test_a_batch_goes_on_with_the_next_server(model: ChatModel, tmp_path: Path) -> None:
+    settings = Settings(files_path=tmp_path, max_num_seqs=1)
+    long = "\n".join(row(f"r{number}", max_tokens=400, ignore_eos=True) for number in range(8))
+    with (
+        serving(make_app(model, settings)) as address,
+        OpenAI(base_url=f"{address}/v1", api_key="x") as client,
+    ):
+        uploaded = client.files.create(file=("rows.jsonl", long.encode()), purpose="batch")
+        made = client.batches.create(input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h")
+        lines = tmp_path / f"{made.id}.lines"
+        until = time.monotonic() + 60
+        while not (lines.exists() and lines.read_bytes().count(b"\n")):
+            assert time.monotonic() < until, "no row was answered"
+            time.sleep(0.01)
+    before = lines.read_text()
+    assert 1 <= before.count("\n") < 8
+    with (
+        serving(make_app(model, settings)) as address,
+        OpenAI(base_url=f"{address}/v1", api_key="x") as client,
+    ):
+        batch = wait(client, made.id)
+        assert batch.status == "completed"
+        after = client.files.content(str(batch.output_file_id)).text
+    assert after.startswith(before)
+    assert statuses(after) == {f"r{number}": 200 for number in range(8)}
+
+
+def test_a_batch_can_be_cancelled(model: ChatModel) -> None:
+    long = "\n".join(row(f"r{number}", max_tokens=400, ignore_eos=True) for number in range(20))
+    settings = Settings(max_num_seqs=1)
+    with (
+        serving(make_app(model, settings)) as address,
+        OpenAI(base_url=f"{address}/v1", api_key="x") as client,
+    ):
+        uploaded = client.files.create(file=("rows.jsonl", long.encode()), purpose="batch")
+        made = client.batches.create(input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h")
+        assert client.batches.cancel(made.id).status == "cancelling"
+        until = time.monotonic() + 60
+        while (batch := client.batches.retrieve(made.id)).status != "cancelled":
+            assert time.monotonic() < until, "the batch does not end"
+            time.sleep(0.02)
+        assert batch.request_counts is not None
+        assert batch.request_counts.completed < 20
+
+
+def test_the_command_answers_the_same_rows(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text(ROWS)
+    words = ["run-batch", "-i", str(rows), "-o", str(output), "--model", str(checkpoint), "--json"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["total"], told["completed"], told["failed"]) == (7, 2, 5)
+    assert statuses(output.read_text()) == STATUSES
+    size = output.stat().st_size
+    assert main(words) == 0
+    assert output.stat().st_size == size
+    assert main(["run-batch", "-i", str(tmp_path / "none"), "-o", str(output)]) == 2

@@ -1,0 +1,85 @@
+"""Text is continued as the library continues its ids."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from internvl import ChatModel
+from tests.serving.conftest import error_of
+
+PATH = "/v1/completions"
+
+
+def continued(model: ChatModel, text: str, count: int) -> str:
+    ids = model.generate(model.processor.tokenizer.encode(text).ids, max_new_tokens=count)
+    return model.processor.tokenizer.decode(ids, cleans_up=False)
+
+
+def test_prompts_of_every_shape(http: httpx.Client, model: ChatModel) -> None:
+    ids = [model.processor.tokenizer.encode(text).ids for text in ("ab", "xyz")]
+    for prompt in (["ab", "xyz"], ids):
+        made = http.post(PATH, json={"prompt": prompt, "max_tokens": 5}).json()
+        assert [one["index"] for one in made["choices"]] == [0, 1]
+        assert [one["text"] for one in made["choices"]] == [
+            continued(model, "ab", 5),
+            continued(model, "xyz", 5),
+        ]
+        assert made["usage"]["prompt_tokens"] == len(ids[0]) + len(ids[1])
+        assert made["usage"]["completion_tokens"] == 10
+    for one in ("ab", ids[0]):
+        made = http.post(PATH, json={"prompt": one, "max_tokens": 5}).json()
+        assert made["choices"][0]["text"] == continued(model, "ab", 5)
+
+
+def test_marks_of_the_vocabulary_are_what_they_name(http: httpx.Client, model: ChatModel) -> None:
+    made = http.post(PATH, json={"prompt": "<|im_start|>user", "max_tokens": 1}).json()
+    assert made["usage"]["prompt_tokens"] == 1 + len("user")
+
+
+def test_the_official_client(client: OpenAI) -> None:
+    settings: dict[str, Any] = {"model": "tiny", "prompt": "ab", "max_tokens": 6, "logprobs": 2, "n": 2}
+    whole = client.completions.create(**settings, temperature=1.0, seed=4)
+    assert whole.object == "text_completion"
+    logprobs = whole.choices[1].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert len(logprobs.tokens) == 6
+    assert logprobs.token_logprobs is not None
+    assert all(value <= 0 and math.isfinite(value) for value in logprobs.token_logprobs)
+    texts = ["", ""]
+    chunks = list(
+        client.completions.create(
+            **settings, temperature=1.0, seed=4, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    for chunk in chunks[:-1]:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [choice.text for choice in whole.choices]
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "x" * 3000}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [-1]}, None),
+        ({"prompt": [10**6]}, None),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "best_of": 3}, "best_of"),
+        ({"prompt": ["a", "b"], "stream": True}, None),
+        ({}, "prompt"),
+    ],
+)
+def test_refusals(http: httpx.Client, fields: dict[str, Any], param: str | None) -> None:
+    error = error_of(http.post(PATH, json=fields), 400)
+    assert param is None or error["param"].startswith(param)

@@ -1,0 +1,196 @@
+"""Who gets in, how many, for how long; and that whoever leaves costs nothing more."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import APIConnectionError, AuthenticationError, OpenAI
+
+from internvl import ChatModel
+from internvl.serving.app import make_app
+from internvl.serving.settings import Settings
+from tests.serving.conftest import encoded, error_of, image_part, picture, serving
+from tests.serving.test_routes import numbers
+
+LONG = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1500, "ignore_eos": True}
+SHORT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+CHAT = "/v1/chat/completions"
+RUNNING = 'internvl:num_requests_running{model_name="internvl"}'
+
+
+@contextmanager
+def client_of(model: ChatModel, **settings: Any) -> Iterator[httpx.Client]:
+    with (
+        serving(make_app(model, Settings(**settings))) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        yield client
+
+
+def wait_until_idle(client: httpx.Client, seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    while numbers(client)[RUNNING]:
+        assert time.monotonic() < until, "the request still runs"
+        time.sleep(0.02)
+
+
+def test_keys(model: ChatModel) -> None:
+    with client_of(model, api_keys=("one", "two")) as client:
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/nowhere"):
+            refused = client.get(path)
+            assert error_of(refused, 401)["code"] == "invalid_api_key"
+            assert refused.headers["www-authenticate"] == "Bearer"
+        assert client.get("/health").status_code == 200
+        for key in ("three", "one two", "ONE", "öne"):
+            header = {"Authorization": f"Bearer {key}".encode()}
+            assert client.get("/v1/models", headers=header).status_code == 401
+        assert client.get("/v1/models", headers={"Authorization": "Basic one"}).status_code == 401
+        url = f"{client.base_url}/v1"
+        with OpenAI(base_url=url, api_key="two", max_retries=0) as official:
+            assert [one.id for one in official.models.list()] == ["internvl"]
+        with OpenAI(base_url=url, api_key="zwei", max_retries=0) as wrong, pytest.raises(AuthenticationError):
+            wrong.models.list()
+
+
+def test_other_pages_may_not_call_unless_they_are_named(model: ChatModel) -> None:
+    origin = {"Origin": "https://page.example"}
+    asking = {**origin, "Access-Control-Request-Method": "POST"}
+    with client_of(model) as client:
+        assert "access-control-allow-origin" not in client.get("/health", headers=origin).headers
+        assert client.options(CHAT, headers=asking).status_code == 405
+    with client_of(model, allowed_origins=("https://page.example",), api_keys=("k",)) as client:
+        assert client.options(CHAT, headers=asking).status_code == 200
+        answer = client.get("/health", headers=origin)
+        assert answer.headers["access-control-allow-origin"] == "https://page.example"
+        other = client.get("/health", headers={"Origin": "https://other.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_full_server_sends_away_at_once(model: ChatModel) -> None:
+    with client_of(model, max_num_seqs=1, max_num_queued=0) as client:
+        with client.stream("POST", CHAT, json={**LONG, "stream": True, "n": 16}) as running:
+            lines = running.iter_lines()
+            next(lines)
+            refused = client.post(CHAT, json=SHORT)
+            assert error_of(refused, 429)["code"] == "queue_full"
+            assert int(refused.headers["retry-after"]) > 0
+            assert client.get("/health").status_code == 200
+        wait_until_idle(client)
+        assert client.post(CHAT, json=SHORT).status_code == 200
+        assert numbers(client)['internvl:admission_rejections_total{model_name="internvl"}'] == 1
+
+
+def test_places_are_given_back_however_a_request_ends(model: ChatModel) -> None:
+    bad = image_part(b"junk")
+    with client_of(model, max_num_seqs=1, max_num_queued=0) as client:
+        for _ in range(3):
+            for fields in ({}, {"stream": True}):
+                body = {"messages": [{"role": "user", "content": [bad]}], **fields}
+                assert client.post(CHAT, json=body).status_code == 400
+                assert client.post(CHAT, json={**SHORT, **fields}).status_code == 200
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_a_client_that_leaves_ends_its_request(model: ChatModel, is_stream: bool) -> None:
+    with client_of(model, max_num_seqs=1, max_num_queued=0) as client:
+        address = (client.base_url.host, client.base_url.port)
+        body = json.dumps({**LONG, "stream": is_stream}).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        with socket.create_connection(address) as connection:
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            until = time.monotonic() + 30
+            while not numbers(client)[RUNNING]:
+                assert time.monotonic() < until, "the request does not run"
+                time.sleep(0.01)
+        wait_until_idle(client)
+        assert client.post(CHAT, json=SHORT).status_code == 200
+
+
+def test_a_request_that_does_not_arrive_is_not_waited_for(model: ChatModel) -> None:
+    with client_of(model, body_seconds=0.3) as client:
+        address = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{{".encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_without_length_is_counted(model: ChatModel) -> None:
+    with client_of(model, max_body_bytes=1000) as client:
+        answer = client.post(CHAT, content=(b" " * 100 for _ in range(20)))
+        assert error_of(answer, 413)["code"] == "body_too_large"
+
+
+def test_bodies_share_the_memory(model: ChatModel) -> None:
+    body = {**SHORT, "user": "x" * 1000}
+    with client_of(model, max_bytes_inside=3000) as client:
+        address = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(address, timeout=30) as connection:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 2900\r\n\r\n"
+            connection.sendall(head.encode() + b" " * 2800)
+            until = time.monotonic() + 30
+            while (refused := client.post(CHAT, json=body)).status_code == 200:
+                assert time.monotonic() < until, "the first body is not counted"
+            assert error_of(refused, 429)["code"] == "bodies_full"
+        until = time.monotonic() + 30
+        while client.post(CHAT, json=body).status_code != 200:
+            assert time.monotonic() < until, "the first body is still counted"
+
+
+@contextmanager
+def process(checkpoint: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`internvl serve` as a process of its own, and its address."""
+    command = [sys.executable, "-m", "internvl", "serve", str(checkpoint), "--port", "0", "--json", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "INTERNVL_API_KEY": "key"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stdout is not None
+        lines = iter(running.stdout.readline, "")
+        document = ""
+        while not document.endswith("}\n"):
+            document += next(lines)
+        try:
+            yield running, json.loads(document)["url"]
+        finally:
+            running.kill()
+
+
+@pytest.mark.slow
+def test_a_stream_survives_sigterm_and_the_port_does_not(checkpoint: Path) -> None:
+    words = (
+        "--served-model-name",
+        "a",
+        "--model-name",
+        "b",
+        "--session-len",
+        "1000",
+        "--log-level",
+        "warning",
+    )
+    with process(checkpoint, *words) as (running, url), OpenAI(base_url=url, api_key="key") as client:
+        assert [one.id for one in client.models.list()] == ["a", "b"]
+        content = [image_part(encoded(picture(20, 20)))]
+        stream = client.chat.completions.create(
+            model="b",
+            messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
+            max_tokens=300,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        next(stream)
+        running.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with OpenAI(base_url=url, api_key="key", max_retries=0) as late, pytest.raises(APIConnectionError):
+            late.models.list()
+        assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
+        assert running.wait(60) == 0
