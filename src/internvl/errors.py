@@ -6,7 +6,8 @@
     │   ├── VideoError                 a video or frame folder
     │   ├── DocumentError              a PDF
     │   ├── PromptError                messages, roles, `<image>` marks, templates
-    │   └── ContextOverflowError       prompt plus answer do not fit the context
+    │   ├── ContextOverflowError       prompt plus answer do not fit the context
+    │   └── CapacityError              a request that an engine of this size can never hold
     ├── CheckpointError                files on disk
     │   ├── ConfigError                config.json says something we cannot build
     │   ├── WeightsError               missing, unexpected, misshapen or non-finite tensors
@@ -14,6 +15,9 @@
     ├── UnknownNameError (LookupError) no such model, template, layout; the message lists what exists
     ├── HubError                       a download failed, or offline mode lacks files
     ├── DeviceError                    device or dtype not available on this machine
+    ├── EngineError                    an engine cannot take a request now
+    │   ├── QueueFullError             too much is waiting; later it may go
+    │   └── EngineStoppedError         it has ended, or its loop has failed
     └── TrainingError                  a run cannot start or must stop
         └── RecipeError                its recipe says what cannot be; wrong use, so an InputError too
 
@@ -49,6 +53,10 @@ class ContextOverflowError(InputError):
     """Prompt and requested answer are longer than the model's context."""
 
 
+class CapacityError(InputError):
+    """A request needs more pages, tiles or bytes than the engine has in all."""
+
+
 class CheckpointError(InternVLError):
     """Files of a checkpoint cannot be read or written."""
 
@@ -75,6 +83,18 @@ class HubError(InternVLError):
 
 class DeviceError(InternVLError):
     """The device or dtype asked for is not available here."""
+
+
+class EngineError(InternVLError):
+    """An engine cannot take a request, for reasons that are not the request's."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests, tokens or tiles are waiting."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine was closed, or its loop has failed."""
 
 
 class TrainingError(InternVLError):

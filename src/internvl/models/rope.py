@@ -32,6 +32,13 @@ def make_rotation(config: TextConfig, pos_T: Tensor, lengths_T: Tensor, dtype: t
     return rotate
 
 
+def rotation_regime(config: TextConfig, length: int) -> int:
+    """Sequences whose lengths have equal regimes rotate alike, so that their keys can be exchanged."""
+    if config.rope.scaling == "dynamic":
+        return length if length > config.max_positions else 0
+    return int(config.rope.scaling == "longrope" and length > _original(config))
+
+
 def _frequencies(config: TextConfig, lengths_T: Tensor) -> Tensor:
     """Inverse wavelengths, (1, D/2) when all tokens share them, else (T, D/2)."""
     if config.rope.scaling not in ("dynamic", "longrope"):
