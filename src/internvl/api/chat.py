@@ -230,7 +230,8 @@ class ChatModel:
         if inputs.tiles_N3HW is None:
             return None
         tiles = torch.split(inputs.tiles_N3HW, list(inputs.tile_counts))
-        return torch.cat(self.vision_cache.vision_tokens(inputs.image_keys, tiles))
+        keys = [bytes.fromhex(key) for key in inputs.image_keys]
+        return torch.cat(self.vision_cache.vision_tokens(keys, tiles))
 
     def _embed(self, ids: Sequence[int] | Tensor, tiles: Tensor | None) -> Tensor:
         """Raw ids and tiles to decoder input; every `<IMG_CONTEXT>` is a slot."""
