@@ -77,17 +77,6 @@ def test_a_name_belongs_to_one_page() -> None:
     pool.check([])
 
 
-def test_forgetting_drops_names_and_idle_pages() -> None:
-    pool = PagePool(4)
-    kept, dropped = pool.take(2) or []
-    pool.name(kept, b"k")
-    pool.name(dropped, b"d")
-    pool.release([dropped])
-    pool.forget()
-    assert (pool.find([b"k"]), pool.find([b"d"]), pool.num_available) == ([], [], 3)
-    pool.check([[kept]])
-
-
 def test_a_pool_needs_pages() -> None:
     with pytest.raises(InputError, match="at least 1 page, got 0"):
         PagePool(0)
@@ -128,10 +117,6 @@ class Traffic(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         table = self.tables.pop(data.draw(st.integers(0, len(self.tables) - 1)))
         self.pool.release(table)
-
-    @rule()
-    def forget(self) -> None:
-        self.pool.forget()
 
     @invariant()
     def is_whole(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -80,7 +80,7 @@ class AsyncEngine:
         """As `Engine.stats`; the numbers may be those of different moments of one step."""
         return self._engine.stats()
 
-    async def stream(self, request: EngineRequest) -> AsyncIterator[Delta]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """The pieces of all answers of a request, as they come.
 
         Raises what `Engine.submit` raises, before the first piece; EngineStoppedError when the engine is not

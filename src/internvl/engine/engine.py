@@ -13,25 +13,24 @@ text only through `decode`. Shape letters: R rows, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from torch import Tensor
 
+from internvl.engine.assembly import make_cache, make_limits, make_vision
 from internvl.engine.constraint import Vocabulary
 from internvl.engine.intake import Intake, Language
 from internvl.engine.job import Job, Task
-from internvl.engine.paged_cache import PagedCache
 from internvl.engine.pages import PagePool
-from internvl.engine.planner import Plan, Sizes, measure
+from internvl.engine.planner import Plan, measure
 from internvl.engine.request import Delta, EndReason, EngineRequest
 from internvl.engine.runner import Runner
-from internvl.engine.scheduler import Limits, Row, Scheduler, Work
+from internvl.engine.scheduler import Row, Scheduler, Work
+from internvl.engine.searches import Searches
 from internvl.engine.settings import EngineSettings, EngineStats
-from internvl.engine.towers import encode_with, find_towers
+from internvl.engine.towers import find_towers, fingerprint
 from internvl.engine.vision_cache import VisionCache
-from internvl.engine.vision_encoder import VisionEncoder
 from internvl.errors import EngineError, InputError, QueueFullError, WeightsError
 from internvl.generation import scores
 from internvl.generation.stream import Decode
@@ -62,16 +61,14 @@ class Engine:
         towers = find_towers(models)
         sizes = measure(settings, vlm.config.text, vlm.llm.embed.weight.element_size())
         language = Language(decode=decode, slot_id=slot_id, seen_ids=tuple(seen_ids), vocabulary=vocabulary)
-        self.intake = Intake(vlm.config, settings, sizes, language, towers)
+        roots = {name: fingerprint(models[name]) if name else b"" for name in set(towers.values())}
+        self.intake = Intake(vlm.config, settings, sizes, language, towers, roots)
         self.pool = PagePool(sizes.num_pages)
         self.scheduler = Scheduler(self.pool, make_limits(settings))
         cache = make_cache(vlm, settings, sizes)
         self.runners = {name: Runner(model, cache) for name, model in models.items()}
-        batch = 1 if settings.is_batch_invariant else None
-        encoders = {name: partial(encode_with, models[name], batch) for name in set(towers.values())}
-        self.vision = VisionEncoder(
-            encoders, vision_cache or VisionCache(encoders[""], settings.vision_cache_bytes)
-        )
+        self.vision = make_vision(models, towers, settings, vision_cache)
+        self.searches = Searches(models, settings.fixed_chunk or settings.max_step_tokens)
         self.jobs: dict[int, Job] = {}
         self.outbox: list[Delta] = []
         self.totals = dict.fromkeys(("numbers", "requests", "prompt", "new", "queries", "hits"), 0)
@@ -79,7 +76,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.jobs or self.outbox)
+        return bool(self.jobs or self.outbox or self.searches.waiting)
 
     def plan(self, request: EngineRequest) -> Plan:
         """What the request will take. Raises as `submit` does, but for what is there now; changes nothing."""
@@ -98,26 +95,28 @@ class Engine:
         if self.holds(request.key):
             raise InputError(f"a request {request.key!r} is there already: keys must be unique")
         self._check_queue(plan)
+        self.totals["requests"] += 1
+        if request.sampling.num_beams > 1:
+            self.searches.add(self.intake.search(request))
+            return
         for job in self.intake.jobs(request, self.totals["numbers"]):
             self.jobs[job.row.number] = job
             self.scheduler.add(job.row)
         self.totals["numbers"] += request.n
-        self.totals["requests"] += 1
 
     def cancel(self, key: str) -> None:
         """Ends a request where it is; the next step reports it. One that is not there has ended already."""
-        self._end([job for job in self.jobs.values() if job.request.key == key], "cancelled")
+        self._end_requests(lambda request: request.key == key, "cancelled")
 
     def holds(self, key: str) -> bool:
         """Whether a request of this key has pieces to come."""
         is_open = any(job.request.key == key for job in self.jobs.values())
-        return is_open or any(delta.key == key for delta in self.outbox)
+        return is_open or self.searches.holds(key) or any(delta.key == key for delta in self.outbox)
 
     def step(self) -> list[Delta]:
         """Admits, encodes some tiles, runs one batch; returns what became known, and who ended."""
         now = time.monotonic()
-        late = [job for job in self.jobs.values() if (job.request.deadline or now) < now]
-        self._end(late, "deadline")
+        self._end_requests(lambda request: (request.deadline or now) < now, "deadline")
         for row in self.scheduler.admit():
             self._book_admission(row)
         self._encode()
@@ -134,7 +133,7 @@ class Engine:
         totals, cache = self.totals, self.vision.cache
         return EngineStats(
             running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
+            waiting=len(self.scheduler.waiting) + len(self.searches.waiting),
             pages_used=self.pool.num_used,
             pages_idle=self.pool.num_idle,
             pages_total=self.pool.num_pages,
@@ -150,6 +149,7 @@ class Engine:
             evictions=self.pool.num_evicted,
             vision_queries=cache.num_hits + cache.num_misses,
             vision_hits=cache.num_hits,
+            vision_disk_hits=cache.num_disk_hits,
             tiles=self.vision.num_tiles,
             tiles_waiting=self.vision.num_waiting,
             vit_seconds=self.vision.seconds,
@@ -166,9 +166,9 @@ class Engine:
             assert len(job.chain.keys) == len(job.ids) // self.settings.page_size
 
     def _check_queue(self, plan: Plan) -> None:
-        waiting = {
-            job.request.key: job.request for job in (self.jobs[row.number] for row in self.scheduler.waiting)
-        }
+        requests = [self.jobs[row.number].request for row in self.scheduler.waiting]
+        requests += [search.request for search in self.searches.waiting]
+        waiting = {request.key: request for request in requests}
         num_tiles = sum(len(image.tiles_N3HW) for one in waiting.values() for image in one.images)
         if len(waiting) >= self.settings.max_waiting:
             raise QueueFullError(f"{len(waiting)} requests are waiting, which is the limit: come back later")
@@ -185,15 +185,15 @@ class Engine:
         job = self.jobs[row.number]
         self.totals["queries"] += row.num_tokens
         self.totals["hits"] += row.num_computed
-        for wanted in job.missing_images():
-            if (tokens_SD := self.vision.cache.find(wanted.image.key)) is not None:
-                job.vision[wanted.image.key] = tokens_SD
+        job.vision.update(self.vision.known(job.missing_images()))
 
     def _encode(self) -> None:
-        """Some tiles of the pictures that running rows come to, and how far these can run then."""
+        """Some tiles of the pictures that the search and running rows come to; how far these can run then."""
         jobs = self._running()
-        wanted = [one for job in jobs for one in job.missing_images()]
+        wanted = self.searches.missing_images(self.vision.known)
+        wanted += [one for job in jobs for one in job.missing_images()]
         done = self.vision.step(wanted, self.settings.max_step_tiles)
+        self.outbox += self.searches.step(done)
         for job in jobs:
             keys = [one.image.key for one in job.missing_images()]
             job.vision.update((key, done[key]) for key in keys if key in done)
@@ -266,31 +266,10 @@ class Engine:
             self.outbox.append(job.end(reason, error))
             self._drop(job)
 
+    def _end_requests(self, is_over: Callable[[EngineRequest], bool], reason: EndReason) -> None:
+        self.outbox += self.searches.end(is_over, reason)
+        self._end([job for job in self.jobs.values() if is_over(job.request)], reason)
+
     def _drop(self, job: Job) -> None:
         self.scheduler.remove(job.row)
         del self.jobs[job.row.number]
-
-
-def make_limits(settings: EngineSettings) -> Limits:
-    """The scheduler's part of the settings."""
-    return Limits(
-        page_size=settings.page_size,
-        step_tokens=settings.max_step_tokens,
-        rows=settings.max_running,
-        patience=settings.patience,
-        reserves=settings.is_batch_invariant,
-        chunk=settings.fixed_chunk if settings.is_batch_invariant else None,
-    )
-
-
-def make_cache(vlm: VLM, settings: EngineSettings, sizes: Sizes) -> PagedCache:
-    """The tensors of all pages."""
-    weight = vlm.llm.embed.weight
-    return PagedCache(
-        vlm.config.text,
-        sizes.num_pages,
-        settings.page_size,
-        dtype=weight.dtype,
-        device=weight.device,
-        is_int8=settings.kv_format == "int8",
-    )

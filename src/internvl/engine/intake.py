@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 
 from internvl.config import ChatConfig
 from internvl.engine.constraint import Form, FormMaker, Vocabulary
-from internvl.engine.job import Job
+from internvl.engine.job import Job, Tally
 from internvl.engine.page_keys import KeyChain
 from internvl.engine.planner import Plan, Sizes, find_spans, plan_request
-from internvl.engine.request import EngineRequest
+from internvl.engine.request import EngineImage, EngineRequest
 from internvl.engine.scheduler import Row
+from internvl.engine.searches import Search
 from internvl.engine.settings import EngineSettings
+from internvl.engine.vision_encoder import Wanted
 from internvl.errors import InputError, UnknownNameError
 from internvl.generation.answer import Answer
 from internvl.generation.prompt import check_ids
@@ -37,7 +39,8 @@ class Language:
 
 
 class Intake:
-    """`towers` tells for each adapter, and for none (""), whose tower sees its pictures."""
+    """`towers` tells for each adapter, and for none (""), whose tower sees its pictures; `roots` what the
+    keys of pictures in that tower begin with."""
 
     def __init__(
         self,
@@ -46,10 +49,11 @@ class Intake:
         sizes: Sizes,
         language: Language,
         towers: Mapping[str, str],
+        roots: Mapping[str, bytes],
     ) -> None:
         check_ids_of(language, config)
         self.config, self.settings, self.sizes, self.language = config, settings, sizes, language
-        self.towers = dict(towers)
+        self.towers, self.roots = dict(towers), dict(roots)
         self._forms: FormMaker | None = None
 
     def plan(self, request: EngineRequest) -> Plan:
@@ -57,17 +61,25 @@ class Intake:
         if (request.adapter or "") not in self.towers:
             names = ", ".join(sorted(filter(None, self.towers))) or "none"
             raise UnknownNameError(f"no adapter {request.adapter!r} here; there is {names}")
-        Answer(request.sampling, (), self.language.decode)  # refuses what nobody could stop or stream
+        if request.sampling.num_beams == 1:
+            Answer(request.sampling, (), self.language.decode)  # refuses stop strings that nobody can read
         self._form(request)
         return plan_request(request, self._slots(request), self.config, self.settings, self.sizes)
+
+    def search(self, request: EngineRequest) -> Search:
+        """The beam search of a request that `plan` has passed."""
+        images = self._images(request)
+        spans = find_spans(self._slots(request), images, self.config.tokens_per_tile)
+        tower = self.towers[request.adapter or ""]
+        wanted = [Wanted(image, tower) for image in images]
+        return Search(request, wanted, spans, self.language.seen_ids, self.language.decode)
 
     def jobs(self, request: EngineRequest, first: int) -> list[Job]:
         """The answers of a request that `plan` has passed, numbered from `first`."""
         adapter = request.adapter or ""
-        tower, length = self.towers[adapter], len(request.ids)
-        images = [replace(image, key=tower.encode() + image.key) for image in request.images]
+        tower, length, images = self.towers[adapter], len(request.ids), self._images(request)
         spans = find_spans(self._slots(request), images, self.config.tokens_per_tile)
-        jobs = []
+        jobs, tally = [], Tally(request.n)
         for index in range(request.n):
             chain = KeyChain(self.settings.page_size, adapter.encode(), spans, self._regime(length))
             chain.extend(request.ids)
@@ -85,6 +97,7 @@ class Intake:
                 index,
                 row,
                 chain,
+                tally=tally,
                 images=images,
                 tower=tower,
                 seen_ids=self.language.seen_ids,
@@ -94,6 +107,11 @@ class Intake:
             )
             jobs.append(job)
         return jobs
+
+    def _images(self, request: EngineRequest) -> list[EngineImage]:
+        """The pictures with the keys they have in the tower that sees them."""
+        root = self.roots[self.towers[request.adapter or ""]]
+        return [replace(image, key=root + image.key) for image in request.images]
 
     def _slots(self, request: EngineRequest) -> Sequence[int]:
         if request.slots is not None or not request.images:

@@ -7,7 +7,7 @@ Shape letters: S vision tokens of one picture, D text width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -31,6 +31,15 @@ class Fill(NamedTuple):
     tokens_SD: Tensor
 
 
+@dataclass(slots=True)
+class Tally:
+    """What the answers of one request have in common: how many go on, and what they took so far."""
+
+    num_open: int
+    new_tokens: int = 0
+    cached_tokens: int = 0
+
+
 class Job:
     """Answer `index` of a request."""
 
@@ -41,6 +50,7 @@ class Job:
         row: Row,
         chain: KeyChain,
         *,
+        tally: Tally,
         images: Sequence[EngineImage],
         tower: str,
         seen_ids: Sequence[int],
@@ -51,6 +61,7 @@ class Job:
         """`images` are the request's, with the keys they have in `tower`. `form` is what the answer must
         follow; `num_drafts` tokens are guessed ahead."""
         self.request, self.index, self.row, self.chain = request, index, row, chain
+        self.tally = tally
         self.ids = list(request.ids)
         self.answer = Answer(seeded(request.sampling, index), seen_ids, decode)
         self.vision: dict[bytes, Tensor] = {}
@@ -130,7 +141,7 @@ class Job:
             token=token,
             text=token.text,
             finish_reason=reason,
-            usage=self.usage() if reason else None,
+            usage=self._book_end() if reason else None,
             prompt_logprobs=self._take_prompt_logprobs(),
         )
 
@@ -142,15 +153,23 @@ class Job:
             index=self.index,
             text=self.answer.pieces[-1],
             finish_reason=reason,
-            usage=self.usage(),
+            usage=self._book_end(),
             error=error,
         )
 
-    def usage(self) -> EngineUsage:
+    def _book_end(self) -> EngineUsage | None:
+        """What the whole request took, if this answer is the last one to end."""
+        tally = self.tally
+        tally.num_open -= 1
+        tally.new_tokens += len(self.answer.ids)
+        if self.index == 0:  # the others find what this one has computed
+            tally.cached_tokens = self.row.num_cached or 0
+        if tally.num_open:
+            return None
         return EngineUsage(
             prompt_tokens=len(self.request.ids),
-            completion_tokens=len(self.answer.ids),
-            cached_tokens=self.row.num_cached or 0,
+            completion_tokens=tally.new_tokens,
+            cached_tokens=tally.cached_tokens,
             image_tokens=sum(span.end - span.start for span in self.spans),
         )
 

@@ -99,12 +99,6 @@ class PagePool:
             else:
                 self._idle[page] = None
 
-    def forget(self) -> None:
-        """Drops every idle page and every name: after the weights have changed."""
-        self._evict(len(self._idle))
-        self._names = [None] * self.num_pages
-        self._page_of.clear()
-
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Asserts that the pool is whole and that its users are exactly `tables`."""
         uses = Counter(page for table in tables for page in table)

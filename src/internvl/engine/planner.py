@@ -19,7 +19,8 @@ from internvl.generation.prompt import check_ids, check_room
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The most that one answer of a request can take. `pages` and `cache_bytes` are its keys and values,
+    """The most that one answer of a request can take. `pages` and `cache_bytes` are its keys and values
+    (those of a beam search have no pages),
     `tile_bytes` its pictures as they came, `vision_bytes` the vision tokens of those."""
 
     prompt_tokens: int
@@ -54,7 +55,15 @@ def plan_request(
     length, new = len(request.ids), request.sampling.max_new_tokens
     _check_length(length, new, config.text, settings)
     num_tiles = sum(len(image.tiles_N3HW) for image in request.images)
-    pages = -(-(length + new) // settings.page_size)
+    num_beams = request.sampling.num_beams
+    pages = 0 if num_beams > 1 else -(-(length + new) // settings.page_size)
+    beam_bytes = num_beams * (length + new) * sizes.beam_bytes if num_beams > 1 else 0
+    if beam_bytes > settings.beam_cache_bytes:
+        raise CapacityError(
+            f"{num_beams} beams of {length + new} tokens take {beam_bytes} bytes, but the engine has "
+            f"{settings.beam_cache_bytes} for them: lower num_beams or max_new_tokens, or raise "
+            "beam_cache_bytes"
+        )
     if pages > sizes.num_pages:
         raise CapacityError(
             f"prompt of {length} tokens + max_new_tokens {new} take {pages} pages of {settings.page_size}, "
@@ -72,7 +81,7 @@ def plan_request(
         new_tokens=new,
         tiles=num_tiles,
         pages=pages,
-        cache_bytes=pages * sizes.page_bytes,
+        cache_bytes=pages * sizes.page_bytes + beam_bytes,
         tile_bytes=sum(image.tiles_N3HW.nbytes for image in request.images),
         vision_bytes=len(slots) * config.text.width * sizes.value_bytes,
     )
@@ -80,10 +89,11 @@ def plan_request(
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the settings come to for one model."""
+    """What the settings come to for one model. `beam_bytes` are those of a position of one beam."""
 
     num_pages: int
     page_bytes: int
+    beam_bytes: int
     value_bytes: int
 
 
@@ -94,14 +104,14 @@ def measure(settings: EngineSettings, config: TextConfig, value_bytes: int) -> S
     per_head = config.head_dim * value_bytes
     if settings.kv_format == "int8":
         per_head = config.head_dim + value_bytes  # and a scale
-    page_bytes = heads * per_head
+    page_bytes, beam_bytes = heads * per_head, heads * config.head_dim * value_bytes // settings.page_size
     if settings.num_pages is not None:
-        return Sizes(settings.num_pages, page_bytes, value_bytes)
+        return Sizes(settings.num_pages, page_bytes, beam_bytes, value_bytes)
     if settings.cache_bytes < page_bytes:
         raise CapacityError(
             f"cache_bytes={settings.cache_bytes} is less than one page of {page_bytes} bytes: raise it"
         )
-    return Sizes(settings.cache_bytes // page_bytes, page_bytes, value_bytes)
+    return Sizes(settings.cache_bytes // page_bytes, page_bytes, beam_bytes, value_bytes)
 
 
 def find_spans(slots: Sequence[int], images: Sequence[EngineImage], tokens_per_tile: int) -> list[Span]:

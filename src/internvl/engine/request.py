@@ -37,7 +37,8 @@ class EngineRequest:
     `key` is the caller's, and unique among the requests that have not ended. `images` come in the order of
     their slots. `slots` are the positions that vision tokens fill; None: wherever the slot id stands. Smaller
     `priority` goes first. Clients of equal priority share the engine evenly. `deadline` is in seconds of
-    `time.monotonic()`. Answer i > 0 is drawn with `seed + i`. `prompt_logprobs=k` reports every prompt token
+    `time.monotonic()`. Answer i > 0 is drawn with `seed + i`; beams give
+    the n best, all at the end. `prompt_logprobs=k` reports every prompt token
     and the k best at its place. `adapter` is one of the engine's names. `constraint` is a form that the
     answers have; log-probabilities are those without it.
     """
@@ -62,11 +63,20 @@ class EngineRequest:
             raise InputError(f"prompt_logprobs must be None or at least 0, got {self.prompt_logprobs}")
         if self.constraint is not None and self.sampling.min_new_tokens:
             raise InputError("a form says itself when an answer may end: leave min_new_tokens at 0")
+        if self.sampling.num_beams > 1:
+            self._check_beams()
+
+    def _check_beams(self) -> None:
+        if self.constraint is not None or self.prompt_logprobs is not None:
+            raise InputError("a beam search takes neither a constraint nor prompt_logprobs: use num_beams=1")
+        if self.n > self.sampling.num_beams:
+            raise InputError(f"n={self.n} answers of num_beams={self.sampling.num_beams}: raise num_beams")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineUsage:
-    """What one answer took. `cached_tokens` of the prompt were there already; `image_tokens` fill slots."""
+    """What a whole request took: the prompt once, the tokens of all answers. `cached_tokens` of the prompt
+    were there already; `image_tokens` of it fill slots."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -79,9 +89,9 @@ class Delta:
     """One piece of answer `index` of request `key`.
 
     `text` is what became certain by it; an answer's pieces joined are its whole text. The last piece of
-    each answer has `finish_reason` and `usage`; it may have no token. `error` says what happened when the
-    reason is "error". `prompt_logprobs`, if asked for, come with the first piece of answer 0: one for each
-    prompt token, None for the first.
+    each answer has `finish_reason`, that of the whole request `usage` too; it may have no token. `error` says
+    what happened when the reason is "error". `prompt_logprobs`, if asked for, come with the first piece of
+    answer 0: one for each prompt token, None for the first.
     """
 
     key: str

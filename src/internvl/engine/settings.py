@@ -19,19 +19,21 @@ class EngineSettings:
     """Defaults suit a CPU.
 
     `cache_bytes` of keys and values are divided into pages of `page_size` positions; `num_pages` says it in
-    pages instead. A step runs at most `max_step_tokens` of `max_running` answers, and encodes
-    `max_step_tiles` tiles. `max_model_len` shortens the model's context. More than `max_waiting` requests,
-    or `max_waiting_tiles` tiles of theirs, are refused. `patience` steps of waiting count as one level of
-    priority. `shares_prefixes` keeps pages for prompts that begin alike. `num_drafts` tokens a step are
-    guessed from what the sequence repeats (`drafts`); answers stay the same. `kv_format` "int8" takes a
-    quarter of the memory of float32 and changes answers a little. `is_batch_invariant`: an answer does not
-    depend, bit for bit, on what else runs; there is little to be gained from running together then
-    (docs/decisions/0007).
+    pages instead. A beam search may take `beam_cache_bytes` beside them. A step runs at most
+    `max_step_tokens` of `max_running` answers, and encodes `max_step_tiles` tiles. `max_model_len` shortens
+    the model's context. More than `max_waiting` requests, or `max_waiting_tiles` tiles of theirs, are
+    refused. `patience` steps of waiting count as one level of priority. `shares_prefixes` keeps pages for
+    prompts that begin alike. `num_drafts` tokens a step are guessed from what the sequence repeats
+    (`drafts`); answers stay the same. `kv_format` "int8" takes a quarter of the memory of float32 and changes
+    answers a little. `is_batch_invariant`: an answer does not depend, bit for bit, on what else runs; there
+    is little to be gained from running together then (docs/decisions/0007). Vision tokens are kept in memory,
+    and in `vision_directory` for the next start.
     """
 
     page_size: int = 16
     cache_bytes: int = 2**30
     num_pages: int | None = None
+    beam_cache_bytes: int = 2**30
     max_running: int = 16
     max_step_tokens: int = 512
     max_step_tiles: int = 4
@@ -44,12 +46,15 @@ class EngineSettings:
     kv_format: KVFormat = "model"
     is_batch_invariant: bool = False
     vision_cache_bytes: int = 256 * 2**20
+    vision_directory: str | None = None
+    vision_directory_bytes: int = 4 * 2**30
 
     def __post_init__(self) -> None:
         at_least = {
             "page_size": 1,
             "cache_bytes": 1,
             "num_pages": 1,
+            "beam_cache_bytes": 0,
             "max_running": 1,
             "max_step_tokens": 1,
             "max_step_tiles": 1,
@@ -59,6 +64,7 @@ class EngineSettings:
             "patience": 1,
             "num_drafts": 0,
             "vision_cache_bytes": 0,
+            "vision_directory_bytes": 1,
         }
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -109,6 +115,7 @@ class EngineStats:
     evictions: int
     vision_queries: int
     vision_hits: int
+    vision_disk_hits: int
     tiles: int
     tiles_waiting: int
     vit_seconds: float

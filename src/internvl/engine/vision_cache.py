@@ -13,17 +13,24 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from internvl.engine.vision_disk import VisionDisk
 from internvl.errors import InputError
 
 
 class VisionCache:
-    """Encodes pictures by `encode` (tiles (N, 3, H, W) to (N, tokens, D)), remembers up to `max_bytes`."""
+    """Encodes pictures by `encode` (tiles (N, 3, H, W) to (N, tokens, D)), remembers up to `max_bytes`, and
+    with a `disk` also what other processes have encoded."""
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], max_bytes: int = 256 * 2**20) -> None:
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        max_bytes: int = 256 * 2**20,
+        disk: VisionDisk | None = None,
+    ) -> None:
         if max_bytes < 0:
             raise InputError(f"max_bytes must be at least 0 (0 = keep nothing), got {max_bytes}")
-        self.max_bytes = max_bytes
-        self.num_bytes = self.num_hits = self.num_misses = 0
+        self.max_bytes, self.disk = max_bytes, disk
+        self.num_bytes = self.num_hits = self.num_misses = self.num_disk_hits = 0
         self._encode = encode
         self._tokens: OrderedDict[bytes, Tensor] = OrderedDict()
         self._lock = Lock()
@@ -47,16 +54,26 @@ class VisionCache:
     def find(self, key: bytes) -> Tensor | None:
         """Vision tokens (S, D) of a picture that is here."""
         with self._lock:
-            tokens = self._tokens.get(key)
-            if tokens is None:
-                self.num_misses += 1
-                return None
-            self.num_hits += 1
-            self._tokens.move_to_end(key)
-            return tokens
+            if (tokens := self._tokens.get(key)) is not None:
+                self.num_hits += 1
+                self._tokens.move_to_end(key)
+                return tokens
+        tokens = self.disk.find(key) if self.disk else None
+        if tokens is None:
+            self.num_misses += 1
+            return None
+        self.num_hits += 1
+        self.num_disk_hits += 1
+        self._remember(key, tokens)
+        return tokens
 
     def keep(self, key: bytes, tokens_SD: Tensor) -> None:
         """Remembers the vision tokens of a picture, unless they alone are too many."""
+        self._remember(key, tokens_SD)
+        if self.disk:
+            self.disk.keep(key, tokens_SD)
+
+    def _remember(self, key: bytes, tokens_SD: Tensor) -> None:
         with self._lock:
             if tokens_SD.nbytes <= self.max_bytes and key not in self._tokens:
                 self._tokens[key] = tokens_SD.clone()  # a view would hold the whole batch in memory
@@ -66,6 +83,8 @@ class VisionCache:
                 self.num_bytes -= oldest.nbytes
 
     def clear(self) -> None:
+        """Forgets everything; the disk, whose files are of the weights as they were, is given up."""
+        self.disk = None
         with self._lock:
             self._tokens.clear()
             self.num_bytes = 0

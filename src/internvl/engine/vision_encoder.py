@@ -40,6 +40,11 @@ class VisionEncoder:
         self._digests: dict[bytes, list[bytes]] = {}
         self._made: dict[bytes, Tensor] = {}
 
+    def known(self, wanted: Sequence[Wanted]) -> dict[bytes, Tensor]:
+        """Vision tokens (S, D), by key, of the pictures that the cache has."""
+        found = {one.image.key: self.cache.find(one.image.key) for one in wanted}
+        return {key: tokens_SD for key, tokens_SD in found.items() if tokens_SD is not None}
+
     def step(self, wanted: Sequence[Wanted], max_tiles: int) -> dict[bytes, Tensor]:
         """Encodes up to `max_tiles` tiles of the pictures wanted, first ones first; returns vision tokens
         (S, D) of those that are whole now, by key.
