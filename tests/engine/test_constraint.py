@@ -77,13 +77,27 @@ def test_json_schemas(vlm: VLM, num_drafts: int) -> None:
         "properties": {"a": {"enum": ["ab", "cd"]}, "b": {"type": "integer", "minimum": 0, "maximum": 30}},
         "required": ["a", "b"],
         "additionalProperties": False,
-        "x-guidance": {"whitespace_flexible": False},
     }
     text = answer(vlm, "json_schema", json.dumps(schema), num_drafts)
     made = json.loads(text)
     assert made["a"] in ("ab", "cd")
     assert 0 <= made["b"] <= 30
     assert set(made) == {"a", "b"}
+    assert not set(text) & set(" \n")
+
+
+def test_one_form_serves_many_answers(vlm: VLM) -> None:
+    engine = make(vlm)
+    constraint = Constraint(kind="regex", value=FORM)
+    engine.submit(
+        make_request(
+            "a", [1], constraint=constraint, n=4, temperature=2.0, seed=1, stop_ids=(END,), max_new_tokens=60
+        )
+    )
+    deltas = finish(engine)
+    texts = {"".join(one.text for one in deltas if one.index == index) for index in range(4)}
+    assert len(texts) > 1
+    assert all(re.fullmatch(FORM, text) for text in texts)
 
 
 def test_grammars_and_choices(vlm: VLM) -> None:
@@ -97,6 +111,7 @@ def test_bad_forms_are_refused(vlm: VLM) -> None:
         ("regex", "a(", "this regex cannot be followed"),
         ("grammar", "start: nothing", "this grammar cannot be followed"),
         ("json_schema", "{", "this json_schema cannot be followed"),
+        ("json_schema", '{"type": "nothing"}', "this json_schema cannot be followed"),
         ("choice", (), "some texts that are not empty"),
         ("regex", ("a",), "a regex is one text"),
     ]

@@ -349,6 +349,7 @@ def test_bytes_become_pages(vlm: VLM) -> None:
     page = 4 * 2 * 2 * 2 * 4 * 4
     engine = make_engine(vlm, num_pages=None, cache_bytes=page * 5 + 1)
     assert engine.stats().pages_total == 5
+    assert make_engine(vlm, num_pages=None, cache_bytes=2**28).stats().pages_total == 2**16
 
 
 def test_between_steps_nothing_is_switched_off(vlm: VLM) -> None:

@@ -41,6 +41,8 @@ ENGINES: tuple[dict[str, Any], ...] = (
     {"page_size": 1, "num_pages": 80},
     {"page_size": 16, "num_pages": 8, "max_running": 2, "max_step_tokens": 3},
     {"shares_prefixes": False, "vision_cache_bytes": 0},
+    {"num_drafts": 3, "num_pages": 16, "max_step_tokens": 24},
+    {"is_batch_invariant": True, "max_step_tokens": 16},
 )
 WAYS: tuple[dict[str, Any], ...] = (
     {},
@@ -90,7 +92,7 @@ def run(engine: Engine, requests: list[EngineRequest], draw: random.Random) -> t
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(8))
 def test_random_traffic(variant: str, seed: int) -> None:
     draw = random.Random(seed)
     vlm = make_vlm(VARIANTS[variant])

@@ -7,14 +7,23 @@ Knows the bytes of ids; no model, no text of requests. Shape letters: V vocabula
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from internvl.errors import EngineError, InputError
+
+NUM_COMPILED = 64
+"""Forms kept ready: compiling a large schema takes up to a second, and requests repeat theirs."""
+
+JSON_FORM: Mapping[str, bool] = {"whitespace_flexible": False}
+"""White space of any length is allowed in JSON, and small models never leave it. A schema's own `x-guidance`
+wins."""
 
 ConstraintKind = Literal["json_schema", "regex", "grammar", "choice"]
 
@@ -78,16 +87,27 @@ class FormMaker:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._library = _import_llguidance()
+        self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
+        self._lock = Lock()
         self._tokenizer = self._library.LLTokenizer(
             self._library.TokenizerWrapper(_Words(vocabulary)), n_vocab=len(vocabulary.tokens)
         )
 
     def start(self, constraint: Constraint) -> Form:
         """A form to be filled. Raises InputError for one that is not valid."""
+        with self._lock:
+            if constraint not in self._compiled:
+                self._compiled[constraint] = self._compile(constraint)
+            self._compiled.move_to_end(constraint)
+            if len(self._compiled) > NUM_COMPILED:
+                self._compiled.popitem(last=False)
+            return Form(self._compiled[constraint].deep_copy(), self.vocabulary.end_id)
+
+    def _compile(self, constraint: Constraint) -> Any:
         matcher = self._library.LLMatcher(self._tokenizer, self._grammar(constraint), log_level=0)
         if matcher.is_error():
             raise InputError(f"this {constraint.kind} cannot be followed: {matcher.get_error()}")
-        return Form(matcher, self.vocabulary.end_id)
+        return matcher
 
     def _grammar(self, constraint: Constraint) -> str:
         kinds, value = self._library.LLMatcher, constraint.value
@@ -102,7 +122,10 @@ class FormMaker:
             return str(kinds.grammar_from_regex(value))
         if constraint.kind == "grammar":
             return str(kinds.grammar_from_lark(value))
-        return str(kinds.grammar_from_json_schema(value))
+        try:
+            return str(kinds.grammar_from_json_schema(value, defaults=JSON_FORM))
+        except ValueError as error:
+            raise InputError(f"this json_schema cannot be followed: {error}") from error
 
 
 class _Words:

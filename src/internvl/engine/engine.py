@@ -130,7 +130,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What is going on, and sums so far."""
-        totals, cache = self.totals, self.vision.cache
+        totals = self.totals
         return EngineStats(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting) + len(self.searches.waiting),
@@ -147,9 +147,9 @@ class Engine:
             drafts_right=totals["right"],
             preemptions=self.scheduler.num_preempted,
             evictions=self.pool.num_evicted,
-            vision_queries=cache.num_hits + cache.num_misses,
-            vision_hits=cache.num_hits,
-            vision_disk_hits=cache.num_disk_hits,
+            vision_queries=self.vision.num_queries,
+            vision_hits=self.vision.num_hits,
+            vision_disk_hits=self.vision.num_disk_hits,
             tiles=self.vision.num_tiles,
             tiles_waiting=self.vision.num_waiting,
             vit_seconds=self.vision.seconds,

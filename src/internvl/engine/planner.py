@@ -16,6 +16,9 @@ from internvl.engine.settings import EngineSettings
 from internvl.errors import CapacityError, ContextOverflowError, ImageError, InputError, PromptError
 from internvl.generation.prompt import check_ids, check_room
 
+MAX_PAGES = 2**16
+"""Of a cache given in bytes: the books of more would cost steps milliseconds. Larger pages reach further."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -111,7 +114,7 @@ def measure(settings: EngineSettings, config: TextConfig, value_bytes: int) -> S
         raise CapacityError(
             f"cache_bytes={settings.cache_bytes} is less than one page of {page_bytes} bytes: raise it"
         )
-    return Sizes(settings.cache_bytes // page_bytes, page_bytes, beam_bytes, value_bytes)
+    return Sizes(min(settings.cache_bytes // page_bytes, MAX_PAGES), page_bytes, beam_bytes, value_bytes)
 
 
 def find_spans(slots: Sequence[int], images: Sequence[EngineImage], tokens_per_tile: int) -> list[Span]:

@@ -34,7 +34,7 @@ class VisionEncoder:
 
     def __init__(self, towers: Mapping[str, Encode], cache: VisionCache) -> None:
         self.cache = cache
-        self.num_tiles = self.num_waiting = 0
+        self.num_tiles = self.num_waiting = self.num_queries = self.num_hits = self.num_disk_hits = 0
         self.seconds = 0.0
         self._towers = dict(towers)
         self._digests: dict[bytes, list[bytes]] = {}
@@ -42,8 +42,13 @@ class VisionEncoder:
 
     def known(self, wanted: Sequence[Wanted]) -> dict[bytes, Tensor]:
         """Vision tokens (S, D), by key, of the pictures that the cache has."""
-        found = {one.image.key: self.cache.find(one.image.key) for one in wanted}
-        return {key: tokens_SD for key, tokens_SD in found.items() if tokens_SD is not None}
+        before = self.cache.num_disk_hits
+        asked = {one.image.key: self.cache.find(one.image.key) for one in wanted}
+        found = {key: tokens_SD for key, tokens_SD in asked.items() if tokens_SD is not None}
+        self.num_queries += len(asked)
+        self.num_hits += len(found)
+        self.num_disk_hits += self.cache.num_disk_hits - before
+        return found
 
     def step(self, wanted: Sequence[Wanted], max_tiles: int) -> dict[bytes, Tensor]:
         """Encodes up to `max_tiles` tiles of the pictures wanted, first ones first; returns vision tokens
