@@ -43,6 +43,16 @@ def test_prefill_goes_in_chunks_beside_decoding() -> None:
     assert step(scheduler) == [(0, 5, 1), (1, 12, 1)]
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    scheduler = make()
+    scheduler.add(row(0, 20))
+    scheduler.add(row(1, 3))
+    scheduler.add(row(2, 4))
+    assert step(scheduler) == [(0, 0, 5), (1, 0, 3)]
+    assert step(scheduler) == [(1, 3, 1), (0, 5, 7)]
+    assert step(scheduler)[1:] == [(0, 12, 7)]
+
+
 def test_smaller_priority_first_then_who_came_first() -> None:
     scheduler = make(rows=1)
     for number, priority in ((0, 1), (1, 0), (2, 0)):

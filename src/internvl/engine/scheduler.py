@@ -123,12 +123,8 @@ class Scheduler:
                     works.append(work)
                     budget -= work.size
         planned = {work.row.number for work in works}
-        for row in sorted(self.running, key=self._turn):
-            count = 0 if row.number in planned else self._chunk(row, budget)
-            if count > 0:
-                works.append(Work(row, row.num_computed, count))
-                budget -= count
-        return works
+        rest = [row for row in sorted(self.running, key=self._turn) if row.number not in planned]
+        return works + self._prefills(rest, budget)
 
     def commit(self, work: Work, num_chosen: int) -> None:
         """Books work that was done: `num_chosen` new tokens are known, all but the last of them computed.
@@ -259,6 +255,22 @@ class Scheduler:
             if end < whole or whole - row.num_computed > budget:
                 return 0
         return min(end - row.num_computed, budget)
+
+    def _prefills(self, rows: Sequence[Row], budget: int) -> list[Work]:
+        """Pieces of prompts, who comes first first; but up to half of the budget goes to prompts that it lets
+        end in this step, so that a long one does not hold up all behind it."""
+        counts: dict[int, int] = {}
+        half = budget // 2
+        for row in rows:
+            if 0 < row.num_pending <= half and self._chunk(row, half) == row.num_pending:
+                counts[row.number] = row.num_pending
+                half -= row.num_pending
+                budget -= row.num_pending
+        for row in rows:
+            if row.number not in counts:
+                counts[row.number] = self._chunk(row, budget)
+                budget -= max(0, counts[row.number])
+        return [Work(row, row.num_computed, counts[row.number]) for row in rows if counts[row.number] > 0]
 
     def _preempt(self, row: Row) -> None:
         """Back to waiting; what it had computed stays in idle pages as long as these last."""
