@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import internvl
 from internvl import ChatModel, ContrastiveModel, VisionModel
+from internvl.adapt.quantize import PackedLinear
 from internvl.api.load import load_texts
 from internvl.errors import (
     CheckpointError,
@@ -129,9 +130,23 @@ def test_unknown_names_are_told_the_nearest() -> None:
         internvl.load("InternVL2_5-1BB")
 
 
-def test_quantisation_is_refused(copy: Path) -> None:
-    with pytest.raises(InputError, match="int8"):
-        internvl.load(copy, quantize="int8")  # type: ignore[arg-type]
+@pytest.mark.parametrize("scheme", ["float32", "bfloat16", "int8", "int4", {r"llm\..*": "int8"}])
+def test_packed(copy: Path, scheme: str | dict[str, str]) -> None:
+    model = internvl.load(copy, quantize=scheme)
+    assert isinstance(model, ChatModel)
+    assert isinstance(model.vlm.llm.head, PackedLinear)
+    assert isinstance(model.vlm.vit.layers[0].mlp.fc1, PackedLinear) == isinstance(scheme, str)
+    reply = model.chat("What is this?", images=[Image.new("RGB", (60, 40), "red")], max_new_tokens=3)
+    assert reply.usage.new_tokens > 0
+    with pytest.raises(CheckpointError, match="packed for the kernels"):
+        internvl.save(model, copy / "out")
+
+
+def test_what_cannot_be_packed(copy: Path) -> None:
+    with pytest.raises(InputError, match="no scheme 'int3'"):
+        internvl.load(copy, quantize="int3")
+    with pytest.raises(InputError, match="compute in float32, not on cpu in bfloat16"):
+        internvl.load(copy, quantize="int8", dtype="bfloat16")
 
 
 @pytest.mark.parametrize(("values", "message"), [({"device": "cuda:7"}, "cuda"), ({"dtype": "int3"}, "int3")])

@@ -23,10 +23,13 @@ def test_options(folder: Path) -> None:
     for load in (AutoModel, AutoTokenizer, AutoConfig):
         with pytest.raises(InputError, match=r"no option temperature; there are .*revision"):
             load.from_pretrained(folder, temperature=1)
-    with pytest.raises(InputError, match="quantize='int8'"):
-        AutoModel.from_pretrained(folder, load_in_8bit=True)
-    with pytest.raises(InputError, match="quantize='int4'"):
-        AutoModel.from_pretrained(folder, load_in_4bit=True)
+
+
+@pytest.mark.parametrize(("option", "scheme"), [("load_in_8bit", "int8"), ("load_in_4bit", "int4")])
+def test_fewer_bits(folder: Path, option: str, scheme: str) -> None:
+    model = AutoModel.from_pretrained(folder, torch_dtype=torch.bfloat16, **{option: True})
+    assert model.chat_model.vlm.llm.layers[0].mlp.down.scheme == scheme
+    assert model.dtype == torch.float32
 
 
 @pytest.mark.parametrize("load", [AutoModel, AutoTokenizer, AutoConfig])

@@ -168,9 +168,10 @@ def add_adapter(
         InputError: it has one already.
     """
     base = model.get_submodule(name)
-    if isinstance(base, LoRALinear) or not isinstance(base, Linear):
+    if not isinstance(base, Linear) or type(base) not in (Linear, Int8Linear):
         raise InputError(
-            f"{name} is a {type(base).__name__} and takes no adapter; merge the one it has first"
+            f"{name} is a {type(base).__name__} and takes no adapter: merge the one it has first, and pack "
+            "weights afterwards"
         )
     kind = LoRAInt8Linear if isinstance(base, Int8Linear) else LoRALinear
     adapted = kind(base, lora, parts, generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from internvl.checkpoints.load import load_opened, resolve_device
 from internvl.checkpoints.resolve import open_checkpoint
 from internvl.checkpoints.write import save_model
 from internvl.config import IMG_CONTEXT, ChatConfig, ContrastiveConfig
-from internvl.errors import InputError
 from internvl.processing.colour import ImagePolicy
 from internvl.processing.image import ImageLimits
 from internvl.processing.processor import Processor
@@ -31,7 +31,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
-    quantize: None = None,
+    quantize: str | Mapping[str, str] | None = None,
     template: str | None = None,
     vision_path: str | Path | None = None,
     tokenizer: str | Path | None = None,
@@ -48,7 +48,9 @@ def load(
             ("nano" comes with this package), fetched on first use.
         device: "cpu", "cuda", "mps"; only the CPU has been tested.
         dtype: of the weights in memory; "auto" is that of the files.
-        quantize: reserved; must be None in this version.
+        quantize: pack the linear layers for the CPU's kernels: "bfloat16" (exact for published weights),
+            "int8", "int4", "float32", or {pattern over names of layers: scheme}; for inference, in dtype
+            float32. None keeps them as they are.
         template: chat template; wins over the checkpoint's own. A zoo name brings its own: models of
             1.x the system message of May 2024, with which they were measured.
         vision_path: the tower's checkpoint, where a LLaVA-style one does not hold it.
@@ -66,24 +68,23 @@ def load(
             TokenizerError).
         HubError: it cannot be downloaded.
         DeviceError: a device or dtype that is not available.
+        InputError: packed weights on another device or in another dtype, an unknown scheme or pattern.
     """
-    if quantize is not None:
-        raise InputError(f"quantize={quantize!r}: this version runs the weights as they are; leave it None")
     resolve_device(device)
     path = resolve(name_or_path, revision=revision, offline=offline)
     chosen = template or template_of(name_or_path)
     checkpoint = open_checkpoint(path, template=chosen, vision_path=vision_path)
     config = checkpoint.description.config
     if not isinstance(config, ChatConfig | ContrastiveConfig):
-        tower = load_opened(checkpoint, dtype=dtype, device=device)
+        tower = load_opened(checkpoint, dtype=dtype, device=device, quantize=quantize)
         return VisionModel(tower, normalization=describe_normalization(path))  # type: ignore[arg-type]
     words, source = _tokenizer(path, tokenizer)
     if isinstance(config, ContrastiveConfig):
         texts = TextProcessor(words, vocab_size=config.text.vocab_size)
-        encoder: Any = load_opened(checkpoint, dtype=dtype, device=device)
+        encoder: Any = load_opened(checkpoint, dtype=dtype, device=device, quantize=quantize)
         return ContrastiveModel(encoder, texts, source=source, limits=limits, policy=policy)
     processor = Processor(config, words, limits=limits, policy=policy)
-    model = load_opened(checkpoint, dtype=dtype, device=device)
+    model = load_opened(checkpoint, dtype=dtype, device=device, quantize=quantize)
     return ChatModel(model, processor, source=source)  # type: ignore[arg-type]
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from internvl.adapt.quantize import quantize as pack_linears
+from internvl.adapt.quantize import rules_of
 from internvl.checkpoints.layouts import LLAVA_PROJECTOR, MLP1
 from internvl.checkpoints.lazy import Lazy, pieces, section
 from internvl.checkpoints.read import read_tensors
@@ -25,7 +27,7 @@ from internvl.config import (
     TilingConfig,
     VisionConfig,
 )
-from internvl.errors import ConfigError, DeviceError, WeightsError
+from internvl.errors import ConfigError, DeviceError, InputError, WeightsError
 from internvl.models.dual_encoder import DualEncoder
 from internvl.models.projector import Projector
 from internvl.models.vit import VisionTower
@@ -71,9 +73,18 @@ def load_opened(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     check_finite: bool = True,
+    quantize: str | Mapping[str, str] | None = None,
 ) -> Model:
-    """As `load_model`, for a checkpoint whose configuration was looked at first."""
+    """As `load_model`, for a checkpoint whose configuration was looked at first.
+
+    With `quantize`, a scheme or {pattern: scheme} (see `adapt.quantize`), linear layers are packed; the rest
+    is float32, and weights are read in the dtype of the file. Raises InputError for another device or dtype,
+    and for schemes and patterns that do not exist.
+    """
     target = resolve_device(device)
+    if quantize is not None:
+        _check_packable(target, dtype)
+        dtype = "auto"
     config = checkpoint.description.config
     if isinstance(config, TextConfig):
         raise ConfigError(
@@ -81,7 +92,17 @@ def load_opened(
         )
     model = build(config)
     fill(model, checkpoint, choose_dtype(dtype, checkpoint), target, check_finite=check_finite)
+    if quantize is not None:
+        pack_linears(model, rules_of(quantize, model))
     return model.eval()
+
+
+def _check_packable(device: torch.device, dtype: str | torch.dtype) -> None:
+    if device.type != "cpu" or dtype not in ("float32", torch.float32, "auto"):
+        raise InputError(
+            f"packed weights run on the CPU and compute in float32, not on {device} in {dtype}: leave "
+            "quantize None there"
+        )
 
 
 def build(config: ChatConfig | ContrastiveConfig | VisionConfig) -> Model:
@@ -98,9 +119,14 @@ def load_vision(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     check_finite: bool = True,
+    quantize: str | Mapping[str, str] | None = None,
 ) -> VisionTower:
-    """Load only the vision tower, from its own checkpoint or from inside a chat model's."""
+    """Load only the vision tower, from its own checkpoint or from inside a chat model's; `quantize` as in
+    `load_opened`."""
     target = resolve_device(device)
+    if quantize is not None:
+        _check_packable(target, dtype)
+        dtype = "auto"
     checkpoint = open_tower(path)
     config = checkpoint.description.config
     if not isinstance(config, VisionConfig):
@@ -108,6 +134,8 @@ def load_vision(
     with torch.device("meta"):
         tower = VisionTower(config)
     fill(tower, checkpoint, choose_dtype(dtype, checkpoint), target, check_finite=check_finite)
+    if quantize is not None:
+        pack_linears(tower, rules_of(quantize, tower))
     return tower.eval()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from internvl.adapt.quantize import PackedLinear
 from internvl.checkpoints.configs import describe, heads_of
 from internvl.checkpoints.layouts import (
     CONTRASTIVE,
@@ -92,10 +93,15 @@ def save_model(
 
     Raises:
         CheckpointError: the directory is in use or cannot be written; `extra_files_from` is gone, and
-            there are no `tokenizer_files`.
+            there are no `tokenizer_files`; packed weights (`adapt.quantize`).
         ConfigError: the layout cannot express the model.
         UnknownNameError: no such layout or family.
     """
+    if packed := [name for name, module in model.named_modules() if isinstance(module, PackedLinear)]:
+        raise CheckpointError(
+            f"{len(packed)} layers are packed for the kernels, first {packed[0]}: save the model as it is "
+            "loaded without quantize"
+        )
     source = _source(extra_files_from, is_needed=not tokenizer_files)
     target = Target(
         directory=Path(directory),

@@ -16,6 +16,9 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 Options = TypeVar("Options")
 
+SchemeName = Literal["float32", "bfloat16", "int8", "int4"]
+"""How linear layers may be packed (`ops.packed`, which this module does not load)."""
+
 DtypeName = Literal["float32", "bfloat16", "float16"]
 """What weights may be computed in."""
 
@@ -55,6 +58,8 @@ class ModelOptions:
     """cpu, cuda, cuda:1, mps."""
     dtype: DtypeName = "float32"
     """What the weights are computed in."""
+    quantize: Annotated[SchemeName | None, arg(help_behavior_hint="")] = None
+    """Pack the weights for the CPU: int8, int4 (faster, smaller), bfloat16 (exact for published models)."""
     threads: Whole = None
     """Processor threads; torch's own choice by default."""
 

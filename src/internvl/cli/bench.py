@@ -20,7 +20,7 @@ from internvl.api.chat import ChatModel
 from internvl.api.explanation import count_parameters
 from internvl.api.load import load
 from internvl.cli import machine, measure, output
-from internvl.cli.arguments import DtypeName, Flag, Whole, parse, use_threads
+from internvl.cli.arguments import DtypeName, Flag, SchemeName, Whole, parse, use_threads
 from internvl.cli.media import exists
 from internvl.cli.stand_in import write_checkpoint
 from internvl.config import ChatConfig
@@ -51,6 +51,8 @@ class Options:
     """cpu, cuda, cuda:1, mps."""
     dtype: DtypeName = "float32"
     """What the weights are computed in."""
+    quantize: Annotated[SchemeName | None, arg(help_behavior_hint="")] = None
+    """Pack the weights for the CPU: int8, int4 (faster, smaller), bfloat16 (exact for published models)."""
     threads: Whole = None
     """Processor threads; torch's own choice by default."""
     tiny: Flag = False
@@ -85,6 +87,7 @@ def run(words: Sequence[str]) -> int:
         "random_weights": is_random,
         "tiny": options.tiny,
         "dtype": options.dtype,
+        "quantize": options.quantize,
         "device": options.device,
         "repeat": options.repeat,
         "loading": {name: getattr(loading, name) for name in Loading.__slots__},
@@ -112,7 +115,7 @@ def measure_loading(path: Path, options: Options) -> tuple[ChatModel, Loading]:
     measure.reset_peak()
     start = time.perf_counter()
     with output.status(f"loading {options.model}"):
-        model = load(path, device=options.device, dtype=options.dtype)
+        model = load(path, device=options.device, dtype=options.dtype, quantize=options.quantize)
     seconds, peak = time.perf_counter() - start, measure.peak_bytes()
     if not isinstance(model, ChatModel):
         raise InputError(f"{options.model} is a vision tower: bench measures chat models")
@@ -123,7 +126,7 @@ def measure_loading(path: Path, options: Options) -> tuple[ChatModel, Loading]:
     return model, Loading(
         seconds=seconds,
         peak_bytes=peak,
-        weight_bytes=sum(weight.nbytes for weight in model.vlm.parameters()),
+        weight_bytes=sum(weight.nbytes for weight in model.vlm.state_dict().values()),
         answer_seconds=time.perf_counter() - start,
     )
 
@@ -190,7 +193,8 @@ COLUMNS: Mapping[str, str] = {
 
 def _show(report: Mapping[str, Any], timings: Sequence[measure.Timing], loading: Loading) -> None:
     weights = "random weights" if report["random_weights"] else "its own weights"
-    title = f"{report['model']}, {weights}, {report['dtype']}, medians of {report['repeat']}"
+    numbers = report["quantize"] or report["dtype"]
+    title = f"{report['model']}, {weights}, {numbers}, medians of {report['repeat']}"
     rows = [[_cell(name, getattr(timing, name)) for name in COLUMNS.values()] for timing in timings]
     output.write_table(title, COLUMNS, rows)
     this, versions = report["machine"], report["versions"]

@@ -19,7 +19,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from internvl.api.chat import ChatModel
 from internvl.checkpoints.adapters import load_adapters
 from internvl.cli import evaluate_retrieval, evaluate_zero_shot, output
-from internvl.cli.arguments import DtypeName, File, Flag, ModelOptions, Whole, Word, parse
+from internvl.cli.arguments import DtypeName, File, Flag, ModelOptions, SchemeName, Whole, Word, parse
 from internvl.cli.loading import load_chat
 from internvl.data.bad_samples import BadSample
 from internvl.data.examples import Examples
@@ -81,6 +81,8 @@ class Options:
     """cpu, cuda, cuda:1, mps."""
     dtype: DtypeName = "float32"
     """What the weights are computed in."""
+    quantize: Annotated[SchemeName | None, arg(help_behavior_hint="")] = None
+    """Pack the weights for the CPU: int8, int4 (faster, smaller), bfloat16 (exact for published models)."""
     threads: Whole = None
     """Processor threads; torch's own choice by default."""
     json: Flag = False
@@ -153,7 +155,11 @@ def run(words: Sequence[str]) -> int:
 
 def _load(options: Options) -> ChatModel:
     chosen = ModelOptions(
-        model=options.model, device=options.device, dtype=options.dtype, threads=options.threads
+        model=options.model,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        threads=options.threads,
     )
     model = load_chat(chosen)
     if options.adapter is not None:
@@ -165,7 +171,7 @@ def _load(options: Options) -> ChatModel:
 @torch.no_grad()
 def _made_by(model: ChatModel, options: Options) -> str:
     """Stands for the weights and for whatever else decides an answer."""
-    settings = (model.config, options.dtype, options.max_new_tokens, options.max_tiles)
+    settings = (model.config, options.dtype, options.quantize, options.max_new_tokens, options.max_tiles)
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
     for name, parameter in model.vlm.named_parameters():
         values = parameter.flatten()

@@ -87,7 +87,9 @@ def run(words: Sequence[str]) -> int:
     options.model.use_threads()
     path = find(options.model.model)
     with output.status(f"loading {options.model.model}"):
-        tower = load_vision(path, dtype=options.model.dtype, device=options.model.device)
+        tower = load_vision(
+            path, dtype=options.model.dtype, device=options.model.device, quantize=options.model.quantize
+        )
     results = compute(VisionModel(tower, normalization=describe_normalization(path)), names, options)
     _report(results, options)
     return 1 if results.failed else 0

@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from internvl.api.contrastive import ContrastiveModel, Mode
 from internvl.cli import output
-from internvl.cli.arguments import ContrastiveOptions, DtypeName, Whole
+from internvl.cli.arguments import ContrastiveOptions, DtypeName, SchemeName, Whole
 from internvl.cli.loading import load_contrastive
 from internvl.cli.media import IMAGE_LIMITS, VIDEO_LIMITS, VIDEO_SUFFIXES
 from internvl.errors import InputError
@@ -40,6 +40,8 @@ class ComputeOptions:
     """cpu, cuda, cuda:1, mps."""
     dtype: DtypeName = "float32"
     """What the weights are computed in."""
+    quantize: Annotated[SchemeName | None, arg(help_behavior_hint="")] = None
+    """Pack the weights for the CPU: int8, int4 (faster, smaller), bfloat16 (exact for published models)."""
     threads: Whole = None
     """Processor threads; torch's own choice by default."""
 
@@ -51,7 +53,13 @@ class ComputeOptions:
     def load(self, model: str) -> ContrastiveModel:
         """The model where and as it is to run."""
         return load_contrastive(
-            ContrastiveOptions(model=model, device=self.device, dtype=self.dtype, threads=self.threads)
+            ContrastiveOptions(
+                model=model,
+                device=self.device,
+                dtype=self.dtype,
+                quantize=self.quantize,
+                threads=self.threads,
+            )
         )
 
 

@@ -31,6 +31,7 @@ def load_chat(
             path,
             device=options.device,
             dtype=options.dtype,
+            quantize=options.quantize,
             template=template or template_of(options.model),
             vision_path=vision_path,
         )
@@ -48,7 +49,7 @@ def load_contrastive(options: ModelOptions) -> ContrastiveModel:
     options.use_threads()
     path = find(options.model)
     with output.status(f"loading {options.model}"):
-        model = load(path, device=options.device, dtype=options.dtype)
+        model = load(path, device=options.device, dtype=options.dtype, quantize=options.quantize)
     if not isinstance(model, ContrastiveModel):
         kind = "a chat model" if isinstance(model, ChatModel) else "a vision tower"
         raise InputError(f"{options.model} is {kind}; this command takes InternVL-C or -G")

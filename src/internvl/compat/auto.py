@@ -59,15 +59,17 @@ class AutoModel:
     ) -> InternVLChatModel | InternVLModel | InternVisionModel:
         """Load a directory, a name of the zoo, or "owner/name" of the hub; in float32 unless told otherwise.
 
+        `load_in_8bit` and `load_in_4bit` pack the linear layers for the CPU, which computes in float32.
+
         `options`: revision, cache_dir, local_files_only; those of `WITHOUT_EFFECT` are accepted.
         Raises InputError for other options, DeviceError for a `device_map` over several devices, and what
         `internvl.load` raises.
         """
         path = resolve(name_or_path, **_download_options(options))
-        quantize: Any = "int8" if load_in_8bit else "int4" if load_in_4bit else None
+        quantize = "int8" if load_in_8bit else "int4" if load_in_4bit else None
         model = load(
             path,
-            dtype=torch_dtype or dtype or "float32",
+            dtype="float32" if quantize else torch_dtype or dtype or "float32",
             device=choose_device(device_map),
             quantize=quantize,
             template=template_of(name_or_path),

@@ -17,6 +17,7 @@ from internvl.errors import InputError
 from internvl.generation.prompt import Prompt
 from internvl.models.attention import KVCache, Looks
 from internvl.models.decoder import Decoder
+from internvl.models.fused_step import fused_step
 
 PREFILL_CHUNK = 4096
 """Tokens of one forward pass over prompts: bounds the memory of activations, costs nothing below it."""
@@ -106,6 +107,9 @@ def plan_passes(lengths: Sequence[int], chunk: int) -> Iterator[list[Piece]]:
 
 def decode_step(llm: Decoder, cache: KVCache, rows: Sequence[int], ids: Sequence[int]) -> Tensor:
     """Feeds one id to each of `rows`; returns the scores (B, V) of what follows."""
-    attend = cache.extend([1] * len(rows), rows)
     x_BD: Tensor = llm.embed(torch.tensor(ids, device=cache.keys[0].device))
-    return llm.logits(llm(x_BD, attend.pos_T, attend))
+    state_BD = fused_step(llm, cache, rows, x_BD)
+    if state_BD is None:
+        attend = cache.extend([1] * len(rows), rows)
+        state_BD = llm(x_BD, attend.pos_T, attend)
+    return llm.logits(state_BD)

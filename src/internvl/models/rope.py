@@ -20,10 +20,7 @@ Rotate = Callable[[Tensor], Tensor]
 
 def make_rotation(config: TextConfig, pos_T: Tensor, lengths_T: Tensor, dtype: torch.dtype) -> Rotate:
     """The rotation of packed tokens at positions `pos_T` in sequences of `lengths_T` tokens."""
-    angles_TD = pos_T.float()[:, None] * _frequencies(config, lengths_T)
-    angles_T1D = torch.cat((angles_TD, angles_TD), dim=-1)[:, None]
-    scale = _magnitude(config)
-    cos_T1D, sin_T1D = (angles_T1D.cos() * scale).to(dtype), (angles_T1D.sin() * scale).to(dtype)
+    cos_T1D, sin_T1D = (x_TD[:, None].to(dtype) for x_TD in make_angles(config, pos_T, lengths_T))
 
     def rotate(x_THD: Tensor) -> Tensor:
         left, right = x_THD.chunk(2, dim=-1)
@@ -37,6 +34,14 @@ def rotation_regime(config: TextConfig, length: int) -> int:
     if config.rope.scaling == "dynamic":
         return length if length > config.max_positions else 0
     return int(config.rope.scaling == "longrope" and length > _original(config))
+
+
+def make_angles(config: TextConfig, pos_T: Tensor, lengths_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of that rotation, (T, D) each, float32."""
+    angles_TD = pos_T.float()[:, None] * _frequencies(config, lengths_T)
+    angles_TD = torch.cat((angles_TD, angles_TD), dim=-1)
+    scale = _magnitude(config)
+    return angles_TD.cos() * scale, angles_TD.sin() * scale
 
 
 def _frequencies(config: TextConfig, lengths_T: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from internvl.config import VisionConfig
 from internvl.errors import ConfigError, InputError
 from internvl.models.layers import MLP, DropPath, Linear, RMSNorm, make_norm
+from internvl.ops.tile_attention import tile_attention
 
 
 def resize_positions(table: Tensor, rows: int, columns: int) -> Tensor:
@@ -53,22 +54,19 @@ class Attention(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.has_norms = config.num_heads, config.qk_norm
         self.qkv = Linear(config.width, 3 * config.width, bias=config.qkv_bias)
         self.q_norm = RMSNorm(config.width, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.width, config.norm_eps) if config.qk_norm else nn.Identity()
         self.out = Linear(config.width, config.width)
 
     def forward(self, x_NPC: Tensor) -> Tensor:
-        q_NPC, k_NPC, v_NPC = self.qkv(x_NPC).chunk(3, dim=-1)
-        q_NHPD, k_NHPD, v_NHPD = map(self._heads, (self.q_norm(q_NPC), self.k_norm(k_NPC), v_NPC))
-        out_NHPD = F.scaled_dot_product_attention(q_NHPD, k_NHPD, v_NHPD)
-        out: Tensor = self.out(out_NHPD.transpose(1, 2).flatten(2))
+        qkv_NPC = self.qkv(x_NPC)
+        if self.has_norms:
+            q_NPC, k_NPC, v_NPC = qkv_NPC.chunk(3, dim=-1)
+            qkv_NPC = torch.cat((self.q_norm(q_NPC), self.k_norm(k_NPC), v_NPC), dim=-1)
+        out: Tensor = self.out(tile_attention(qkv_NPC, self.num_heads))
         return out
-
-    def _heads(self, x_NPC: Tensor) -> Tensor:
-        x_NHPD: Tensor = x_NPC.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        return x_NHPD
 
 
 class Block(nn.Module):

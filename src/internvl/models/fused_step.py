@@ -1,0 +1,100 @@
+"""The decoder's step of generation as one kernel call, where the model and the machine allow it.
+
+The same arithmetic as `Decoder.forward` with one token a sequence, without an operator between the products.
+What it takes: float32 on the CPU, linear layers that are plain or packed, no adapters, no cross attention.
+Shape letters: B sequences, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from internvl.config import TextConfig
+from internvl.models.attention import KVCache
+from internvl.models.decoder import Block, Decoder
+from internvl.models.layers import Linear, RMSNorm
+from internvl.models.rope import make_angles
+from internvl.ops.decoder_step import Layer, Sizes, decoder_step
+from internvl.ops.native import address, library
+from internvl.ops.packed import Matrix, plain_matrix
+
+LANES = 8
+"""Head widths must be whole vectors."""
+
+
+def fused_step(llm: Decoder, cache: KVCache, rows: Sequence[int], x_BD: Tensor) -> Tensor | None:
+    """Final hidden states of one new token of each of `rows`, whose keys and values go into the cache.
+
+    None where the kernel cannot serve; then nothing has changed.
+    """
+    if not _serves(llm, cache, x_BD):
+        return None
+    layers = []
+    for block, keys, values in zip(llm.layers, cache.keys, cache.values, strict=True):
+        layer = _layer(block)
+        if layer is None:
+            return None
+        layer.keys, layer.values = address(keys), address(values)
+        layers.append(layer)
+    lengths_B = torch.tensor([cache.lengths[row] for row in rows])
+    turns = make_angles(llm.config, lengths_B, lengths_B + 1)
+    for row in rows:
+        cache.lengths[row] += 1
+    blocks_B1 = torch.tensor(rows)[:, None]
+    return decoder_step(
+        _sizes(llm.config), layers, llm.norm.weight, x_BD, turns, lengths_B, blocks_B1, cache.capacity
+    )
+
+
+def _serves(llm: Decoder, cache: KVCache, x_BD: Tensor) -> bool:
+    return (
+        x_BD.device.type == "cpu"
+        and x_BD.dtype == cache.keys[0].dtype == llm.norm.weight.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and llm.config.head_dim % LANES == 0
+        and library() is not None
+    )
+
+
+def _sizes(config: TextConfig) -> Sizes:
+    return Sizes(
+        width=config.width,
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        mlp_width=config.mlp_width,
+        eps=config.norm_eps,
+    )
+
+
+def _layer(block: nn.Module) -> Layer | None:
+    """The kernel's view of a block, None if it has something else in it than the kernel knows."""
+    if type(block) is not Block:
+        return None
+    attn, mlp = block.attn, block.mlp
+    matrices = [_matrix(module) for module in (attn.qkv, attn.out, mlp.gate_up, mlp.down)]
+    if any(matrix is None for matrix in matrices):
+        return None
+    norms = [_norm(module) for module in (block.norm1, block.norm2, attn.q_norm, attn.k_norm)]
+    return Layer(*norms, *matrices, None, None)
+
+
+def _norm(module: object) -> object:
+    return address(module.weight) if isinstance(module, RMSNorm) else None
+
+
+def _matrix(module: Linear) -> Matrix | None:
+    if (packed := getattr(module, "packed", None)) is not None:
+        matrix: Matrix = packed.matrix(module.padded_bias_O)
+        return matrix
+    if (
+        type(module) is not Linear
+        or not module.weight.is_contiguous()
+        or module.weight.dtype != torch.float32
+    ):
+        return None
+    return plain_matrix(module.weight, module.bias)

@@ -1,0 +1,169 @@
+// Exact attention in float32, whole rows of scores at a time.
+//
+// Keys of a head are laid in panels of 16 (for each value of the width, 16 keys), values in panels of 16 columns, so that
+// both products are a broadcast, two loads and twelve fused multiply-adds for a tile of 6 rows x 16 columns: the
+// sums and what they need fill the registers of AVX2. A block of 48 queries shares a pass over keys and
+// values; its scores stay in the second cache. Rows never see keys beyond their limit, so nothing is masked by adding.
+#include <vector>
+
+#include "simd.h"
+
+namespace {
+
+constexpr int ROWS = 6, COLUMNS = 16, BLOCK = 48;
+constexpr int64_t KEYS = 128;  // keys of a pass over the values: their panel stays in the first cache
+
+int64_t rounded_up(int64_t size) { return (size + COLUMNS - 1) / COLUMNS * COLUMNS; }
+
+// A tile of `a` (R rows, `a_stride` apart, `length` values) times a panel of `length` x 16, written to `to` or added.
+template <int R, bool ADD>
+void tile(const float* a, int64_t a_stride, const float* panel, int64_t length, float* to, int64_t to_stride) {
+    f32x8 sums[R][2] = {};
+    for (int64_t i = 0; i < length; i++, panel += COLUMNS) {
+        const f32x8 left = load<f32x8>(panel), right = load<f32x8>(panel + LANES);
+        UNROLL for (int r = 0; r < R; r++) {
+            const f32x8 x = splat(a[r * a_stride + i]);
+            sums[r][0] += x * left;
+            sums[r][1] += x * right;
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) {
+        float* row = to + r * to_stride;
+        store(row, ADD ? load<f32x8>(row) + sums[r][0] : sums[r][0]);
+        store(row + LANES, ADD ? load<f32x8>(row + LANES) + sums[r][1] : sums[r][1]);
+    }
+}
+
+template <bool ADD>
+void tiles(int64_t rows, const float* a, int64_t a_stride, const float* panel, int64_t length, float* to,
+           int64_t to_stride) {
+    int64_t row = 0;
+    for (; row + ROWS <= rows; row += ROWS)
+        tile<ROWS, ADD>(a + row * a_stride, a_stride, panel, length, to + row * to_stride, to_stride);
+    a += row * a_stride;
+    to += row * to_stride;
+    switch (rows - row) {
+        case 5: tile<5, ADD>(a, a_stride, panel, length, to, to_stride); break;
+        case 4: tile<4, ADD>(a, a_stride, panel, length, to, to_stride); break;
+        case 3: tile<3, ADD>(a, a_stride, panel, length, to, to_stride); break;
+        case 2: tile<2, ADD>(a, a_stride, panel, length, to, to_stride); break;
+        case 1: tile<1, ADD>(a, a_stride, panel, length, to, to_stride); break;
+    }
+}
+
+// Scores to e^(score - largest), zeros from `limit` to `padded`; returns one over their sum.
+float soften(float* scores, int64_t limit, int64_t padded) {
+    f32x8 most = splat(-INFINITY);
+    int64_t i = 0;
+    for (; i + LANES <= limit; i += LANES) most = max8(load<f32x8>(scores + i), most);
+    float largest = largest8(most);
+    for (int64_t k = i; k < limit; k++) largest = std::max(largest, scores[k]);
+    f32x8 total = {};
+    for (i = 0; i + LANES <= limit; i += LANES) {
+        const f32x8 value = exp8(load<f32x8>(scores + i) - largest);
+        store(scores + i, value);
+        total += value;
+    }
+    float sum = sum8(total);
+    if (i < limit) {
+        const f32x8 value = exp8(load_some(scores + i, limit - i) - largest);
+        for (int64_t k = i; k < limit; k++) sum += value[k - i];
+        store_some(scores + i, value, limit - i);
+    }
+    std::fill(scores + limit, scores + padded, 0.0f);
+    return 1.0f / sum;
+}
+
+// One head of keys and values in panels.
+struct Panels {
+    std::vector<float> keys, values;
+    int64_t length, padded, width;
+
+    void fill(const float* k, const float* v, int64_t stride, int64_t count, int64_t head_width) {
+        length = count, padded = rounded_up(count), width = head_width;
+        keys.resize(padded * width);
+        values.resize(padded * width);
+        for (int64_t s = 0; s < padded; s++) {
+            float* column = keys.data() + s / COLUMNS * COLUMNS * width + s % COLUMNS;
+            const float* key = k + s * stride;
+            for (int64_t d = 0; d < width; d++) column[d * COLUMNS] = s < length ? key[d] : 0.0f;
+            for (int64_t d = 0; d < width; d += COLUMNS) {
+                float* row = values.data() + d * padded + s * COLUMNS;
+                if (s < length) std::memcpy(row, v + s * stride + d, COLUMNS * sizeof(float));
+                else std::memset(row, 0, COLUMNS * sizeof(float));
+            }
+        }
+    }
+};
+
+struct Scratch {
+    Panels panels;
+    std::vector<float> queries, scores, sums;
+};
+
+thread_local Scratch scratch;
+
+// Rows first..last of one head; row i sees the first min(length, seen + i + 1) keys, all of them if `seen` < 0.
+void attend(const Panels& panels, const float* q, float* out, int64_t stride, int64_t out_stride, int64_t first,
+            int64_t last, int64_t seen) {
+    const int64_t rows = last - first, width = panels.width;
+    const int64_t reach = seen < 0 ? panels.length : std::min(panels.length, seen + last);
+    const int64_t padded = rounded_up(reach);
+    scratch.queries.resize(BLOCK * width);
+    scratch.scores.resize(BLOCK * panels.padded);
+    scratch.sums.resize(BLOCK * width);
+    float *queries = scratch.queries.data(), *scores = scratch.scores.data(), *sums = scratch.sums.data();
+    const float scale = 1.0f / std::sqrt(float(width));
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t d = 0; d < width; d++) queries[row * width + d] = q[(first + row) * stride + d] * scale;
+    for (int64_t key = 0; key < padded; key += COLUMNS)
+        tiles<false>(rows, queries, width, panels.keys.data() + key * width, width, scores + key, panels.padded);
+    std::fill(sums, sums + rows * width, 0.0f);
+    float inverse[BLOCK];
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t limit = seen < 0 ? panels.length : std::min(panels.length, seen + first + row + 1);
+        inverse[row] = soften(scores + row * panels.padded, limit, padded);
+    }
+    for (int64_t key = 0; key < padded; key += KEYS)
+        for (int64_t d = 0; d < width; d += COLUMNS)
+            tiles<true>(rows, scores + key, panels.padded, panels.values.data() + d * panels.padded + key * COLUMNS,
+                        std::min(KEYS, padded - key), sums + d, width);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t d = 0; d < width; d++) out[(first + row) * out_stride + d] = sums[row * width + d] * inverse[row];
+}
+
+}  // namespace
+
+// Every tile's patches among themselves: qkv (N, P, 3 H D), each of the three by heads; out (N, P, H D). D is a
+// multiple of 16.
+extern "C" void tile_attention(const float* qkv, int64_t tiles_, int64_t patches, int64_t heads, int64_t width, float* out) {
+    const int64_t stride = 3 * heads * width, out_stride = heads * width;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t job = 0; job < tiles_ * heads; job++) {
+        const int64_t head = job % heads, tile = job / heads;
+        const float* q = qkv + tile * patches * stride + head * width;
+        float* to = out + tile * patches * out_stride + head * width;
+        scratch.panels.fill(q + heads * width, q + 2 * heads * width, stride, patches, width);
+        for (int64_t first = 0; first < patches; first += BLOCK)
+            attend(scratch.panels, q, to, stride, out_stride, first, std::min(first + BLOCK, patches), -1);
+    }
+}
+
+// Causal attention of T new tokens after `length` - T old ones: q (T, heads, D), keys and values (kv_heads, capacity, D),
+// of which the first `length` positions count; out (T, heads, D).
+extern "C" void causal_attention(const float* q, const float* keys, const float* values, int64_t tokens, int64_t length,
+                                 int64_t capacity, int64_t heads, int64_t kv_heads, int64_t width, float* out) {
+    const int64_t group = heads / kv_heads, stride = heads * width;
+    const int64_t blocks = (tokens + BLOCK - 1) / BLOCK;
+    for (int64_t head = 0; head < kv_heads; head++) {
+        Panels& panels = scratch.panels;
+        panels.fill(keys + head * capacity * width, values + head * capacity * width, width, length, width);
+#pragma omp parallel for schedule(dynamic)
+        for (int64_t job = 0; job < group * blocks; job++) {
+            const int64_t offset = (head * group + job % group) * width;
+            const int64_t first = (blocks - 1 - job / group) * BLOCK;  // the longest rows first
+            attend(panels, q + offset, out + offset, stride, stride, first, std::min(first + BLOCK, tokens),
+                   length - tokens);
+        }
+    }
+}

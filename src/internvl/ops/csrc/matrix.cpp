@@ -1,0 +1,147 @@
+// Rows into the format of a matrix, and the loop over panels.
+#include "matrix.h"
+
+#include <memory>
+
+#include "memory.h"
+
+namespace {
+
+int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// The smallest and the largest of 0 and the values; `taint` is 0, or NaN if there is a value that is not finite.
+struct Range {
+    float low, high, taint;
+};
+
+Range range_of(const float* x, int64_t width) {
+    f32x8 low = {}, high = {}, taint = {};
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        const f32x8 v = load<f32x8>(x + i);
+        low = min8(low, v);
+        high = max8(high, v);
+        taint += v * 0.0f;
+    }
+    if (i < width) {
+        const f32x8 v = load_some(x + i, width - i);
+        low = min8(low, v);
+        high = max8(high, v);
+        taint += v * 0.0f;
+    }
+    return {smallest8(low), largest8(high), sum8(taint)};
+}
+
+void store_bytes(uint8_t* to, i32x8 values) {
+#if defined(__AVX2__)
+    const __m128i low = _mm256_castsi256_si128((__m256i)values), high = _mm256_extracti128_si256((__m256i)values, 1);
+    const __m128i words = _mm_packs_epi32(low, high);
+    // Bytes are kept modulo 256: the callers' values fit eight bits, signed or unsigned.
+    _mm_storel_epi64((__m128i*)to, _mm_packus_epi16(_mm_and_si128(words, _mm_set1_epi16(255)), words));
+#else
+    for (int lane = 0; lane < LANES; lane++) to[lane] = uint8_t(values[lane]);
+#endif
+}
+
+// round(x * inverse) + origin, kept within bounds.
+void round_row(const float* x, int64_t width, float inverse, float origin, float least, float most, uint8_t* q) {
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        const f32x8 v = round8(load<f32x8>(x + i) * inverse) + origin;
+        store_bytes(q + i, to_int(min8(max8(v, splat(least)), splat(most))));
+    }
+    for (; i < width; i++) {
+        const float v = std::nearbyint(x[i] * inverse) + origin;
+        q[i] = uint8_t(int32_t(std::min(std::max(v, least), most)));
+    }
+}
+
+// x = scale * (q - zero) to half a step, q in 0..255; what lies beyond `width` stands for 0.
+void to_unsigned(const float* x, int64_t width, int64_t padded, uint8_t* q, float* scale, int32_t* zero) {
+    const Range range = range_of(x, width);
+    const float size = range.high - range.low;
+    const float step = size > 0 ? size / 255.0f : 1.0f, inverse = 1.0f / step;
+    const float origin = std::nearbyint(-range.low * inverse);
+    *scale = step + range.taint;
+    *zero = std::isfinite(origin) ? int32_t(origin) : 0;
+    round_row(x, width, inverse, origin, 0.0f, 255.0f, q);
+    std::memset(q + width, uint8_t(*zero), padded - width);
+}
+
+// x = scale * q to half a step, q in -127..127; sums of q by groups.
+void to_signed(const float* x, int64_t width, int64_t padded, uint8_t* q, float* scale, float* sums) {
+    const Range range = range_of(x, width);
+    const float size = std::max(range.high, -range.low);
+    const float step = size > 0 ? size / 127.0f : 1.0f;
+    *scale = step + range.taint;
+    round_row(x, width, 1.0f / step, 0.0f, -127.0f, 127.0f, q);
+    std::memset(q + width, 0, padded - width);
+    for (int64_t first = 0; first < padded; first += GROUP) {
+        int32_t sum = 0;
+        for (int64_t i = first; i < first + GROUP; i++) sum += int8_t(q[i]);
+        sums[first / GROUP] = float(sum);
+    }
+}
+
+}  // namespace
+
+int64_t scratch_bytes(const Matrix& m, int64_t count) {
+    if (!is_integer(m)) return 0;
+    const int64_t last = m.kind == INT8 ? aligned(count * 4) : aligned(count * (m.padded / GROUP) * 4);
+    return aligned(count * m.padded) + aligned(count * 4) + last;
+}
+
+Rows rows_in(const Matrix& m, const float* x, int64_t count, char* scratch) {
+    if (!is_integer(m)) return {x, nullptr, nullptr, nullptr, nullptr};
+    char* scale = scratch + aligned(count * m.padded);
+    char* rest = scale + aligned(count * 4);
+    return {x, (uint8_t*)scratch, (float*)scale, (int32_t*)rest, (float*)rest};
+}
+
+void prepare_row(const Matrix& m, const Rows& rows, int64_t row) {
+    const float* x = rows.x + row * m.inputs;
+    if (m.kind == INT8) {
+        to_unsigned(x, m.inputs, m.padded, rows.q + row * m.padded, rows.scale + row, rows.zero + row);
+    } else if (m.kind == INT4) {
+        to_signed(x, m.inputs, m.padded, rows.q + row * m.padded, rows.scale + row, rows.sums + row * (m.padded / GROUP));
+    }
+}
+
+void multiply(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to) {
+    if (m.kind == INT8) multiply_int8(m, rows, first, last, panel, to);
+    else if (m.kind == INT4) multiply_int4(m, rows, first, last, panel, to);
+    else if (m.kind == PLAIN) multiply_plain(m, rows, first, last, panel, to);
+    else multiply_float(m, rows, first, last, panel, to);
+}
+
+// x (count, inputs) times the weight: out (count, outputs), plus what `out` holds if `add`.
+extern "C" void linear(const Matrix* m, const float* x, int64_t count, float* out, int64_t add) {
+    thread_local Scratch scratch;
+    const Rows rows = rows_in(*m, x, count, scratch.at_least(scratch_bytes(*m, count)));
+    const Sink to = {out, m->outputs, add != 0};
+    // A block of rows stays in the second cache while the panels pass.
+    const int64_t row_bytes = m->padded * (is_integer(*m) ? 1 : 4);
+    const int64_t block = std::max<int64_t>((1 << 18) / row_bytes / 30, 1) * 30;
+#pragma omp parallel
+    {
+        if (is_integer(*m)) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < count; row++) prepare_row(*m, rows, row);
+        }
+        for (int64_t first = 0; first < count; first += block) {
+#pragma omp for schedule(static) nowait
+            for (int64_t panel = 0; panel < m->num_panels(); panel++)
+                multiply(*m, rows, first, std::min(first + block, count), panel, to);
+        }
+    }
+}
+
+// Row number `row` of a weight's inputs in the format it multiplies, for tests: bytes, scale and, for INT8, zero point.
+extern "C" void prepared_row(const Matrix* m, const float* x, uint8_t* q, float* scale, int32_t* zero) {
+    Scratch scratch;
+    const Rows rows = rows_in(*m, x, 1, scratch.at_least(scratch_bytes(*m, 1)));
+    prepare_row(*m, rows, 0);
+    std::memcpy(q, rows.q, m->padded);
+    *scale = *rows.scale;
+    *zero = m->kind == INT8 ? *rows.zero : 0;
+}

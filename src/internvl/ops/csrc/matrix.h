@@ -1,0 +1,70 @@
+// A weight in one of several number formats, and the rows it is multiplied with.
+//
+// Every format lies in panels of 16 outputs, so that one loop over panels serves one row (generation) and many
+// (pictures, prompts), and a thread takes some of the panels. What differs is the innermost tile, a file each:
+// float.cpp, int8.cpp, int4.cpp. Only PLAIN is a weight as PyTorch has it, (O, I) by rows, for few rows at a time. Letters as in Python: T rows, O outputs, I inputs.
+#pragma once
+
+#include "simd.h"
+
+constexpr int COLUMNS = 16;
+
+enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3, PLAIN = 4 };
+
+// As Python lays it out (ops/packed.py). `padded` is the number of inputs in the panels. `scale`, `sum` and `bias` hold
+// values for whole panels; `bias` may be null; INT4 keeps its scales within the panels.
+struct Matrix {
+    int64_t kind, outputs, inputs, padded;
+    const void* panels;
+    const float* scale;
+    const int32_t* sum;
+    const float* bias;
+
+    int64_t num_panels() const { return (outputs + COLUMNS - 1) / COLUMNS; }
+};
+
+// Rows in the form that a kind multiplies: floats as they are; bytes with a scale and a zero point; signed bytes with a
+// scale and their sums by groups.
+struct Rows {
+    const float* x;
+    uint8_t* q;
+    float* scale;
+    int32_t* zero;
+    float* sums;
+};
+
+static inline bool is_integer(const Matrix& m) { return m.kind == INT8 || m.kind == INT4; }
+
+// Bytes that `count` rows need besides themselves, and `Rows` that use them.
+int64_t scratch_bytes(const Matrix& m, int64_t count);
+Rows rows_in(const Matrix& m, const float* x, int64_t count, char* scratch);
+
+// Brings row number `row` to the matrix's format.
+void prepare_row(const Matrix& m, const Rows& rows, int64_t row);
+
+// Where a product goes: `values` (T, stride), set or, with `add`, added to.
+struct Sink {
+    float* values;
+    int64_t stride;
+    bool add;
+};
+
+// Rows first..last times one panel. `to.values` is that of row 0, column 0.
+void multiply(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
+
+// The same, each in its own file.
+void multiply_float(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
+void multiply_plain(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
+void multiply_int8(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
+void multiply_int4(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
+
+constexpr int GROUP = 64;  // inputs that share a scale in INT4
+
+// Eight results of a tile at a column, with bias, into the sink; columns beyond the outputs are left out.
+static inline void put(const Matrix& m, const Sink& to, int64_t row, int64_t column, f32x8 value) {
+    const int64_t count = m.outputs - column;
+    if (count <= 0) return;
+    float* place = to.values + row * to.stride + column;
+    if (m.bias) value += load<f32x8>(m.bias + column);
+    store_some(place, to.add ? load_some(place, count) + value : value, count);
+}

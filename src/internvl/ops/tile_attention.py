@@ -1,0 +1,40 @@
+"""Full attention of a tile's patches among themselves, compiled where it can be.
+
+In float32 without gradients the kernel of `csrc/attention.cpp` runs, exact like PyTorch's, which serves
+everything else. Knows no tower. Shape letters: N tiles, P patches, C width, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from internvl.ops.native import address, count, library
+
+COLUMNS = 16
+"""The kernel takes head widths of whole panels."""
+
+
+def tile_attention(qkv_NPC: Tensor, num_heads: int) -> Tensor:
+    """Queries, keys and values side by side (N, P, 3 C) to (N, P, C), scaled by D ** -0.5."""
+    num_tiles, num_patches, width = qkv_NPC.shape
+    head_width = width // 3 // num_heads
+    if not _is_for_kernel(qkv_NPC, head_width):
+        q_NHPD, k_NHPD, v_NHPD = qkv_NPC.view(num_tiles, num_patches, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+        return scaled_dot_product_attention(q_NHPD, k_NHPD, v_NHPD).transpose(1, 2).flatten(2)
+    out_NPC = torch.empty(num_tiles, num_patches, width // 3)
+    sizes = map(count, (num_tiles, num_patches, num_heads, head_width))
+    library().tile_attention(address(qkv_NPC.contiguous()), *sizes, address(out_NPC))  # type: ignore[union-attr]
+    return out_NPC
+
+
+def _is_for_kernel(x: Tensor, head_width: int) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and head_width % COLUMNS == 0
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and not torch.is_autocast_enabled("cpu")
+        and library() is not None
+    )

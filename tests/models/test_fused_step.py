@@ -1,0 +1,110 @@
+"""The decoder's step in one kernel call equals its layers one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from internvl.adapt.lora import LoRA, add_adapters
+from internvl.adapt.quantize import quantize
+from internvl.config import RopeConfig, TextConfig
+from internvl.generation.prefill import prefill
+from internvl.generation.prompt import Prompt
+from internvl.generation.sampling import Sampling
+from internvl.models.attention import KVCache
+from internvl.models.decoder import Decoder
+from internvl.models.fused_step import fused_step
+from internvl.ops.native import library
+from internvl.ops.packed import SCHEMES, Scheme
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no kernels were built: there is no fused step")
+
+CONFIG = TextConfig(
+    vocab_size=50,
+    width=40,
+    num_layers=3,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=16,
+    mlp_width=72,
+    max_positions=128,
+)
+VARIANTS = {
+    "plain": CONFIG,
+    "biases": replace(CONFIG, qkv_bias=True, out_bias=True),
+    "head norms": replace(CONFIG, qk_norm=True, num_heads=4, num_kv_heads=4),
+    "dynamic rope": replace(
+        CONFIG, rope=RopeConfig(theta=1e4, scaling="dynamic", factor=2.0), max_positions=16
+    ),
+    "one key head, wide": replace(CONFIG, num_kv_heads=1, num_heads=3, head_dim=24, mlp_width=300),
+}
+LENGTHS = (17, 3, 9)
+
+
+def decoder(config: TextConfig) -> Decoder:
+    torch.manual_seed(0)
+    llm = Decoder(config).eval()
+    with torch.no_grad():
+        for parameter in llm.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1))
+    return llm
+
+
+def filled(llm: Decoder) -> KVCache:
+    """A cache of five rows, the first of which hold prompts of different lengths."""
+    cache = KVCache(llm.config, 5, 24, dtype=torch.float32, device=torch.device("cpu"))
+    prompts = [Prompt(torch.randn(length, llm.config.width), Sampling()) for length in LENGTHS]
+    prefill(llm, cache, prompts)
+    return cache
+
+
+@torch.inference_mode()
+def both(llm: Decoder, rows: list[int], steps: int = 3) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Hidden states of some steps in one call each, and layer by layer."""
+    one_call, by_layer = filled(llm), filled(llm)
+    for store in (one_call, by_layer):  # the same prompts in both
+        for mine, first in zip((*store.keys, *store.values), (*by_layer.keys, *by_layer.values), strict=True):
+            mine.copy_(first)
+    found, expected = [], []
+    for _ in range(steps):
+        x_BD = torch.randn(len(rows), llm.config.width)
+        state_BD = fused_step(llm, one_call, rows, x_BD)
+        assert state_BD is not None
+        found.append(state_BD)
+        attend = by_layer.extend([1] * len(rows), rows)
+        expected.append(llm(x_BD, attend.pos_T, attend))
+    assert one_call.lengths == by_layer.lengths
+    for mine, theirs in zip(one_call.keys, by_layer.keys, strict=True):
+        torch.testing.assert_close(mine[:2, :, :3], theirs[:2, :, :3], rtol=1e-4, atol=1e-4)
+    return found, expected
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("rows", [[0], [1], [2, 0], [0, 1, 2]])
+def test_plain_weights(name: str, rows: list[int]) -> None:
+    found, expected = both(decoder(VARIANTS[name]), rows)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_packed_weights(scheme: Scheme) -> None:
+    llm = decoder(replace(CONFIG, qkv_bias=True))
+    quantize(llm, [(r".*", scheme)])
+    found, expected = both(llm, [0, 1, 2])
+    # A value near the middle between two steps of eight bits may go either way, by its last place.
+    tolerance = 1e-4 if scheme in ("float32", "bfloat16") else 0.03
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@torch.inference_mode()
+def test_serves_only_what_it_knows() -> None:
+    llm = decoder(CONFIG)
+    cache, x_BD = filled(llm), torch.randn(1, CONFIG.width)
+    with torch.enable_grad():
+        assert fused_step(llm, cache, [0], x_BD) is None
+    assert fused_step(llm, cache, [0], x_BD.bfloat16()) is None
+    add_adapters(llm, [(r"layers\.1\.mlp\.down", LoRA(rank=2))])
+    assert fused_step(llm, cache, [0], x_BD) is None
+    assert cache.lengths[0] == LENGTHS[0]

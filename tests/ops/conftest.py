@@ -1,0 +1,26 @@
+"""Every library of kernels that this machine can run, and none."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from internvl.ops import decoder_step, packed, tile_attention
+from internvl.ops.native import KINDS, load_library, runs_here
+
+
+@pytest.fixture(params=["pytorch", *KINDS])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL | None:
+    """The operations of `internvl.ops` on one library; None is their PyTorch path."""
+    library = None
+    if request.param != "pytorch":
+        if not runs_here(request.param):
+            pytest.skip(f"this processor has no instructions for the {request.param} kernels")
+        library = load_library(request.param)
+        assert library is not None, (
+            "not built: is there a C++ compiler? scripts/test installs again after a change"
+        )
+    for module in (packed, tile_attention, decoder_step):
+        monkeypatch.setattr(module, "library", lambda: library)
+    return library

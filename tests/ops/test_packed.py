@@ -1,0 +1,123 @@
+"""Packed weights and their products, on every library of kernels against plain arithmetic in float64."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from torch import Tensor
+
+from internvl.ops.packed import PAIR, PANEL, SCHEMES, Scheme, pack, packed_linear, round_rows, unpack
+
+SHAPES = [
+    (1, 4, 1),
+    (2, 7, 5),
+    (3, 64, 16),
+    (4, 65, 17),
+    (5, 128, 40),
+    (6, 100, 33),
+    (11, 1023, 129),
+    (31, 300, 48),
+]
+"""Rows, inputs, outputs: every number of rows that a tile has, panels and quads that are not whole."""
+EXACT: dict[Scheme, float] = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.008, "int4": 0.12}
+"""How far a weight of a normal distribution may lie from what is stored, in units of its row's largest."""
+
+
+def padded(bias_O: Tensor) -> Tensor:
+    return torch.nn.functional.pad(bias_O, (0, -len(bias_O) % PANEL))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("kernels")
+def test_product_of_what_is_stored(scheme: Scheme, shape: tuple[int, int, int]) -> None:
+    rows, inputs, outputs = shape
+    torch.manual_seed(sum(shape))
+    x_TI, weight_OI, bias_O = (
+        torch.randn(rows, inputs) * 3,
+        torch.randn(outputs, inputs),
+        torch.randn(outputs),
+    )
+    packed = pack(weight_OI, scheme)
+    expected = round_rows(x_TI, scheme).double() @ unpack(packed).double().T + bias_O.double()
+    found = packed_linear(x_TI, packed, padded(bias_O))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5 * inputs**0.5)
+    torch.testing.assert_close(
+        packed_linear(x_TI, packed).double(), expected - bias_O, rtol=1e-5, atol=2e-5 * inputs**0.5
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_is_stored_is_near_the_weight(scheme: Scheme) -> None:
+    weight_OI = torch.randn(33, 200, generator=torch.Generator().manual_seed(0))
+    packed = pack(weight_OI, scheme)
+    away = (unpack(packed) - weight_OI).abs() / weight_OI.abs().amax(1, keepdim=True)
+    assert unpack(packed).shape == (33, 200)
+    assert away.max() <= EXACT[scheme]
+
+
+@pytest.mark.parametrize("scheme", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("kernels")
+def test_bfloat16_weights_lose_nothing(scheme: Scheme) -> None:
+    torch.manual_seed(0)
+    weight_OI, x_TI = torch.randn(40, 96).bfloat16(), torch.randn(7, 96)
+    assert torch.equal(unpack(pack(weight_OI, scheme)), weight_OI.float())
+    expected = x_TI.double() @ weight_OI.double().T
+    torch.testing.assert_close(
+        packed_linear(x_TI, pack(weight_OI, scheme)).double(), expected, rtol=1e-5, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.usefixtures("kernels")
+def test_extreme_rows_and_weights(scheme: Scheme) -> None:
+    weight_OI = torch.zeros(16, 128)
+    weight_OI[1] = 1.0
+    weight_OI[2, ::2], weight_OI[2, 1::2] = -1.0, 1.0
+    weight_OI[3, 5] = 1e4
+    x_TI = torch.zeros(6, 128)
+    x_TI[1], x_TI[2], x_TI[3, 7], x_TI[4] = 1e-20, -50.0, 3e4, torch.linspace(0, 1, 128)
+    x_TI[5] = -torch.linspace(0, 1e-3, 128)
+    packed = pack(weight_OI, scheme)
+    expected = round_rows(x_TI, scheme).double() @ unpack(packed).double().T
+    found = packed_linear(x_TI, packed)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert not found[:, 0].any()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.usefixtures("kernels")
+def test_a_row_that_is_no_number_gives_none(scheme: Scheme, value: float) -> None:
+    x_TI = torch.ones(2, 64)
+    x_TI[1, 3] = value
+    found = packed_linear(x_TI, pack(torch.ones(16, 64), scheme))
+    assert found[0].isfinite().all()
+    assert not found[1].isfinite().any()
+
+
+def test_neighbouring_weights_fit_sixteen_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight_OI = torch.cat((torch.randn(64, 96, generator=generator), torch.ones(16, 96), -torch.ones(16, 96)))
+    values = pack(weight_OI, "int8").panels.int().abs()
+    pairs = values.unflatten(-1, (2, 2)).sum(-1)
+    assert 255 * pairs.max() < 1 << 15
+    assert pairs.max() >= PAIR - 2
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_integers_are_the_same_on_all_machines(scheme: Scheme, kernels: ctypes.CDLL | None) -> None:
+    """With weights that scales represent exactly, every library gives exactly the same product."""
+    torch.manual_seed(0)
+    x_TI, weight_OI = torch.randint(-127, 128, (9, 192)).float(), torch.randint(-4, 4, (32, 192)).float()
+    x_TI[:, 0], x_TI[:, 1], weight_OI[:, ::64], weight_OI[:, 1::64] = 127, -128 + (scheme == "int4"), -4, 3
+    packed = pack(weight_OI, scheme)
+    expected = round_rows(x_TI, scheme).double() @ unpack(packed).double().T
+    tolerance = 1e-6 if kernels is not None else 1e-5
+    torch.testing.assert_close(packed_linear(x_TI, packed).double(), expected, rtol=tolerance, atol=1e-3)
+
+
+def test_no_rows() -> None:
+    assert packed_linear(torch.empty(0, 8), pack(torch.ones(3, 8), "int8")).shape == (0, 3)

@@ -1,0 +1,51 @@
+"""Attention within tiles, on every library of kernels against PyTorch's in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from internvl.ops.tile_attention import tile_attention
+
+
+def expected(qkv_NPC: Tensor, num_heads: int) -> Tensor:
+    parts = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in qkv_NPC.double().chunk(3, dim=-1))
+    return scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "patches", "heads", "width"),
+    [(1, 1, 1, 16), (2, 17, 3, 32), (1, 49, 2, 64), (3, 96, 1, 128), (1, 257, 6, 64), (2, 50, 4, 8)],
+)
+@pytest.mark.usefixtures("kernels")
+def test_equals_pytorch(tiles: int, patches: int, heads: int, width: int) -> None:
+    torch.manual_seed(0)
+    qkv_NPC = torch.randn(tiles, patches, 3 * heads * width) * 2
+    torch.testing.assert_close(
+        tile_attention(qkv_NPC, heads).double(), expected(qkv_NPC, heads), rtol=5e-5, atol=5e-5
+    )
+
+
+@pytest.mark.usefixtures("kernels")
+def test_large_scores_do_not_overflow() -> None:
+    torch.manual_seed(0)
+    qkv_NPC = torch.randn(1, 33, 48) * 60
+    torch.testing.assert_close(
+        tile_attention(qkv_NPC, 1).double(), expected(qkv_NPC, 1), rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.usefixtures("kernels")
+def test_what_is_no_number_is_not_hidden() -> None:
+    qkv_NPC = torch.randn(1, 20, 48)
+    qkv_NPC[0, 3, 0] = torch.nan
+    assert tile_attention(qkv_NPC, 1)[0, 3].isnan().all()
+
+
+def test_gradients_go_through() -> None:
+    qkv_NPC = torch.randn(1, 20, 48, requires_grad=True)
+    tile_attention(qkv_NPC, 1).sum().backward()
+    assert qkv_NPC.grad is not None
+    assert qkv_NPC.grad.abs().sum() > 0
