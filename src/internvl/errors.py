@@ -7,6 +7,7 @@
     │   ├── DocumentError              a PDF
     │   ├── PromptError                messages, roles, `<image>` marks, templates
     │   ├── ContextOverflowError       prompt plus answer do not fit the context
+    │   ├── CapacityError              a request that an engine of this size can never hold
     │   └── RequestError               a request to the server, which says with what status it is refused
     ├── CheckpointError                files on disk
     │   ├── ConfigError                config.json says something we cannot build
@@ -14,8 +15,10 @@
     │   └── TokenizerError             tokenizer files, or a vocabulary that does not fit the model
     ├── UnknownNameError (LookupError) no such model, template, layout; the message lists what exists
     ├── HubError                       a download failed, or offline mode lacks files
-    ├── EngineError                    answering stopped for a reason that is not the request's
     ├── DeviceError                    device or dtype not available on this machine
+    ├── EngineError                    a request is not answered, for a reason that is not its own
+    │   ├── QueueFullError             too much is waiting; later it may go
+    │   └── EngineStoppedError         it has ended, or its loop has failed
     └── TrainingError                  a run cannot start or must stop
         └── RecipeError                its recipe says what cannot be; wrong use, so an InputError too
 
@@ -49,6 +52,10 @@ class PromptError(InputError):
 
 class ContextOverflowError(InputError):
     """Prompt and requested answer are longer than the model's context."""
+
+
+class CapacityError(InputError):
+    """A request needs more pages, tiles or bytes than the engine has in all."""
 
 
 class RequestError(InputError):
@@ -85,12 +92,20 @@ class HubError(InternVLError):
     """A download failed, or files are not in the cache and the network may not be used."""
 
 
-class EngineError(InternVLError):
-    """Answering stopped for a reason that is not the request's; it may be sent again."""
-
-
 class DeviceError(InternVLError):
     """The device or dtype asked for is not available here."""
+
+
+class EngineError(InternVLError):
+    """A request is not answered for a reason that is not its own; it may be sent again."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests, tokens or tiles are waiting."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine was closed, or its loop has failed."""
 
 
 class TrainingError(InternVLError):

@@ -28,11 +28,11 @@ def picture(value: float, num_tiles: int = 1) -> Tensor:
 def test_each_picture_is_encoded_once_and_order_is_kept() -> None:
     encoder = Encoder()
     cache = VisionCache(encoder)
-    first = cache.vision_tokens(["a", "b", "a"], [picture(1, 2), picture(2), picture(1, 2)])
+    first = cache.vision_tokens([b"a", b"b", b"a"], [picture(1, 2), picture(2), picture(1, 2)])
     assert encoder.batches == [3]
     assert [part.shape[0] for part in first] == [4, 2, 4]
     assert [part[0, 0].item() for part in first] == [1, 2, 1]
-    again = cache.vision_tokens(["b", "c"], [picture(2), picture(3)])
+    again = cache.vision_tokens([b"b", b"c"], [picture(2), picture(3)])
     assert encoder.batches == [3, 1]
     assert [part[0, 0].item() for part in again] == [2, 3]
     assert (cache.num_hits, cache.num_misses) == (1, 3)
@@ -42,14 +42,14 @@ def test_least_recently_used_goes_first() -> None:
     encoder = Encoder()
     one = 2 * 4 * 4  # tokens x width x float32
     cache = VisionCache(encoder, max_bytes=2 * one)
-    cache.vision_tokens(["a", "b"], [picture(1), picture(2)])
-    cache.vision_tokens(["a"], [picture(1)])
-    cache.vision_tokens(["c"], [picture(3)])
+    cache.vision_tokens([b"a", b"b"], [picture(1), picture(2)])
+    cache.vision_tokens([b"a"], [picture(1)])
+    cache.vision_tokens([b"c"], [picture(3)])
     assert cache.num_bytes == 2 * one
     encoder.batches.clear()
-    cache.vision_tokens(["a", "c"], [picture(1), picture(3)])
+    cache.vision_tokens([b"a", b"c"], [picture(1), picture(3)])
     assert encoder.batches == []
-    cache.vision_tokens(["b"], [picture(2)])
+    cache.vision_tokens([b"b"], [picture(2)])
     assert encoder.batches == [1]
 
 
@@ -57,7 +57,7 @@ def test_nothing_is_kept_beyond_the_limit_but_answers_are_right() -> None:
     encoder = Encoder()
     cache = VisionCache(encoder, max_bytes=0)
     for _ in range(2):
-        assert cache.vision_tokens(["a"], [picture(5)])[0][0, 0].item() == 5
+        assert cache.vision_tokens([b"a"], [picture(5)])[0][0, 0].item() == 5
     assert encoder.batches == [1, 1]
     assert cache.num_bytes == 0
 
@@ -65,9 +65,9 @@ def test_nothing_is_kept_beyond_the_limit_but_answers_are_right() -> None:
 def test_clear() -> None:
     encoder = Encoder()
     cache = VisionCache(encoder)
-    cache.vision_tokens(["a"], [picture(1)])
+    cache.vision_tokens([b"a"], [picture(1)])
     cache.clear()
-    cache.vision_tokens(["a"], [picture(1)])
+    cache.vision_tokens([b"a"], [picture(1)])
     assert encoder.batches == [1, 1]
 
 

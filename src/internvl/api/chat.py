@@ -109,14 +109,14 @@ class ChatModel:
             raise InputError("chat_batch takes a list of requests: wrap a single one in [...]")
         prepared = [self._prepare(_arguments(request)) for request in requests]
         start = time.perf_counter()
-        generations = generate(self.vlm.llm, [one.prompt for one in prepared], decode=self._decoder())
+        generations = generate(self.vlm.llm, [one.prompt for one in prepared], decode=self.decoder())
         seconds = time.perf_counter() - start
         return [self._reply(one, made, seconds) for one, made in zip(prepared, generations, strict=True)]
 
     def stream(self, prompt: Question, images: Any = (), **options: Unpack[ChatOptions]) -> Stream:
         """As `chat`, but an iterator of pieces of text; its `reply` is there when it has ended."""
         prepared = self._prepare({"prompt": prompt, "images": images, **options})
-        decode = self._decoder(keep_tags=prepared.request.keep_tags)
+        decode = self.decoder(keep_tags=prepared.request.keep_tags)
         batch = Batch(self.vlm.llm, [prepared.prompt], decode=decode)
         return Stream(batch, partial(self._reply, prepared))
 
@@ -206,6 +206,10 @@ class ChatModel:
             ),
         )
 
+    def sampling(self, **options: Unpack[SamplingOptions]) -> Sampling:
+        """Settings of an answer, which ends at the template's end mark unless told otherwise."""
+        return self._sampling(options)
+
     def _sampling(self, options: Mapping[str, Any]) -> Sampling:
         return Sampling(**{"stop_ids": self.processor.stop_ids, **options})
 
@@ -218,7 +222,7 @@ class ChatModel:
         bos_id = self.config.text.bos_id
         return () if bos_id is None else (bos_id,)
 
-    def _decoder(self, *, keep_tags: bool = False) -> Decode:
+    def decoder(self, *, keep_tags: bool = False) -> Decode:
         """For text that grows: without the clean-up of spaces that some tokenizers do at the end."""
         keep = GROUNDING_TOKENS if keep_tags else ()
         return partial(self.processor.tokenizer.decode, keep=keep, cleans_up=False)
@@ -230,7 +234,8 @@ class ChatModel:
         if inputs.tiles_N3HW is None:
             return None
         tiles = torch.split(inputs.tiles_N3HW, list(inputs.tile_counts))
-        return torch.cat(self.vision_cache.vision_tokens(inputs.image_keys, tiles))
+        keys = [bytes.fromhex(key) for key in inputs.image_keys]
+        return torch.cat(self.vision_cache.vision_tokens(keys, tiles))
 
     def _embed(self, ids: Sequence[int] | Tensor, tiles: Tensor | None) -> Tensor:
         """Raw ids and tiles to decoder input; every `<IMG_CONTEXT>` is a slot."""

@@ -9,12 +9,12 @@ Shape letters: O rows and I columns of a weight, R rank.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from internvl.adapt.lora import LoRALinear, adapters
@@ -162,10 +162,23 @@ def load_adapters(model: Model, directory: str | Path) -> Loaded:
     whole = _whole_tensors(model, naming, found)
     for plan in plans:
         plan.apply(model)
-    with torch.no_grad():
-        for name, value in whole.items():
-            model.get_parameter(name).copy_(value)
+    for name, value in whole.items():
+        owner, _, leaf = name.rpartition(".")
+        old = model.get_parameter(name)
+        new = nn.Parameter(value.to(old, copy=True), requires_grad=old.requires_grad)
+        model.get_submodule(owner).register_parameter(leaf, new)
     return Loaded(tuple(plan.name for plan in plans), tuple(whole))
+
+
+def load_beside(model: Model, directory: str | Path) -> Model:
+    """A second model, with the adapters of a directory, that shares all other weights of `model`.
+
+    The first one stays as it is. Raises as `load_adapters`.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    beside = copy.deepcopy(model, shared)
+    load_adapters(beside, directory)
+    return beside.eval()
 
 
 def _read(directory: Path) -> _Found:

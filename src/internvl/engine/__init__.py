@@ -1,1 +1,1 @@
-"""Running models for requests: what is computed once is kept."""
+"""Running models for many requests: continuous batching over pages, and what is computed once and kept."""

@@ -13,52 +13,78 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from internvl.engine.vision_disk import VisionDisk
 from internvl.errors import InputError
 
 
 class VisionCache:
-    """Encodes pictures by `encode` (tiles (N, 3, H, W) to (N, tokens, D)), remembers up to `max_bytes`."""
+    """Encodes pictures by `encode` (tiles (N, 3, H, W) to (N, tokens, D)), remembers up to `max_bytes`, and
+    with a `disk` also what other processes have encoded."""
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], max_bytes: int = 256 * 2**20) -> None:
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        max_bytes: int = 256 * 2**20,
+        disk: VisionDisk | None = None,
+    ) -> None:
         if max_bytes < 0:
             raise InputError(f"max_bytes must be at least 0 (0 = keep nothing), got {max_bytes}")
-        self.max_bytes = max_bytes
-        self.num_bytes = self.num_hits = self.num_misses = 0
+        self.max_bytes, self.disk = max_bytes, disk
+        self.num_bytes = self.num_hits = self.num_misses = self.num_disk_hits = 0
         self._encode = encode
-        self._tokens: OrderedDict[str, Tensor] = OrderedDict()
+        self._tokens: OrderedDict[bytes, Tensor] = OrderedDict()
         self._lock = Lock()
 
-    def vision_tokens(self, keys: Sequence[str], tiles: Sequence[Tensor]) -> list[Tensor]:
+    def vision_tokens(self, keys: Sequence[bytes], tiles: Sequence[Tensor]) -> list[Tensor]:
         """Vision tokens (S, D) of every picture, in order; `tiles[i]` is (N_i, 3, H, W).
 
         Pictures not in the cache are encoded together in one call; equal keys are encoded once.
         """
-        with self._lock:
-            found = {key: self._tokens[key] for key in set(keys) if key in self._tokens}
-            for key in found:
-                self._tokens.move_to_end(key)
-            missing = {key: part for key, part in zip(keys, tiles, strict=True) if key not in found}
-            self.num_hits += len(found)
-            self.num_misses += len(missing)
+        found = {key: tokens for key in dict.fromkeys(keys) if (tokens := self.find(key)) is not None}
+        missing = {key: part for key, part in zip(keys, tiles, strict=True) if key not in found}
         if missing:
             counts = [len(part) for part in missing.values()]
             encoded = self._encode(torch.cat(list(missing.values()))).split(counts)
             fresh = {key: part.flatten(0, 1) for key, part in zip(missing, encoded, strict=True)}
-            self._keep(fresh)
+            for key, tokens in fresh.items():
+                self.keep(key, tokens)
             found |= fresh
         return [found[key] for key in keys]
 
-    def clear(self) -> None:
+    def find(self, key: bytes) -> Tensor | None:
+        """Vision tokens (S, D) of a picture that is here."""
         with self._lock:
-            self._tokens.clear()
-            self.num_bytes = 0
+            if (tokens := self._tokens.get(key)) is not None:
+                self.num_hits += 1
+                self._tokens.move_to_end(key)
+                return tokens
+        tokens = self.disk.find(key) if self.disk else None
+        if tokens is None:
+            self.num_misses += 1
+            return None
+        self.num_hits += 1
+        self.num_disk_hits += 1
+        self._remember(key, tokens)
+        return tokens
 
-    def _keep(self, fresh: dict[str, Tensor]) -> None:
+    def keep(self, key: bytes, tokens_SD: Tensor) -> None:
+        """Remembers the vision tokens of a picture, unless they alone are too many."""
+        self._remember(key, tokens_SD)
+        if self.disk:
+            self.disk.keep(key, tokens_SD)
+
+    def _remember(self, key: bytes, tokens_SD: Tensor) -> None:
         with self._lock:
-            for key, tokens in fresh.items():
-                if tokens.nbytes <= self.max_bytes and key not in self._tokens:
-                    self._tokens[key] = tokens.clone()  # a view would hold the whole batch in memory
-                    self.num_bytes += tokens.nbytes
+            if tokens_SD.nbytes <= self.max_bytes and key not in self._tokens:
+                self._tokens[key] = tokens_SD.clone()  # a view would hold the whole batch in memory
+                self.num_bytes += tokens_SD.nbytes
             while self.num_bytes > self.max_bytes:
                 _, oldest = self._tokens.popitem(last=False)
                 self.num_bytes -= oldest.nbytes
+
+    def clear(self) -> None:
+        """Forgets everything; the disk, whose files are of the weights as they were, is given up."""
+        self.disk = None
+        with self._lock:
+            self._tokens.clear()
+            self.num_bytes = 0

@@ -5,10 +5,12 @@ Knows ids, scores reports and text pieces; no model, no cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from internvl.errors import InputError
-from internvl.generation.prompt import Prompt
 from internvl.generation.result import FinishReason, Generation, Token, TokenLogprob
 from internvl.generation.sampler import Sampler
+from internvl.generation.sampling import Sampling
 from internvl.generation.stopping import find_reason
 from internvl.generation.stream import Decode, TextStream
 
@@ -16,8 +18,7 @@ from internvl.generation.stream import Decode, TextStream
 class Answer:
     """Takes chosen tokens until one ends it. `decode` may be None when nobody wants text."""
 
-    def __init__(self, prompt: Prompt, decode: Decode | None) -> None:
-        sampling = prompt.sampling
+    def __init__(self, sampling: Sampling, seen_ids: Sequence[int], decode: Decode | None) -> None:
         if sampling.num_beams > 1:
             raise InputError(
                 f"num_beams={sampling.num_beams}: beam search knows its answer only at the end, so call "
@@ -26,7 +27,7 @@ class Answer:
         if sampling.stop and decode is None:
             raise InputError("stop strings need the tokenizer's decode: pass decode=")
         self.sampling = sampling
-        self.sampler = Sampler(sampling, prompt.seen_ids)
+        self.sampler = Sampler(sampling, seen_ids)
         self.stream = TextStream(decode, sampling.stop)
         self.pieces: list[str] = []
         self.logprobs: list[TokenLogprob] = []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from internvl.generation import scores
-from internvl.generation.prefill import PREFILL_CHUNK, decode_step, make_cache, prefill
+from internvl.generation.prefill import PREFILL_CHUNK, decode_step, make_cache, run_passes
 from internvl.generation.prompt import Prompt, check_prompt
 from internvl.generation.result import FinishReason, Generation
 from internvl.generation.sampler import check_finite
@@ -107,6 +107,62 @@ class Running:
         return list(zip(values.tolist(), places.tolist(), strict=True))
 
 
+class BeamSearch:
+    """The search of one prompt in steps: passes over the prompt, then one token of all beams at a time.
+
+    Nothing outlives the object, so it may be dropped after any step. Errors as `generation.generate`.
+    """
+
+    def __init__(self, llm: Decoder, prompt: Prompt, prefill_chunk: int = PREFILL_CHUNK) -> None:
+        check_prompt(prompt, llm.config)
+        self.llm, self.prompt, self.sampling = llm, prompt, prompt.sampling
+        self.finals, self.running = Finals(self.sampling), Running(self.sampling, prompt.seen_ids)
+        self.is_done = False
+        self._cache = make_cache([prompt], llm.config, self.sampling.num_beams, self.sampling.max_new_tokens)
+        self._lasts: dict[int, Tensor] = {}
+        self._passes = run_passes(llm, self._cache, [prompt], prefill_chunk, self._lasts)
+        self._logits_BV: Tensor | None = None
+        self._length = 0
+        self._num_filled = 1  # rows of the cache that hold the prompt; beams can only become more
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One pass over the prompt, or one token."""
+        if self._logits_BV is not None:
+            self._advance(self._logits_BV)
+        elif next(self._passes, "all") == "all":
+            self._logits_BV = self.llm.logits(self._lasts[0][None])
+
+    def cancel(self) -> None:
+        """Ends the search where it is; the beams so far count."""
+        if not self.is_done:
+            self._end("cancelled")
+
+    def _advance(self, logits_BV: Tensor) -> None:
+        parents = self.running.advance(logits_BV, self.finals)
+        self._length += 1
+        if self.finals.is_done(self.running.best_total, self._length):
+            self.is_done = True
+        elif self._length == self.sampling.max_new_tokens:
+            self._end("length")
+        else:
+            self._reorder(parents)
+            new_ids = [ids[-1] for ids in self.running.ids]
+            self._logits_BV = decode_step(self.llm, self._cache, range(len(parents)), new_ids)
+
+    def _reorder(self, parents: list[int]) -> None:
+        if parents != list(range(len(parents))):
+            has_prompt = len(parents) <= self._num_filled
+            self._cache.reorder(parents, since=len(self.prompt.x_TD) if has_prompt else 0)
+            self._num_filled = max(self._num_filled, len(parents))
+
+    def _end(self, reason: FinishReason) -> None:
+        for ids, total in zip(self.running.ids, self.running.totals, strict=True):
+            if ids:
+                self.finals.add(total, ids, reason)
+        self.is_done = True
+
+
 def beam_search(
     llm: Decoder,
     prompt: Prompt,
@@ -125,7 +181,6 @@ def beam_search(
     return Generation(ids=beam.ids, finish_reason=beam.reason, text=text, score=beam.score)
 
 
-@torch.inference_mode()
 def search(
     llm: Decoder,
     prompt: Prompt,
@@ -133,24 +188,10 @@ def search(
     is_cancelled: Callable[[], bool] | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
 ) -> Finals:
-    """The `num_beams` best continuations. `is_cancelled` is asked between steps."""
-    check_prompt(prompt, llm.config)
-    sampling = prompt.sampling
-    finals, running = Finals(sampling), Running(sampling, prompt.seen_ids)
-    cache = make_cache([prompt], llm.config, sampling.num_beams, sampling.max_new_tokens)
-    logits_BV = prefill(llm, cache, [prompt], prefill_chunk)
-    num_filled = 1  # rows of the cache that hold the prompt; beams can only become more
-    for length in range(1, sampling.max_new_tokens + 1):
-        parents = running.advance(logits_BV, finals)
-        if finals.is_done(running.best_total, length):
-            return finals
-        if length == sampling.max_new_tokens or (is_cancelled and is_cancelled()):
-            break
-        if parents != list(range(len(parents))):
-            has_prompt = len(parents) <= num_filled
-            cache.reorder(parents, since=len(prompt.x_TD) if has_prompt else 0)
-            num_filled = max(num_filled, len(parents))
-        logits_BV = decode_step(llm, cache, range(len(parents)), [ids[-1] for ids in running.ids])
-    for ids, total in zip(running.ids, running.totals, strict=True):
-        finals.add(total, ids, "length" if length == sampling.max_new_tokens else "cancelled")
-    return finals
+    """The `num_beams` best continuations. `is_cancelled` is asked after each token."""
+    going = BeamSearch(llm, prompt, prefill_chunk)
+    while not going.is_done:
+        going.step()
+        if going.running.ids != [[]] and is_cancelled and is_cancelled():
+            going.cancel()
+    return going.finals

@@ -41,7 +41,7 @@ class Batch:
             check_prompt(prompt, llm.config)
         self.llm, self.prefill_chunk = llm, prefill_chunk
         self.prompts = list(prompts)
-        self.answers = [Answer(prompt, decode) for prompt in prompts]
+        self.answers = [Answer(prompt.sampling, prompt.seen_ids, decode) for prompt in prompts]
         self.cache: KVCache | None = None
 
     @property

@@ -40,6 +40,15 @@ def prefill(llm: Decoder, cache: KVCache, prompts: Sequence[Prompt], chunk: int 
     InputError for one that would be cut within its query tokens.
     """
     lasts: dict[int, Tensor] = {}
+    for _ in run_passes(llm, cache, prompts, chunk, lasts):
+        pass
+    return llm.logits(torch.stack([lasts[row] for row in range(len(prompts))]))
+
+
+def run_passes(
+    llm: Decoder, cache: KVCache, prompts: Sequence[Prompt], chunk: int, lasts: dict[int, Tensor]
+) -> Iterator[None]:
+    """The passes of `prefill`, one for each item; the state of each prompt's last token goes to `lasts`."""
     for pieces in plan_passes([len(prompt.x_TD) for prompt in prompts], chunk):
         x_TD = torch.cat([prompts[row].x_TD[first:end] for row, first, end in pieces])
         counts = [end - first for _, first, end in pieces]
@@ -53,7 +62,7 @@ def prefill(llm: Decoder, cache: KVCache, prompts: Sequence[Prompt], chunk: int 
         ends = torch.tensor(counts).cumsum(0).tolist()
         x_TD = llm(x_TD, attend.pos_T, attend)
         lasts.update({row: x_TD[end - 1] for (row, _, _), end in zip(pieces, ends, strict=True)})
-    return llm.logits(torch.stack([lasts[row] for row in range(len(prompts))]))
+        yield
 
 
 def _looks(

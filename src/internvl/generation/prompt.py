@@ -61,8 +61,12 @@ def check_prompt(prompt: Prompt, config: TextConfig) -> None:
             "features of a picture, and nothing else does"
         )
     check_room(len(x_TD), prompt.sampling.max_new_tokens, config)
-    sampling = prompt.sampling
-    named = {"stop_ids": sampling.stop_ids, "logit_bias": sampling.logit_bias, "seen_ids": prompt.seen_ids}
+    check_ids(prompt.sampling, prompt.seen_ids, config)
+
+
+def check_ids(sampling: Sampling, seen_ids: Sequence[int], config: TextConfig) -> None:
+    """Raises InputError if the settings name ids that the model does not have."""
+    named = {"stop_ids": sampling.stop_ids, "logit_bias": sampling.logit_bias, "seen_ids": seen_ids}
     for name, ids in named.items():
         wrong = [index for index in ids if not 0 <= index < config.vocab_size]
         if wrong:

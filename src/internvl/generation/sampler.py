@@ -31,10 +31,15 @@ class Sampler:
         self.ids: list[int] = []
         self.generator: torch.Generator | None = None
 
-    def choose(self, logits_V: Tensor) -> tuple[int, TokenLogprob | None]:
-        """The next id for the model's scores (V,), and its report if `logprobs` asks for one."""
+    def choose(self, logits_V: Tensor, allowed_V: Tensor | None = None) -> tuple[int, TokenLogprob | None]:
+        """The next id for the model's scores (V,), and its report if `logprobs` asks for one.
+
+        `allowed_V` marks the ids that may come, if not all; at least one.
+        """
         sampling, raw_V = self.sampling, logits_V.float()
         edited_V = scores.edit(raw_V, sampling, self.seen_ids, self.ids) if sampling.edits_scores else raw_V
+        if allowed_V is not None:
+            edited_V = edited_V.masked_fill(~allowed_V.to(edited_V.device), -math.inf)
         index = self._draw(edited_V) if sampling.temperature else int(edited_V.argmax())
         check_finite(float(raw_V[index]))
         self.ids.append(index)

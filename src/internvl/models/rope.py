@@ -29,6 +29,13 @@ def make_rotation(config: TextConfig, pos_T: Tensor, lengths_T: Tensor, dtype: t
     return rotate
 
 
+def rotation_regime(config: TextConfig, length: int) -> int:
+    """Sequences whose lengths have equal regimes rotate alike, so that their keys can be exchanged."""
+    if config.rope.scaling == "dynamic":
+        return length if length > config.max_positions else 0
+    return int(config.rope.scaling == "longrope" and length > _original(config))
+
+
 def make_angles(config: TextConfig, pos_T: Tensor, lengths_T: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines of that rotation, (T, D) each, float32."""
     angles_TD = pos_T.float()[:, None] * _frequencies(config, lengths_T)

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from internvl.errors import TokenizerError
+from internvl.processing.token_bytes import piece_bytes
 from internvl.processing.tokenizer_settings import (
     FAST,
     MERGES,
@@ -54,6 +55,11 @@ class JsonVocabulary:
 
     def token(self, id: int) -> str | None:
         return self._inner.id_to_token(id)
+
+    def spelled(self, token: str) -> bytes:
+        if not self._is_byte_level:
+            return piece_bytes(token)
+        return bytes(_CHAR_TO_BYTE[char] for char in token if char in _CHAR_TO_BYTE)
 
     def encode(self, text: str, *, is_first: bool) -> list[Piece]:
         """Pieces of a stretch of text, offsets in its characters."""

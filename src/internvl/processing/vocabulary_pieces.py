@@ -11,6 +11,7 @@ from itertools import groupby
 from sentencepiece import SentencePieceProcessor
 
 from internvl.errors import TokenizerError
+from internvl.processing.token_bytes import piece_bytes
 from internvl.processing.tokenizer_settings import PIECES, TokenizerSettings
 
 Piece = tuple[int, int, int]
@@ -41,6 +42,9 @@ class PieceVocabulary:
 
     def token(self, id: int) -> str | None:
         return self._model.id_to_piece(id) if 0 <= id < self.size else None
+
+    def spelled(self, token: str) -> bytes:
+        return piece_bytes(token)
 
     def encode(self, text: str, *, is_first: bool) -> list[Piece]:
         """Pieces of a stretch of text, offsets in its characters. A mere prefix has an empty offset."""

@@ -1,0 +1,106 @@
+"""Vision tokens on disk: pictures once seen stay known over a restart.
+
+One safetensors file a picture, named by a digest of its key and of the fingerprint of what made its tokens
+(`towers.fingerprint`). Files are written beside and renamed, so there are only whole ones; what cannot be
+read counts as absent. Least recently used files go first. Several processes may share a directory. Knows
+keys and tensors; no pictures, no models. Shape letters: S vision tokens of one picture, D text width.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from internvl.errors import EngineError, InputError
+
+SUFFIX = ".safetensors"
+NAME = "vision_tokens"
+CLEARED_SHARE = 0.1
+"""Of the limit, let go together when it is reached, so that the directory is not listed for every picture."""
+
+
+class VisionDisk:
+    """A directory of at most `max_bytes`; tensors come back on `device`.
+
+    Raises EngineError if the directory cannot be made.
+    """
+
+    def __init__(
+        self, directory: str | Path, fingerprint: bytes, max_bytes: int, device: torch.device | None = None
+    ) -> None:
+        if max_bytes < 1:
+            raise InputError(f"a vision cache on disk needs at least 1 byte, got {max_bytes}")
+        self.directory, self.fingerprint, self.max_bytes = Path(directory), fingerprint, max_bytes
+        self.device = str(device or "cpu")
+        self.num_failed = 0
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EngineError(f"no vision cache in {directory}: {error}") from error
+        self.num_bytes = sum(size for _, size, _ in self._files())
+
+    def find(self, key: bytes) -> Tensor | None:
+        """Vision tokens (S, D) of a picture. Broken files are removed."""
+        path = self._path(key)
+        try:
+            tokens_SD = load_file(path, device=self.device)[NAME]
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, KeyError):
+            self.num_failed += 1
+            path.unlink(missing_ok=True)
+            return None
+        return tokens_SD
+
+    def keep(self, key: bytes, tokens_SD: Tensor) -> None:
+        """Writes the vision tokens of a picture. A full or broken disk costs the file, nothing else."""
+        path = self._path(key)
+        if tokens_SD.nbytes > self.max_bytes or path.exists():
+            return
+        temporary: Path | None = None
+        try:
+            with NamedTemporaryFile(dir=self.directory, suffix=".part", delete=False) as file:
+                temporary = Path(file.name)
+            save_file({NAME: tokens_SD.detach().cpu().contiguous()}, temporary)
+            self.num_bytes += temporary.stat().st_size
+            temporary.replace(path)
+        except (OSError, SafetensorError):
+            self.num_failed += 1
+            if temporary is not None:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+            return
+        if self.num_bytes > self.max_bytes:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Removes the files that were not used for longest."""
+        files = sorted(self._files())
+        self.num_bytes = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if self.num_bytes <= self.max_bytes * (1 - CLEARED_SHARE):
+                return
+            path.unlink(missing_ok=True)
+            self.num_bytes -= size
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """Time of last use, size and path of every file; others may remove some meanwhile."""
+        found = []
+        for path in self.directory.glob(f"*{SUFFIX}"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        return found
+
+    def _path(self, key: bytes) -> Path:
+        digest = blake2b(self.fingerprint + key, digest_size=32).hexdigest()
+        return self.directory / f"{digest}{SUFFIX}"
