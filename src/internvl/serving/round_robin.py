@@ -195,7 +195,7 @@ class RoundRobin:
         if not request.images:
             return vlm.llm.embed(ids_T)  # type: ignore[no-any-return]
         start = time.perf_counter()
-        keys = [image.key.hex() for image in request.images]
+        keys = [image.key for image in request.images]
         found = self.model.vision_cache.vision_tokens(keys, [image.tiles_N3HW for image in request.images])
         self._vision_seconds += time.perf_counter() - start
         self._num_tiles += sum(len(image.tiles_N3HW) for image in request.images)
