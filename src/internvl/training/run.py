@@ -4,7 +4,8 @@
     log.jsonl            a row every few steps, the measurements, and how the run ended
     bad_samples.jsonl    records that could not be used, with the reason
     checkpoints/         the last states, to continue from
-    model/ or adapter/   the result: a checkpoint of its own, or adapters in PEFT's format
+    model/ or adapter/   the result: a checkpoint of its own, or adapters in PEFT's format; of a dual encoder
+                         with adapters both, the checkpoint with the adapters merged in
     deltas/              beside the model/ of a dual encoder with adapters: what was trained, alone
     report.md, loss.png  what happened
 
