@@ -129,9 +129,24 @@ class PairExamples:
             raise InputError(f"a caption is empty: {shorten(text)}")
         return kept
 
+    def lengths(self, row: Mapping[str, Any], dataset: DataSet) -> dict[str, list[int]]:
+        """Tokens of all captions as they are embedded, by language, of which a run draws one at each look.
+
+        Raises InputError for a bad sample, which a row is with any caption that no run could use.
+        """
+        held = self.read(row, dataset)
+        return {
+            language: [len(self._ids(language, text).contrastive) for text in texts]
+            for language, texts in held.captions.items()
+        }
+
     def _texts(self, held: Held, seed: int) -> PairTexts:
         draw = random.Random(f"text {seed}")
-        language, text = draw.choice([(name, one) for name, texts in held.captions.items() for one in texts])
+        return self._ids(
+            *draw.choice([(name, one) for name, texts in held.captions.items() for one in texts])
+        )
+
+    def _ids(self, language: str, text: str) -> PairTexts:
         prompt = PROMPTS.get(language, CAPTION_PROMPT)
         caption, prompt_length = self.texts.caption(text, prompt=prompt)
         return PairTexts(

@@ -37,7 +37,7 @@ from internvl.training.lock import held
 from internvl.training.log import Log
 from internvl.training.loop import Job, Objected, train
 from internvl.training.loss import Objective
-from internvl.training.objective_spec import Contrastive, Preference, SelfCritical, Stage2
+from internvl.training.objective_spec import Preference, SelfCritical
 from internvl.training.objectives import make_objective
 from internvl.training.optim import freeze, make_optimizer
 from internvl.training.progress import Progress
@@ -81,7 +81,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, out: Path, world: World) -> None:
         self.recipe, self.out, self.world = recipe, out, world
-        make = build_pairs if isinstance(recipe.objective, Contrastive | Stage2) else build
+        make = build_pairs if recipe.has_pairs else build
         self.built = make(recipe.model, recipe.seed)
         self.model = self.built.model.to(world.device)
         freeze(self.model, recipe.params)
