@@ -31,8 +31,9 @@ from tests.training.processes import run as run_processes
 WORKER = "tests.invariants.training_worker"
 STEPS = 6
 TEXT = r"qllama\.layers\.\d+\.(attn|mlp)\..*"
-ROUNDING = r"image_pool\.(norm_)?k\.bias"
+ROUNDING = r"(image|query)_pool\.(norm_)?k\.bias"
 """Adds the same to all scores, so its gradient is rounding alone, of which AdamW makes whole steps."""
+QUERIES = r"qllama\.queries|.*\.cross\..*|query_pool\..*|itm_head\..*"
 POOLS = r"image_pool\..*|text_projection|logit_scale"
 SETTINGS = AdamW(lr=1e-3, weight_decay=0.01)
 
@@ -87,6 +88,18 @@ def test_two_processes_are_one(recipe: Recipe, tmp_path: Path, parallel: str) ->
     recipe_file.write(
         tmp_path / "recipe.json", recipe_file.override(recipe, [f"execution.parallel={parallel}"])
     )
+    run_processes(2, WORKER, tmp_path / "recipe.json", tmp_path / "two")
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("matches", ["half", "both"])
+def test_two_processes_draw_the_wrong_texts_of_one(recipe: Recipe, tmp_path: Path, matches: str) -> None:
+    """Processes share a step by the length of its texts, so the order of its pairs is another."""
+    spec = Stage2(matches="half" if matches == "half" else "both")
+    rules = ((ROUNDING, None), (QUERIES, SETTINGS), (".*", None))
+    recipe = replace(recipe, model=replace(recipe.model, adapters=()), params=rules, objective=spec)
+    assert run(recipe, tmp_path / "one").reason == "finished"
+    recipe_file.write(tmp_path / "recipe.json", recipe)
     run_processes(2, WORKER, tmp_path / "recipe.json", tmp_path / "two")
     assert_close(tmp_path / "two", tmp_path / "one")
 

@@ -78,6 +78,7 @@ def make_batch() -> PairBatch:
         caption_ids=texts,
         prompt_lengths=(2,) * PAIRS,
         image_ids_B=torch.arange(PAIRS),
+        draws_B=torch.arange(PAIRS),
         keys=tuple(map(str, range(PAIRS))),
     )
 

@@ -99,7 +99,13 @@ class PairExamples:
         texts = self._texts(held, seed)
         image = load_image(held.source, self.limits, self.policy)
         draw = random.Random(f"pixels {seed}") if dataset.augment else None
-        return PairExample(key=key, tile_3HW=self._tile(image, draw), texts=texts, image_id=held.image_id)
+        return PairExample(
+            key=key,
+            tile_3HW=self._tile(image, draw),
+            texts=texts,
+            image_id=held.image_id,
+            draw=_digest(f"{seed} {key}".encode()),
+        )
 
     def read(self, row: Mapping[str, Any], dataset: DataSet) -> Held:
         """The picture, not opened, and the captions of a row. Raises InputError for a bad sample."""
@@ -168,4 +174,9 @@ def image_id(source: Any) -> int:
     if isinstance(source, str | PathLike):
         source = os.fsencode(source)
     content = source if isinstance(source, bytes) else np.asarray(source).tobytes()
+    return _digest(content)
+
+
+def _digest(content: bytes) -> int:
+    """63 bits that follow from `content`."""
     return int.from_bytes(blake2b(content, digest_size=8).digest()) >> 1
