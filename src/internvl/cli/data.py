@@ -18,9 +18,9 @@ from internvl.cli.loading import find
 from internvl.cli.reference import store_all
 from internvl.config import ChatConfig, ContrastiveConfig
 from internvl.data.bad_samples import BadSamplesLog
+from internvl.data.chat_examples import Examples
 from internvl.data.check import Epoch, Report, SetReport, Spread, check
 from internvl.data.check_captions import CaptionCheck, LanguageReport
-from internvl.data.examples import Examples
 from internvl.data.meta import open_data
 from internvl.data.spec import BadSamples, Batching, DataSpec
 from internvl.errors import InputError

@@ -12,7 +12,7 @@ from typing import Any
 
 from internvl.config import ContrastiveConfig
 from internvl.data.batch import pack
-from internvl.data.examples import Examples
+from internvl.data.chat_examples import Examples
 from internvl.data.meta import open_data
 from internvl.data.mixture import Mixture
 from internvl.data.pair_examples import PairExamples

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from internvl.data.bad_samples import BROKEN
 from internvl.data.batch import Batch, pack
+from internvl.data.chat_examples import Examples
 from internvl.data.example import Branch, Example
-from internvl.data.examples import Examples
 from internvl.data.meta import DataSet
 from internvl.evaluation.scores import CiderD
 from internvl.generation.many import draw_answers
