@@ -21,9 +21,9 @@ from internvl.adapt.lora import LoRALinear, adapters
 from internvl.adapt.targets import linear_modules
 from internvl.checkpoints.adapter_config import read_adapter_config, write_adapter_config
 from internvl.checkpoints.adapter_factors import Factors, plan_adapter, stored_factors
-from internvl.checkpoints.adapter_names import Naming, find_naming, namings
 from internvl.checkpoints.lazy import Held, Lazy, fetch
 from internvl.checkpoints.load import Model
+from internvl.checkpoints.naming import Naming, find_naming, namings
 from internvl.checkpoints.peft_names import Role, parse_name
 from internvl.checkpoints.read import read_json
 from internvl.checkpoints.rules import convert, original_names
