@@ -16,7 +16,7 @@ from internvl.errors import TrainingError
 from internvl.models.dual_encoder import DualEncoder
 from internvl.models.vlm import VLM
 from internvl.training.build_pairs import build_pairs
-from internvl.training.parts import ContrastiveParts
+from internvl.training.contrastive_parts import ContrastiveParts
 from internvl.training.recipe import ModelSpec
 from tests.conftest import GoldenFixtures
 

@@ -22,8 +22,8 @@ from dataclasses import replace
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import Batching, DataSpec
 from internvl.recipes import parts
+from internvl.training.contrastive_parts import ContrastiveParts
 from internvl.training.objective_spec import Contrastive, Stage2
-from internvl.training.parts import ContrastiveParts
 from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
 
 BETAS = (0.9, 0.98)

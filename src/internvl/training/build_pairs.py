@@ -25,7 +25,7 @@ from internvl.models.qllama import QLlama
 from internvl.models.vit import resize_positions
 from internvl.processing.texts import TextProcessor
 from internvl.processing.tokenizer import Tokenizer, load_tokenizer
-from internvl.training.parts import ContrastiveParts
+from internvl.training.contrastive_parts import ContrastiveParts
 from internvl.training.recipe import ModelSpec
 from internvl.training.start_adapters import start_adapters
 from internvl.zoo import template_of

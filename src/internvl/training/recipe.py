@@ -12,8 +12,8 @@ from typing import Literal
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import DataSpec
 from internvl.errors import RecipeError
+from internvl.training.contrastive_parts import ContrastiveParts
 from internvl.training.objective_spec import Contrastive, NextToken, ObjectiveSpec, Stage2, require
-from internvl.training.parts import ContrastiveParts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
