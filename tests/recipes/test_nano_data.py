@@ -20,7 +20,7 @@ from internvl.recipes.nano_data import CAPTION, CHINESE, OTHERS, READ, SHORT, ti
 from internvl.training.build import build
 from internvl.training.build_pairs import build_pairs
 from internvl.training.recipe import ModelSpec
-from internvl.training.records import make_examples, make_pairs
+from internvl.training.recipe_data import make_examples, make_pairs
 from tests.conftest import GoldenFixtures
 
 QUESTIONS = [["is there a red shape?", "yes", 0], ["what color is it?", "red", 0], ["is it blue?", "no", 1]]

@@ -31,7 +31,7 @@ from internvl.processing.tokenizer import load_tokenizer
 from internvl.training.estimate import Estimate, duration, estimate, measure_rate
 from internvl.training.objective_spec import Contrastive, NextToken, ObjectiveSpec, Stage2
 from internvl.training.recipe import AdamW, Recipe
-from internvl.training.records import pair_examples
+from internvl.training.recipe_data import pair_examples
 from internvl.zoo import template_of
 
 SHOWN = 20

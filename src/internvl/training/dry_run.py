@@ -18,7 +18,7 @@ from internvl.training.build_pairs import build_pairs
 from internvl.training.estimate import Estimate, estimate, measure_rate
 from internvl.training.optim import freeze
 from internvl.training.recipe import Recipe
-from internvl.training.records import count_steps, make_reader, open_mixture
+from internvl.training.recipe_data import count_steps, make_reader, open_mixture
 
 MEASURED = 200
 """Records that an estimate looks at."""

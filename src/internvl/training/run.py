@@ -42,8 +42,8 @@ from internvl.training.objectives import make_objective
 from internvl.training.optim import freeze, make_optimizer
 from internvl.training.progress import Progress
 from internvl.training.recipe import Recipe
+from internvl.training.recipe_data import count_steps, make_examples, make_pairs, make_reader, open_mixture
 from internvl.training.recompute import recompute
-from internvl.training.records import count_steps, make_examples, make_pairs, make_reader, open_mixture
 from internvl.training.reference import Reference
 from internvl.training.report import write_report
 from internvl.training.results import check_result, result_name, write_result
