@@ -25,7 +25,7 @@ from internvl.training import recipe_file, report
 from internvl.training.build import build
 from internvl.training.objective_spec import NextToken, Preference
 from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
-from internvl.training.records import make_examples
+from internvl.training.recipe_data import make_examples
 from internvl.training.reference import store
 from internvl.training.run import run
 from tests.conftest import GoldenFixtures
