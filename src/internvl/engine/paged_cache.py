@@ -97,8 +97,8 @@ class PagedCache:
         return PagedStep(self, parts)
 
     def places(self, parts: Sequence[Part]) -> tuple[list[Tensor], list[Tensor], Places, Tensor] | None:
-        """Keys and values of all layers, where the parts' sequences lie in them, and the lengths that rotations
-        go by, for parts of one token; None for a format that only this module reads."""
+        """For parts of one token: keys and values of all layers, where the sequences lie in them, and the lengths
+        that rotations go by. None for a format that only this module reads."""
         if not (isinstance(self.keys, DenseStore) and isinstance(self.values, DenseStore)):
             return None
         starts_B = torch.tensor([part.start for part in parts])

@@ -43,7 +43,7 @@ class Runner:
         return [states[id(task)] for task in tasks]
 
     def _step(self, tasks: Sequence[Task]) -> dict[int, Tensor]:
-        """Hidden states (1, D), by identity, of tasks of one token each in one kernel call: none where the kernel
+        """Hidden states (1, D), by identity, of tasks of one token each in one kernel call: none where it
         cannot serve."""
         if not tasks or (found := self.cache.places([_part(task) for task in tasks])) is None:
             return {}
