@@ -97,7 +97,7 @@ class PagedCache:
         return PagedStep(self, parts)
 
     def places(self, parts: Sequence[Part]) -> tuple[list[Tensor], list[Tensor], Places, Tensor] | None:
-        """For parts of one token: keys and values of all layers, where the sequences lie in them, and the lengths
+        """For parts of one token: keys and values of all layers, where the sequences lie in them, the lengths
         that rotations go by. None for a format that only this module reads."""
         if not (isinstance(self.keys, DenseStore) and isinstance(self.values, DenseStore)):
             return None
