@@ -64,7 +64,9 @@ ALLOWED = {
     ),
     # Settings, tokens and, until the engine has them, steps of answers are generation's.
     "serving": frozenset({"api", "engine", "generation", "processing", "config", "errors"}),
-    "integrations": frozenset({"api", "search", "checkpoints", "models", "processing", "config", "errors"}),
+    "integrations": frozenset(
+        {"api", "search", "checkpoints", "models", "ops", "processing", "config", "errors"}
+    ),
     "cli": ANYTHING,
     "__main__": frozenset({"cli"}),
     "": ANYTHING,

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from internvl.config import TextConfig
-from internvl.models.attention import Looks, causal_attention
+from internvl.models.attention import Looks
+from internvl.ops.causal_attention import causal_attention
 from internvl.ops.decoder_step import Places
 
 LARGEST = 127

@@ -27,8 +27,9 @@ from internvl.integrations.diffusion_adapters import (
     LanguageAdapterXL,
     TextProjection,
 )
-from internvl.models.attention import Looks, causal_attention
+from internvl.models.attention import Looks
 from internvl.models.dual_encoder import TextEncoder
+from internvl.ops.causal_attention import causal_attention
 from internvl.processing.conversation import shorten
 from internvl.processing.texts import PREFIX, TextProcessor
 from internvl.processing.tokenizer import Tokenizer

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from internvl.config import TextConfig
+from internvl.ops.causal_attention import causal_attention
 
 
 class Looks(NamedTuple):
@@ -38,25 +39,6 @@ class Attend(Protocol):
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Returns (T, H, D)."""
         ...
-
-
-def causal_attention(q_THD: Tensor, k_KSD: Tensor, v_KSD: Tensor) -> Tensor:
-    """Causal attention of the last T of S positions of one sequence; returns (T, H, D)."""
-    num_queries, num_heads, width = q_THD.shape
-    num_kv_heads, length, _ = k_KSD.shape
-    group = num_heads // num_kv_heads
-    if num_queries == 1:  # one token sees everything: its query heads of a group act as a sequence of queries
-        q_KGD = q_THD.view(num_kv_heads, group, width)
-        return scaled_dot_product_attention(q_KGD[None], k_KSD[None], v_KSD[None]).view(1, num_heads, width)
-    mask = None
-    if length > num_queries:
-        mask = torch.ones(num_queries, length, dtype=torch.bool, device=q_THD.device)
-        mask = mask.tril_(length - num_queries)
-    k_HSD, v_HSD = (x.repeat_interleave(group, dim=0) if group > 1 else x for x in (k_KSD, v_KSD))
-    out_1HTD = scaled_dot_product_attention(
-        q_THD.transpose(0, 1)[None], k_HSD[None], v_HSD[None], attn_mask=mask, is_causal=mask is None
-    )
-    return out_1HTD[0].transpose(0, 1)
 
 
 def prefix_attention(q_THD: Tensor, k_KSD: Tensor, v_KSD: Tensor, prefix: int) -> Tensor:

@@ -56,8 +56,13 @@ def runs_here(kind: str) -> bool:
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
-    """Where a tensor lies. Only for dense ones: a kernel sees no strides."""
+    """Where a dense tensor lies."""
     assert tensor.is_contiguous(), tensor.stride()
+    return origin(tensor)
+
+
+def origin(tensor: Tensor) -> ctypes.c_void_p:
+    """Where a tensor begins whose strides the kernel is told."""
     assert tensor.device.type == "cpu", tensor.device
     return ctypes.c_void_p(tensor.data_ptr())
 

@@ -149,15 +149,16 @@ extern "C" void tile_attention(const float* qkv, int64_t tiles_, int64_t patches
     }
 }
 
-// Causal attention of T new tokens after `length` - T old ones: q (T, heads, D), keys and values (kv_heads, capacity, D),
-// of which the first `length` positions count; out (T, heads, D).
+// Causal attention of T new tokens after `length` - T old ones: q (T, heads, D), keys and values (kv_heads, length, D) with
+// strides from head to head and from position to position; out (T, heads, D).
 extern "C" void causal_attention(const float* q, const float* keys, const float* values, int64_t tokens, int64_t length,
-                                 int64_t capacity, int64_t heads, int64_t kv_heads, int64_t width, float* out) {
+                                 int64_t head_stride, int64_t position_stride, int64_t heads, int64_t kv_heads,
+                                 int64_t width, float* out) {
     const int64_t group = heads / kv_heads, stride = heads * width;
     const int64_t blocks = (tokens + BLOCK - 1) / BLOCK;
     for (int64_t head = 0; head < kv_heads; head++) {
         Panels& panels = scratch.panels;
-        panels.fill(keys + head * capacity * width, values + head * capacity * width, width, length, width);
+        panels.fill(keys + head * head_stride, values + head * head_stride, position_stride, length, width);
 #pragma omp parallel for schedule(dynamic)
         for (int64_t job = 0; job < group * blocks; job++) {
             const int64_t offset = (head * group + job % group) * width;
