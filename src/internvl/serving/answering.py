@@ -10,10 +10,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from internvl.engine.request import Delta, EngineRequest, EngineUsage
 from internvl.generation.result import TokenLogprob
 from internvl.processing.tokenizer import Tokenizer
 from internvl.serving import protocol_replies as replies
-from internvl.serving.backend import Backend, Delta, EngineRequest, EngineUsage
+from internvl.serving.backend import Backend
 from internvl.serving.prepare import Prepared
 from internvl.serving.protocol_chat import ChatRequest
 from internvl.serving.shown_text import TagFilter

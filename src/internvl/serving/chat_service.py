@@ -5,6 +5,7 @@ Knows the protocol's objects and the engine; no routes.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -30,10 +31,12 @@ class ChatService:
     metrics: Metrics
 
     async def begin(self, chat: ChatRequest, name: str) -> answering.Exchange:
-        """Read and check everything about a request; nothing is computed. Raises InputError."""
+        """Read and check everything about a request; nothing is computed. Raises InputError, and
+        CapacityError for what the engine can never hold."""
         arrived = time.monotonic()
         key = f"chatcmpl-{secrets.token_hex(16)}"
         prepared = await self.preparer.chat(chat, key)
+        await asyncio.to_thread(self.backend.plan, prepared.request)
         return answering.Exchange(
             chat=chat,
             prepared=prepared,

@@ -13,11 +13,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from internvl.engine.request import Delta, EngineRequest, EngineUsage
 from internvl.errors import ContextOverflowError, RequestError
 from internvl.generation.result import TokenLogprob
 from internvl.serving import protocol_completions as protocol
 from internvl.serving.answering import deltas, spell
-from internvl.serving.backend import Delta, EngineRequest, EngineUsage
 from internvl.serving.chat_service import ChatService
 from internvl.serving.prepare import room_for_answer
 from internvl.serving.protocol_completions import CompletionRequest
@@ -88,13 +88,15 @@ class Completing:
         except ContextOverflowError as reason:
             raise RequestError(str(reason), param="prompt", code="context_length_exceeded") from reason
         num_logprobs = 0 if asked.logprobs is None else max(1, asked.logprobs)
-        return EngineRequest(
+        request = EngineRequest(
             key=f"{self.head.id}-{index}",
             ids=tuple(ids),
             sampling=asked.sampling(self.service.model.processor.stop_ids, asked.max_tokens, num_logprobs),
             n=asked.n or 1,
             priority=asked.priority or 0,
         )
+        self.service.backend.plan(request)
+        return request
 
     async def _answer(self, request: EngineRequest) -> tuple[list[Grown], EngineUsage]:
         answers = [Grown() for _ in range(request.n)]

@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from internvl.api.chat import ChatModel
+from internvl.api.engine import make_request
 from internvl.api.explanation import Explanation, PictureExplanation, explain_inputs, explain_picture
 from internvl.api.request import read_request
+from internvl.engine.request import EngineRequest
 from internvl.errors import ContextOverflowError, RequestError
 from internvl.generation.prompt import context_limit
 from internvl.processing.processor import Inputs
-from internvl.serving.backend import EngineImage, EngineRequest
 from internvl.serving.decoders import Decoders
 from internvl.serving.media import MediaPolicy, Medium, check_bytes, find_medium
 from internvl.serving.protocol_chat import ChatRequest, MediaReference, as_messages, find_media
@@ -73,11 +72,10 @@ class Preparer:
         inputs = self._inputs(chat, pictures)
         new_tokens = self._new_tokens(chat.new_tokens, len(inputs.ids))
         return Prepared(
-            request=EngineRequest(
-                key=key,
-                ids=tuple(inputs.ids),
-                images=_images(inputs),
-                sampling=chat.sampling(self.model.processor.stop_ids, new_tokens, chat.num_logprobs),
+            request=make_request(
+                key,
+                inputs,
+                chat.sampling(self.model.processor.stop_ids, new_tokens, chat.num_logprobs),
                 n=chat.n or 1,
                 priority=chat.priority or 0,
             ),
@@ -139,11 +137,3 @@ def room_for_answer(wanted: int | None, length: int, limit: int, default: int) -
             "lower max_tokens, or give pictures fewer tiles (max_tiles)"
         )
     return wanted or min(default, room)
-
-
-def _images(inputs: Inputs) -> tuple[EngineImage, ...]:
-    if inputs.tiles_N3HW is None:
-        return ()
-    tiles = torch.split(inputs.tiles_N3HW, list(inputs.tile_counts))
-    keys = map(bytes.fromhex, inputs.image_keys)
-    return tuple(EngineImage(key=key, tiles_N3HW=part) for key, part in zip(keys, tiles, strict=True))

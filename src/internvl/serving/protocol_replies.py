@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from internvl.api.explanation import PictureExplanation
+from internvl.engine.request import EngineUsage
 from internvl.generation.result import TokenLogprob
 from internvl.processing.grounding import parse_boxes
-from internvl.serving.backend import EngineUsage
 
 Spell = Callable[[int], str]
 """The text of one token; what is no whole character by itself has U+FFFD."""

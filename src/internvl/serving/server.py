@@ -17,7 +17,9 @@ from PIL import Image
 
 from internvl.api.chat import ChatModel
 from internvl.api.contrastive import ContrastiveModel
+from internvl.api.engine import make_engine
 from internvl.api.vision import VisionModel
+from internvl.engine.async_engine import AsyncEngine
 from internvl.errors import RequestError
 from internvl.serving.admission import Admission
 from internvl.serving.chat_service import ChatService
@@ -27,7 +29,6 @@ from internvl.serving.files import FileStore
 from internvl.serving.metrics import Metrics
 from internvl.serving.prepare import Preparer, find_source
 from internvl.serving.protocol_chat import MediaReference
-from internvl.serving.round_robin import RoundRobin
 from internvl.serving.settings import Settings
 
 Model: TypeAlias = ChatModel | ContrastiveModel | VisionModel
@@ -48,7 +49,11 @@ class Server:
 
     @property
     def is_alive(self) -> bool:
-        return self.chat is None or self.chat.backend.is_alive
+        """Whether answers are being computed: the engine runs, and its step does not take forever."""
+        if self.chat is None:
+            return True
+        backend = self.chat.backend
+        return backend.is_alive and backend.last_step_age < self.settings.stall_seconds
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,7 +111,7 @@ class Server:
 async def open_server(models: Sequence[Model], settings: Settings, stack: AsyncExitStack) -> Server:
     """A server whose parts run until `stack` is closed; they close in the opposite order."""
     metrics = Metrics(settings.served_names[0])
-    admission = Admission(settings.max_num_seqs + settings.max_num_queued)
+    admission = Admission(settings.engine.max_running + settings.max_num_queued)
     folder = settings.files_path or Path(stack.enter_context(TemporaryDirectory(prefix="internvl-files-")))
     files = FileStore(folder)
     decoders = await stack.enter_async_context(Decoders(settings.media, num_workers=settings.media_workers))
@@ -114,13 +119,14 @@ async def open_server(models: Sequence[Model], settings: Settings, stack: AsyncE
     embedders = [model for model in models if not isinstance(model, ChatModel)]
     chat = None
     if talkers:
-        backend = await stack.enter_async_context(RoundRobin(talkers[0], max_num_seqs=settings.max_num_seqs))
+        engine = make_engine(talkers[0], settings.engine, keep_tags=True)
+        backend = await stack.enter_async_context(AsyncEngine(engine))
         metrics.watch(backend, admission)
         preparer = Preparer(
             talkers[0],
             decoders,
             files.content,
-            max_model_len=settings.max_model_len,
+            max_model_len=settings.engine.max_model_len,
             default_new_tokens=settings.default_new_tokens,
         )
         chat = ChatService(model=talkers[0], backend=backend, preparer=preparer, metrics=metrics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from internvl.engine.settings import EngineSettings
 from internvl.serving.media import MediaPolicy
 
 
@@ -13,8 +14,9 @@ class Settings:
     """`served_names`: what requests may call the model; the first is what answers say. `embedding_names` are
     those of a second model, which makes vectors.
 
-    Without `api_keys` anyone may ask. `max_num_seqs` requests are computed at once, `max_num_queued` more may
-    wait, others are sent away with 429. `body_seconds` is the time in which a request has to arrive,
+    Without `api_keys` anyone may ask. `engine` says how many answers are computed at once; `max_num_queued`
+    more requests may wait, others are sent away with 429. A step of more than `stall_seconds` counts as an
+    engine that has stopped. `body_seconds` is the time in which a request has to arrive,
     `max_bytes_inside` the size of all that are being read or answered. Uploaded files are kept in
     `files_path`; without one, in a folder that goes when the server ends.
     """
@@ -23,9 +25,9 @@ class Settings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     embedding_names: tuple[str, ...] = ("embeddings",)
     allowed_origins: tuple[str, ...] = ()
-    max_model_len: int | None = None
+    engine: EngineSettings = field(default_factory=lambda: EngineSettings(max_running=8))
+    stall_seconds: float = 300.0
     default_new_tokens: int = 1024
-    max_num_seqs: int = 8
     max_num_queued: int = 64
     max_body_bytes: int = 64 * 2**20
     max_bytes_inside: int = 512 * 2**20
