@@ -186,7 +186,7 @@ def test_pages_and_frames(post: Post) -> None:
     ("fields", "param"),
     [
         ({"tools": [], "model": "tiny"}, "tools"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.type"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"messages": [{"role": "user", "content": "hi", "name": "x"}]}, "messages[0].name"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},

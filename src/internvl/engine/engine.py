@@ -31,7 +31,7 @@ from internvl.engine.searches import Searches
 from internvl.engine.settings import EngineSettings, EngineStats
 from internvl.engine.towers import find_towers, fingerprint
 from internvl.engine.vision_cache import VisionCache
-from internvl.errors import EngineError, InputError, InternVLError, QueueFullError, WeightsError
+from internvl.errors import InputError, InternVLError, QueueFullError, WeightsError
 from internvl.generation import scores
 from internvl.generation.stream import Decode
 from internvl.models.vlm import VLM
@@ -228,7 +228,7 @@ class Engine:
         for (task, _), logits_RV in zip(choosing, logits, strict=True):
             try:
                 self._advance(task, logits_RV)
-            except (WeightsError, EngineError) as error:
+            except (WeightsError, InputError) as error:
                 self._end([task.job], "error", error)
 
     def _advance(self, task: Task, logits_RV: Tensor) -> None:

@@ -61,7 +61,8 @@ class Exchange:
         return deltas(self.prepared.request, backend, self.observe, self.arrived)
 
     def lines(self) -> list[Line]:
-        keeps = self.chat.skip_special_tokens is False
+        # What has a form has it with every letter.
+        keeps = self.chat.skip_special_tokens is False or self.prepared.request.constraint is not None
         return [Line(TagFilter(keeps=keeps)) for _ in range(self.prepared.request.n)]
 
     def spell(self, id: int) -> str:

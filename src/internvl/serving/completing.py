@@ -94,6 +94,7 @@ class Completing:
             sampling=asked.sampling(self.service.model.processor.stop_ids, asked.max_tokens, num_logprobs),
             n=asked.n or 1,
             priority=asked.priority or 0,
+            constraint=asked.constraint(),
         )
         self.service.backend.plan(request)
         return request

@@ -78,6 +78,7 @@ class Preparer:
                 chat.sampling(self.model.processor.stop_ids, new_tokens, chat.num_logprobs),
                 n=chat.n or 1,
                 priority=chat.priority or 0,
+                constraint=chat.constraint(),
             ),
             pictures=tuple(self._picture_explanations(inputs)),
         )

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from internvl.serving.media import Kind
-from internvl.serving.protocol import MAX_TOP_LOGPROBS, Count, SamplingFields, Strict
+from internvl.serving.protocol import MAX_TOP_LOGPROBS, Count, Strict
+from internvl.serving.protocol_forms import FormFields
 
 TileCount = Annotated[int, Field(ge=1, le=512)]
 
@@ -122,10 +123,6 @@ class StreamOptions(Strict):
     include_usage: bool | None = None
 
 
-class ResponseFormat(Strict):
-    type: Literal["text"]
-
-
 class ProcessorFields(Strict):
     """vLLM's and LMDeploy's `mm_processor_kwargs`, for every picture of the request."""
 
@@ -133,7 +130,7 @@ class ProcessorFields(Strict):
     min_dynamic_patch: TileCount | None = None
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(FormFields):
     """`/v1/chat/completions`. `max_tiles` and its kin hold for pictures that name none of their own."""
 
     model: str | None = None
@@ -144,7 +141,6 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    response_format: ResponseFormat | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     max_tiles: TileCount | None = None
