@@ -8,6 +8,7 @@ import pytest
 
 from internvl.cli.arguments import parse
 from internvl.cli.serve import Options, _settings
+from internvl.errors import InputError
 from tests.cli.conftest import Run
 
 
@@ -48,6 +49,16 @@ def test_the_engine_is_as_the_flags_say() -> None:
     assert half > 2 * tenth > 2**20
 
 
+def test_adapters_are_names_and_folders(tmp_path: Path) -> None:
+    words = ["m", "--lora-modules", f"a={tmp_path}", "--lora-modules", f"b={tmp_path}"]
+    settings = _settings(parse(Options, words, "serve"))
+    assert settings.adapters == (("a", tmp_path), ("b", tmp_path))
+    for name in ("m", "b"):
+        words = ["m", "--lora-modules", f"{name}={tmp_path}", "--lora-modules", f"b={tmp_path}"]
+        with pytest.raises(InputError, match="names of adapters"):
+            _settings(parse(Options, words, "serve"))
+
+
 def test_everything_is_closed_unless_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("INTERNVL_API_KEY", "from-environment")
     closed = _settings(parse(Options, ["some/model"], "serve"))
@@ -75,6 +86,7 @@ def test_everything_is_closed_unless_opened(monkeypatch: pytest.MonkeyPatch, tmp
         ["--port", "-1"], ["--max-num-seqs", "0"], ["--max-model-len", "1"], ["--media-timeout", "0"],
         ["--media-workers", "0"], ["--allowed-local-media-path", "no/such/folder"], ["--no-such-flag"],
         ["--max-num-batched-tokens", "4"], ["--cache-max-entry-count", "2"], ["--kv-cache-bytes", "0"],
+        ["--lora-modules", "a=no/such/folder"], ["--lora-modules", "a"],
     ],
 )  # fmt: skip
 def test_wrong_use(run: Run, model: str, words: list[str]) -> None:

@@ -6,9 +6,10 @@ Flags that mean what vLLM's or LMDeploy's mean have their names too. Knows no mo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from internvl.cli.machine import free_memory
 from internvl.errors import InputError
@@ -45,6 +46,11 @@ class EngineOptions:
     vision_cache_path: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Where vision tokens of pictures are kept for the next start; in memory only by default."""
 
+    lora_modules: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="NAME=FOLDER", help_behavior_hint="")
+    ] = ()
+    """Adapter in PEFT's format that requests name as a model; may be repeated."""
+
     def check(self) -> None:
         """Raises InputError for what cannot be; before a model is loaded."""
         at_least = {
@@ -64,6 +70,16 @@ class EngineOptions:
             raise InputError(
                 f"--cache-max-entry-count is a part between 0 and 1, got {self.cache_max_entry_count}"
             )
+        for word in self.lora_modules:
+            name, _, folder = word.partition("=")
+            if not (name and folder and Path(folder).is_dir()):
+                raise InputError(f"--lora-modules takes NAME=FOLDER of a folder that is there, got {word!r}")
+
+    @property
+    def adapters(self) -> tuple[tuple[str, Path], ...]:
+        """Names and folders of adapters."""
+        words = [word.partition("=") for word in self.lora_modules]
+        return tuple((name, Path(folder)) for name, _, folder in words)
 
     def settings(self, device: str, num_queued: int = 0) -> EngineSettings:
         """As the engine has it. Call it when the model is loaded: free memory is measured."""

@@ -85,6 +85,7 @@ async def _answer(options: Options, model: Model) -> Progress:
     name = options.served_model_name or Path(options.model.model).name
     settings = Settings(
         served_names=(name,),
+        adapters=options.engine.adapters,
         engine=options.engine.settings(options.model.device),
         media=MediaPolicy(allowed_local_path=options.allowed_local_media_path),
     )

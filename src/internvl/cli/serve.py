@@ -174,6 +174,7 @@ def _settings(options: Options) -> Settings:
         embedding_names=(Path(options.embedding_model or "embeddings").name,),
         api_keys=keys,
         allowed_origins=_origins(options.allowed_origins),
+        adapters=options.engine.adapters,
         engine=options.engine.settings(options.device, options.max_num_queued_reqs),
         default_new_tokens=options.default_max_tokens,
         max_num_queued=options.max_num_queued_reqs,

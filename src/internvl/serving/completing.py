@@ -95,6 +95,7 @@ class Completing:
             n=asked.n or 1,
             priority=asked.priority or 0,
             constraint=asked.constraint(),
+            adapter=self.service.adapter(self.head.model),
         )
         self.service.backend.plan(request)
         return request

@@ -54,10 +54,10 @@ class Preparer:
         self.max_model_len = min(max_model_len or limit, limit)
         self.default_new_tokens = default_new_tokens
 
-    async def chat(self, chat: ChatRequest, key: str) -> Prepared:
+    async def chat(self, chat: ChatRequest, key: str, adapter: str | None = None) -> Prepared:
         """Raises InputError for whatever the request has that cannot be answered."""
         pictures = await self._pictures(find_media(chat.messages))
-        return await asyncio.to_thread(self._prepare, chat, pictures, key)
+        return await asyncio.to_thread(self._prepare, chat, pictures, key, adapter)
 
     async def explain(self, chat: ChatRequest) -> Explanation:
         """What `chat` would run. Nothing is computed."""
@@ -68,7 +68,9 @@ class Preparer:
         policy = self.decoders.policy
         return await self.decoders.read_all([find_source(one, policy, self.find_file) for one in references])
 
-    def _prepare(self, chat: ChatRequest, pictures: list[list[Any]], key: str) -> Prepared:
+    def _prepare(
+        self, chat: ChatRequest, pictures: list[list[Any]], key: str, adapter: str | None
+    ) -> Prepared:
         inputs = self._inputs(chat, pictures)
         new_tokens = self._new_tokens(chat.new_tokens, len(inputs.ids))
         return Prepared(
@@ -79,6 +81,7 @@ class Preparer:
                 n=chat.n or 1,
                 priority=chat.priority or 0,
                 constraint=chat.constraint(),
+                adapter=adapter,
             ),
             pictures=tuple(self._picture_explanations(inputs)),
         )

@@ -60,7 +60,13 @@ class Server:
         """What requests may call the models."""
         settings = self.settings
         has_both = self.chat is not None and self.embedder is not None
-        return (*settings.served_names, *(settings.embedding_names if has_both else ()))
+        chat_names = self.chat_names if self.chat is not None else settings.served_names
+        return (*chat_names, *(settings.embedding_names if has_both else ()))
+
+    @property
+    def chat_names(self) -> tuple[str, ...]:
+        """What requests may call the chat model, with its adapters."""
+        return (*self.settings.served_names, *self.settings.adapter_names)
 
     def chat_service(self, name: str | None) -> tuple[ChatService, str]:
         """What chats under this name, and the name of answers. Raises RequestError with 404."""
@@ -71,7 +77,7 @@ class Server:
                 param="model",
                 code="model_not_found",
             )
-        return self.chat, self._check_name(name, self.settings.served_names)
+        return self.chat, self._check_name(name, self.chat_names)
 
     def embedding_service(self, name: str | None) -> tuple[Embedder, str]:
         """What embeds under this name, and the name of answers. Raises RequestError with 404."""
@@ -119,7 +125,7 @@ async def open_server(models: Sequence[Model], settings: Settings, stack: AsyncE
     embedders = [model for model in models if not isinstance(model, ChatModel)]
     chat = None
     if talkers:
-        engine = make_engine(talkers[0], settings.engine, keep_tags=True)
+        engine = make_engine(talkers[0], settings.engine, adapters=dict(settings.adapters), keep_tags=True)
         backend = await stack.enter_async_context(AsyncEngine(engine))
         metrics.watch(backend, admission)
         preparer = Preparer(
@@ -129,7 +135,13 @@ async def open_server(models: Sequence[Model], settings: Settings, stack: AsyncE
             max_model_len=settings.engine.max_model_len,
             default_new_tokens=settings.default_new_tokens,
         )
-        chat = ChatService(model=talkers[0], backend=backend, preparer=preparer, metrics=metrics)
+        chat = ChatService(
+            model=talkers[0],
+            backend=backend,
+            preparer=preparer,
+            metrics=metrics,
+            adapters=frozenset(settings.adapter_names),
+        )
     return Server(
         settings=settings,
         decoders=decoders,

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from internvl.engine.settings import EngineSettings
+from internvl.errors import InputError
 from internvl.serving.media import MediaPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """`served_names`: what requests may call the model; the first is what answers say. `embedding_names` are
-    those of a second model, which makes vectors.
+    those of a second model, which makes vectors. `adapters` are names and PEFT directories of the chat
+    model's, each a model of its own to requests.
 
     Without `api_keys` anyone may ask. `engine` says how many answers are computed at once; `max_num_queued`
     more requests may wait, others are sent away with 429. A step of more than `stall_seconds` counts as an
@@ -24,6 +26,7 @@ class Settings:
     served_names: tuple[str, ...] = ("internvl",)
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     embedding_names: tuple[str, ...] = ("embeddings",)
+    adapters: tuple[tuple[str, Path], ...] = ()
     allowed_origins: tuple[str, ...] = ()
     engine: EngineSettings = field(default_factory=lambda: EngineSettings(max_running=8))
     stall_seconds: float = 300.0
@@ -35,3 +38,15 @@ class Settings:
     media: MediaPolicy = field(default_factory=MediaPolicy)
     media_workers: int = 2
     files_path: Path | None = None
+
+    def __post_init__(self) -> None:
+        names = [*self.served_names, *self.embedding_names, *self.adapter_names]
+        doubled = [name for name in self.adapter_names if names.count(name) > 1]
+        if doubled:
+            raise InputError(
+                f"names of adapters must be names of nothing else, got {', '.join(map(repr, doubled))}"
+            )
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.adapters)
