@@ -84,13 +84,13 @@ def test_stream(client: OpenAI) -> None:
 
 
 def test_errors_are_the_clients_own(client: OpenAI) -> None:
-    with pytest.raises(BadRequestError, match="unsupported field 'tools'") as caught:
+    with pytest.raises(BadRequestError, match="unsupported field 'verbosity'") as caught:
         client.chat.completions.create(
             model="tiny",
             messages=asked(),
-            tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}],
+            verbosity="low",
         )
-    assert caught.value.param == "tools"
+    assert caught.value.param == "verbosity"
     assert caught.value.code == "unsupported_field"
     with pytest.raises(NotFoundError, match="there is no model"):
         client.chat.completions.create(model="gpt", messages=asked())

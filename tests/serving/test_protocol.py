@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from internvl.errors import InputError, RequestError
-from internvl.serving.protocol_chat import ChatRequest, MediaReference, as_messages, find_media
+from internvl.serving.protocol_chat import ChatRequest
+from internvl.serving.protocol_messages import MediaReference, as_messages, find_media
 
 USER = {"role": "user", "content": "hi"}
 

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from internvl.errors import InternVLError, QueueFullError, RequestError
 from internvl.serving.admission import RETRY_SECONDS
-from internvl.serving.protocol_chat import ChatRequest, MediaReference
+from internvl.serving.protocol_chat import ChatRequest
 from internvl.serving.protocol_embeddings import EmbeddingRequest, embedding_list
+from internvl.serving.protocol_messages import MediaReference
 from internvl.serving.refusals import as_object, invalid_object, status_of
 from internvl.serving.server import Server
 

@@ -18,6 +18,7 @@ from internvl.serving.backend import Backend
 from internvl.serving.prepare import Prepared
 from internvl.serving.protocol_chat import ChatRequest
 from internvl.serving.shown_text import TagFilter
+from internvl.serving.tool_calls import CallReader
 
 Observe = Callable[[Delta, float], None]
 """Told of every delta and when the request came, on the monotonic clock: for metrics."""
@@ -25,8 +26,10 @@ Observe = Callable[[Delta, float], None]
 
 @dataclass(slots=True)
 class Line:
-    """One of the answers to a request, while it grows. `marked` is its text with grounding tags."""
+    """One of the answers to a request, while it grows. `marked` is its text with grounding tags, without
+    calls of functions."""
 
+    reader: CallReader
     filter: TagFilter
     marked: str = ""
     text: str = ""
@@ -35,10 +38,14 @@ class Line:
 
     def take(self, delta: Delta) -> str:
         """The text to be shown with this step."""
-        self.marked += delta.text
-        shown = self.filter.push(delta.text)
+        text = self.reader.push(delta.text)
         if delta.finish_reason is not None:
-            self.finish_reason = delta.finish_reason
+            text += self.reader.finish()
+            is_call = self.reader.calls and delta.finish_reason == "stop"
+            self.finish_reason = "tool_calls" if is_call else delta.finish_reason
+        self.marked += text
+        shown = self.filter.push(text)
+        if delta.finish_reason is not None:
             shown += self.filter.finish()
         if delta.token is not None and delta.token.logprob is not None:
             self.logprobs.append(delta.token.logprob)
@@ -63,7 +70,8 @@ class Exchange:
     def lines(self) -> list[Line]:
         # What has a form has it with every letter.
         keeps = self.chat.skip_special_tokens is False or self.prepared.request.constraint is not None
-        return [Line(TagFilter(keeps=keeps)) for _ in range(self.prepared.request.n)]
+        names = [tool.function.name for tool in self.chat.offered_tools]
+        return [Line(CallReader(names), TagFilter(keeps=keeps)) for _ in range(self.prepared.request.n)]
 
     def spell(self, id: int) -> str:
         return spell(self.tokenizer, id)
@@ -97,7 +105,9 @@ async def complete(exchange: Exchange, backend: Backend) -> dict[str, Any]:
         replies.choice(
             index,
             line.finish_reason,
-            message=replies.message_object(line.text, exchange.boxes(line)),
+            message=replies.message_object(
+                line.text, exchange.boxes(line), [call.as_json() for call in line.reader.calls]
+            ),
             logprobs=exchange.logprobs(line.logprobs),
         )
         for index, line in enumerate(lines)
@@ -124,15 +134,19 @@ async def stream(exchange: Exchange, backend: Backend) -> AsyncIterator[dict[str
 
 def _step(exchange: Exchange, line: Line, delta: Delta) -> dict[str, Any] | None:
     """What one step adds to a stream; None while nothing is certain."""
+    num_calls = len(line.reader.calls)
     text = line.take(delta)
     entries = [delta.token.logprob] if delta.token and delta.token.logprob else []
     content: dict[str, Any] = {"content": text} if text else {}
+    if calls := line.reader.calls[num_calls:]:
+        numbered = enumerate(calls, start=num_calls)
+        content["tool_calls"] = [{"index": index, **call.as_json()} for index, call in numbered]
     if delta.finish_reason is not None and (found := exchange.boxes(line)):
         content["boxes"] = found
     if not (content or entries or delta.finish_reason):
         return None
     logprobs = exchange.logprobs(entries) if entries else None
-    return replies.choice(delta.index, delta.finish_reason, delta=content, logprobs=logprobs)
+    return replies.choice(delta.index, line.finish_reason, delta=content, logprobs=logprobs)
 
 
 async def deltas(

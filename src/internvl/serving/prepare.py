@@ -20,7 +20,9 @@ from internvl.generation.prompt import context_limit
 from internvl.processing.processor import Inputs
 from internvl.serving.decoders import Decoders
 from internvl.serving.media import MediaPolicy, Medium, check_bytes, find_medium
-from internvl.serving.protocol_chat import ChatRequest, MediaReference, as_messages, find_media
+from internvl.serving.protocol_chat import ChatRequest
+from internvl.serving.protocol_messages import MediaReference, as_messages, find_media
+from internvl.serving.protocol_tools import with_tools
 
 DEFAULT_NEW_TOKENS = 1024
 
@@ -95,8 +97,9 @@ class Preparer:
         return explain_inputs(model.config, inputs, tokens, new_tokens, value_bytes)
 
     def _inputs(self, chat: ChatRequest, pictures: list[list[Any]]) -> Inputs:
-        messages = as_messages(chat.messages, pictures)
         processor = self.model.processor
+        messages = as_messages(chat.messages, pictures)
+        messages = with_tools(messages, chat.offered_tools, processor.template.system_message)
         request = read_request(messages, (), chat.options(), processor.limits)
         return processor(
             request.conversation,

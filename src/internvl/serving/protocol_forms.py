@@ -89,9 +89,13 @@ class FormFields(SamplingFields):
 
 
 def json_constraint(schema: str | Mapping[str, Any]) -> Constraint:
-    """Text that is JSON of this schema. Raises RequestError for one that is too deep."""
+    """Text that is JSON of this schema."""
+    return Constraint(kind="json_schema", value=schema if isinstance(schema, str) else as_text(schema))
+
+
+def as_text(schema: Mapping[str, Any]) -> str:
+    """JSON on one line. Raises RequestError for what is too deep."""
     try:
-        text = schema if isinstance(schema, str) else json.dumps(schema)
+        return json.dumps(schema)
     except RecursionError as reason:
         raise RequestError("the schema is nested too deeply") from reason
-    return Constraint(kind="json_schema", value=text)

@@ -75,9 +75,13 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode("utf-8", "replace"))}
 
 
-def message_object(text: str, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The assistant's message; `boxes` only where there are any."""
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+def message_object(
+    text: str, found: list[dict[str, Any]], calls: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """The assistant's message; `boxes` and `tool_calls` only where there are any."""
+    content = None if calls and not text.strip() else text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    message |= {"tool_calls": list(calls)} if calls else {}
     return {**message, "boxes": found} if found else message
 
 

@@ -37,7 +37,7 @@ UNKNOWN_FIELD = "extra_forbidden"
 MEDIA_CODES = ("media_", "invalid_image", "invalid_video", "invalid_document")
 SOURCES = frozenset({"body", "query", "path", "header"})
 BRANCHES = frozenset(
-    {"system", "developer", "user", "assistant", "text", "image_url", "video_url", "file"}
+    {"system", "developer", "user", "assistant", "tool", "text", "image_url", "video_url", "file"}
     | {"input_text", "output_text", "input_image", "input_file"}
 )
 TYPES = frozenset({"str", "int", "float", "bool", "none"})

@@ -28,7 +28,7 @@ from internvl.serving.embedding import Embedder
 from internvl.serving.files import FileStore
 from internvl.serving.metrics import Metrics
 from internvl.serving.prepare import Preparer, find_source
-from internvl.serving.protocol_chat import MediaReference
+from internvl.serving.protocol_messages import MediaReference
 from internvl.serving.settings import Settings
 
 Model: TypeAlias = ChatModel | ContrastiveModel | VisionModel
