@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,27 @@ def test_adapters_of_another_model(tmp_path: Path) -> None:
         merge_checkpoint(base, tmp_path / "adapter", tmp_path / "out")
 
 
-def test_partly_trained_modules_have_no_place_in_the_format(tmp_path: Path) -> None:
+def test_parameters_beside_modules_are_stored_alone(tmp_path: Path) -> None:
+    """They are no module that PEFT could be told to put in place of another."""
+    base = saved(chat_config("qwen2"), tmp_path / "base")
+    model = load_model(base)
+    add_adapters(model, [(r"llm\..*out", LORA)])
+    trained = ["vit.layers.0.ls1", "vit.embed.class_token"]
+    for name in trained:
+        model.get_parameter(name).data.add_(0.5)
+    save_adapters(model, tmp_path / "adapter", trained=trained)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["modules_to_save"] is None
+    again = load_model(base)
+    assert set(load_adapters(again, tmp_path / "adapter").replaced) == set(trained)
+    for name in trained:
+        assert torch.equal(again.get_parameter(name), model.get_parameter(name))
+
+
+def test_weights_under_a_trained_adapter_have_no_place_in_the_format(tmp_path: Path) -> None:
     model = load_model(saved(chat_config("qwen2"), tmp_path / "base"))
     add_adapters(model, [(r"llm\..*out", LORA)])
-    for name in ("vit.layers.0.ls1", "vit.embed.class_token"):
-        with pytest.raises(ConfigError, match="was trained in part"):
-            save_adapters(model, tmp_path / "adapter", trained=[name])
+    with pytest.raises(ConfigError, match=r"layers\.0\.attn\.out has an adapter and its own weights"):
+        save_adapters(model, tmp_path / "adapter", trained=["llm.layers.0.attn.out.weight"])
     assert not (tmp_path / "adapter").exists()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from internvl.cli.main import DONE, FAILED, WRONG_USE
 from tests.cli.conftest import Run, save_noise
+from tests.conftest import GoldenFixtures
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +107,29 @@ def test_a_quick_check_reads_headers(run: Run, model: str, meta: Path, tmp_path:
     words = ("data", "check", str(meta), "--model", model)
     assert run(*words, "--quick").status == DONE
     assert run(*words, "--workers", "2").status == FAILED
+
+
+def test_pairs(run: Run, tmp_path: Path, golden_dir: GoldenFixtures) -> None:
+    """The model decides what records are: for InternVL-G pictures with captions."""
+    save_noise(tmp_path / "photo.png", 60, 40)
+    good = {"image": "photo.png", "en": ["A dog.", "A dog runs."], "zh": ["狗。"]}
+    bad = [{**good, "image": "missing.png"}, {**good, "en": ["dog " * 200]}, {"image": "photo.png"}]
+    path = write(tmp_path / "pairs.jsonl", [good] * 5 + bad)
+    words = ("data", "check", path, "--model", str(golden_dir / "internvl_14b"), "--examples", "2")
+    document = run(*words, "--json")
+    assert document.status == FAILED
+    assert [row["key"] for row in document.json["bad"]] == ["pairs:5", "pairs:6", "pairs:7"]
+    languages = {one["language"]: one for one in document.json["languages"]}
+    assert (languages["en"]["num_rows"], languages["en"]["num_captions"]) == (5, 10)
+    assert languages["zh"]["num_captions"] == 5
+    assert (document.json["epoch"]["num_steps"], document.json["epoch"]["num_tiles"]) == (3, 5)
+    assert document.json["estimate"]["memory"] > 0
+    finished = run(*words)
+    assert "captions and their tokens" in finished.out
+    assert "the limit is 80" in finished.out
+    assert "3 of 8 records cannot be used" in finished.err
+    write(tmp_path / "pairs.jsonl", [good] * 5)
+    assert run(*words, "--language", "zh").status == DONE
 
 
 @pytest.mark.parametrize(

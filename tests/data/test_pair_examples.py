@@ -61,6 +61,15 @@ def test_a_look_draws_one_caption_in_three_forms(make: Callable[..., PairExample
     assert min(seen.values()) > 8
 
 
+def test_every_look_has_a_number_of_its_own(make: Callable[..., PairExamples], dataset: DataSet) -> None:
+    looks = [(seed, key) for seed in range(4) for key in ("a:0", "a:1")]
+    drawn = [make().example(ROW, dataset, seed=seed, key=key).draw for seed, key in looks]
+    assert drawn == [make().example(ROW, dataset, seed=seed, key=key).draw for seed, key in looks]
+    assert len(set(drawn)) == len(looks)
+    assert all(0 <= number < 2**63 for number in drawn)
+    assert max(drawn) > 2**61
+
+
 def test_one_language(make: Callable[..., PairExamples], dataset: DataSet) -> None:
     held = make(language="zh").read(ROW, dataset)
     assert held.captions == {"zh": tuple(ROW["zh"])}

@@ -28,8 +28,8 @@ from internvl.checkpoints.configs import describe
 from internvl.config import ChatConfig
 from internvl.data.bad_samples import BadSamplesLog
 from internvl.data.batch import pack
+from internvl.data.chat_examples import Examples
 from internvl.data.check import check
-from internvl.data.examples import Examples
 from internvl.data.feed import Feed
 from internvl.data.meta import DataSet, open_data
 from internvl.data.mixture import Mixture

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from internvl.adapt.lora import LoRA
+from internvl.adapt.lora import LoRA, merge_adapters
+from internvl.checkpoints.adapters import load_adapters
 from internvl.checkpoints.deltas import apply_deltas, read_deltas
 from internvl.checkpoints.load import build, load_model
 from internvl.data.spec import Batching, DataSpec
@@ -30,8 +31,9 @@ from tests.training.processes import run as run_processes
 WORKER = "tests.invariants.training_worker"
 STEPS = 6
 TEXT = r"qllama\.layers\.\d+\.(attn|mlp)\..*"
-ROUNDING = r"image_pool\.(norm_)?k\.bias"
+ROUNDING = r"(image|query)_pool\.(norm_)?k\.bias"
 """Adds the same to all scores, so its gradient is rounding alone, of which AdamW makes whole steps."""
+QUERIES = r"qllama\.queries|.*\.cross\..*|query_pool\..*|itm_head\..*"
 POOLS = r"image_pool\..*|text_projection|logit_scale"
 SETTINGS = AdamW(lr=1e-3, weight_decay=0.01)
 
@@ -90,6 +92,18 @@ def test_two_processes_are_one(recipe: Recipe, tmp_path: Path, parallel: str) ->
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.parametrize("matches", ["half", "both"])
+def test_two_processes_draw_the_wrong_texts_of_one(recipe: Recipe, tmp_path: Path, matches: str) -> None:
+    """Processes share a step by the length of its texts, so the order of its pairs is another."""
+    spec = Stage2(matches="half" if matches == "half" else "both")
+    rules = ((ROUNDING, None), (QUERIES, SETTINGS), (".*", None))
+    recipe = replace(recipe, model=replace(recipe.model, adapters=()), params=rules, objective=spec)
+    assert run(recipe, tmp_path / "one").reason == "finished"
+    recipe_file.write(tmp_path / "recipe.json", recipe)
+    run_processes(2, WORKER, tmp_path / "recipe.json", tmp_path / "two")
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
 def whole(recipe: Recipe, **changes: Any) -> Recipe:
     """All of the model learns to compare, to match and to write, with drop path."""
     model = replace(recipe.model, adapters=(), drop_path=0.2)
@@ -117,10 +131,11 @@ def test_kept_features_are_the_towers(recipe: Recipe, tmp_path: Path) -> None:
     assert len(list((tmp_path / "kept" / "features").rglob("*.safetensors"))) == 16
 
 
-def test_the_result_is_the_model_and_its_deltas(
+def test_the_result_is_the_model_and_what_was_learnt(
     recipe: Recipe, tmp_path: Path, golden_dir: GoldenFixtures
 ) -> None:
-    """The checkpoint has the adapters in its weights; so has the start with the deltas added."""
+    """The checkpoint has the adapters in its weights; so has the start with the deltas added, or with the
+    adapters put on and merged."""
     recipe = recipe_file.override(recipe, ["model.image_size=none", "steps=2"])
     outcome = run(recipe, tmp_path)
     assert outcome.result == tmp_path / "model"
@@ -130,9 +145,27 @@ def test_the_result_is_the_model_and_its_deltas(
     deltas = read_deltas(contents)
     assert "logit_scale" in deltas
     joined = apply_deltas(start.state_dict(), deltas, build(made.config))
+    adapted = load_model(golden_dir / "internvl_14b")
+    load_adapters(adapted, tmp_path / "adapter")
+    merge_adapters(adapted)
     differing = []
     for name, value in made.state_dict().items():
         torch.testing.assert_close(joined[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(adapted.state_dict()[name], value, rtol=0, atol=1e-6)
         differing += [] if torch.equal(value, start.state_dict()[name]) else [name]
     assert {"qllama.layers.0.attn.qkv.weight", "text_projection", "logit_scale"} <= set(differing)
     assert not any(name.startswith(("vit.", "qllama.head", "query_pool")) for name in differing)
+
+
+def test_a_run_goes_on_from_the_adapters_of_another(recipe: Recipe, tmp_path: Path) -> None:
+    """Nothing is learnt at a rate near zero: the second run hands over what the first one did. Of a model
+    joined from parts the new ones that nobody trained come from the seed."""
+    assert run(recipe, tmp_path / "one").reason == "finished"
+    on = recipe_file.override(recipe, [f"model.adapter={tmp_path / 'one' / 'adapter'}", "steps=1"])
+    on = replace(on, params=((ROUNDING, None), (".*lora_up", AdamW(lr=1e-30)), (".*", None)))
+    assert run(on, tmp_path / "two").reason == "finished"
+    first, second = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
+    started = load_model(recipe.model.checkpoint).state_dict()
+    assert first.keys() == second.keys()
+    assert [name for name, value in first.items() if not torch.equal(second[name], value)] == []
+    assert not torch.equal(first["text_projection"], started["text_projection"])

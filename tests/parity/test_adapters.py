@@ -146,6 +146,28 @@ def test_what_peft_writes_loads_here(base: tuple[VLM, Any], settings: dict[str, 
     torch.testing.assert_close(our_logits(model), expected, atol=2e-4, rtol=1e-4)
 
 
+def test_what_was_trained_beside_adapters_loads_in_peft(base: tuple[VLM, Any], tmp_path: Path) -> None:
+    """A module is stored whole; a parameter that stands beside modules, such as the positions, alone."""
+    model, theirs = base
+    add_adapters(model, [(EVERYWHERE, LoRA(rank=2))])
+    randomize(model)
+    trained = ["vit.embed.position", "projector.norm.weight"]
+    for name in trained:
+        model.get_parameter(name).data.add_(0.5)
+    before = their_logits(model, theirs)
+    save_adapters(model, tmp_path / "adapter", "hf", trained=trained)
+    peft = PeftModel.from_pretrained(theirs, tmp_path / "adapter")
+    expected = our_logits(model)
+    torch.testing.assert_close(their_logits(model, peft), expected, atol=2e-4, rtol=1e-4)
+    again = load_model(tmp_path / "base")
+    assert set(load_adapters(again, tmp_path / "adapter").replaced) == {*trained, "projector.norm.bias"}
+    assert isinstance(again, VLM)
+    torch.testing.assert_close(our_logits(again), expected)
+    for name in trained:
+        theirs_then = before - expected  # both count: without them the answers differ by far more
+        assert theirs_then.abs().max() > 0.1, name
+
+
 def test_padding_with_zeros_is_not_trained(base: tuple[VLM, Any], tmp_path: Path) -> None:
     """PEFT adapts query and value alone: the key's factors have no gradient here."""
     model, theirs = base

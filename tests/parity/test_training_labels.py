@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from internvl.config import ChatConfig, ProjectorConfig, TextConfig, TilingConfig, VisionConfig
+from internvl.data.chat_examples import Examples
 from internvl.data.example import Example
-from internvl.data.examples import Examples
 from internvl.data.meta import DataSet
 from internvl.errors import InputError
 from internvl.processing.colour import RELEASED_POLICY

@@ -18,8 +18,9 @@ from internvl.data.spec import DataSpec
 from internvl.recipes import nano_data
 from internvl.recipes.nano_data import CAPTION, CHINESE, OTHERS, READ, SHORT, tidy, write
 from internvl.training.build import build
+from internvl.training.build_pairs import build_pairs
 from internvl.training.recipe import ModelSpec
-from internvl.training.records import make_examples
+from internvl.training.recipe_data import make_examples, make_pairs
 from tests.conftest import GoldenFixtures
 
 QUESTIONS = [["is there a red shape?", "yes", 0], ["what color is it?", "red", 0], ["is it blue?", "no", 1]]
@@ -91,6 +92,9 @@ def test_the_records(data: Path, tmp_path: Path) -> None:
     assert {row["question"] for row in chinese} <= set(CHINESE)
     assert len(english) == len(chinese) == 4
     assert [row["question"] for row in rows(out / "captions_val.jsonl")] == [CAPTION] * 2
+    pairs = rows(out / "pairs.jsonl")
+    assert [row["zh"] for row in pairs] == [["狗在跑。"], ["两只狗。"], ["一个球。"], ["狗在跑。"]]
+    assert [len(row["en"]) for row in pairs] == [2] * 4
     assert rows(out / "words.jsonl")[3] == {"image": "w3.png", "question": READ[0], "answers": ["WORD3"]}
     assert rows(out / "shapes_train.jsonl") == [
         {"image": "0.png", "pairs": [["Is there a red shape?", "yes"], ["What color is it?", "red"]]},
@@ -143,6 +147,16 @@ def test_every_record_makes_an_example(data: Path, tmp_path: Path, golden_dir: G
                 example = examples.example(dataset.source.row(index), dataset, seed=0)
                 assert example.size.tiles == 1
                 assert all(any(branch.trained) for branch in example.branches)
+
+
+def test_every_pair_has_its_picture(data: Path, tmp_path: Path, golden_dir: GoldenFixtures) -> None:
+    out = prepare(data, tmp_path / "out")
+    built = build_pairs(ModelSpec(checkpoint=str(golden_dir / "internvl_14b"), image_size=56), 0)
+    pairs = make_pairs(built, DataSpec(meta=str(out / "pairs.json")))
+    (dataset,) = open_data(out / "pairs.json")
+    for index in range(len(dataset.source)):
+        example = pairs.example(dataset.source.row(index), dataset, seed=0, key=str(index))
+        assert example.tile_3HW.shape == (3, 56, 56)
 
 
 def test_the_same_call_writes_the_same_files(data: Path, tmp_path: Path) -> None:

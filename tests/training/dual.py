@@ -41,5 +41,11 @@ def pairs(first: int = 0, last: int = 6) -> PairBatch:
         caption_ids=tuple((1, 6, 7, *ids, 2) for ids in captions),
         prompt_lengths=(3,) * len(captions),
         image_ids_B=torch.tensor(pictures),
+        draws_B=draws(6)[first:last],
         keys=tuple(f"pair {index}" for index in range(first, last)),
     )
+
+
+def draws(count: int, seed: int = 0) -> torch.Tensor:
+    """The random numbers of `count` looks at records."""
+    return torch.randint(1 << 62, (count,), generator=torch.Generator().manual_seed(seed))

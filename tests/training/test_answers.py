@@ -15,7 +15,7 @@ import internvl
 from internvl import ChatModel
 from internvl.data.bad_samples import BadSample
 from internvl.data.batch import Batch
-from internvl.data.examples import Examples
+from internvl.data.chat_examples import Examples
 from internvl.data.meta import DataSet, open_data
 from internvl.training.answers import Answer, Answers
 from internvl.training.features import FeatureCache

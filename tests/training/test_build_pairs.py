@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from internvl.adapt.lora import LoRA, adapters
+from internvl.checkpoints.adapters import save_adapters
 from internvl.checkpoints.load import load_model, load_vision
 from internvl.errors import TrainingError
 from internvl.models.dual_encoder import DualEncoder
 from internvl.models.vlm import VLM
 from internvl.training.build_pairs import build_pairs
-from internvl.training.parts import ContrastiveParts
+from internvl.training.contrastive_parts import ContrastiveParts
 from internvl.training.recipe import ModelSpec
 from tests.conftest import GoldenFixtures
 
@@ -101,6 +103,24 @@ def test_without_queries_it_is_mode_c_alone(chat: str) -> None:
 def test_narrow_weights(chat: str) -> None:
     model = build_pairs(replace(joined(chat), frozen_dtype="bfloat16"), 0).model
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_adapters_of_a_run_before(own: str, tmp_path: Path) -> None:
+    """Training goes on with their values and with all that was trained beside them."""
+    spec = ModelSpec(checkpoint=own, adapters=((TEXT, LoRA(rank=2)),))
+    before = build_pairs(spec, 1).model
+    beside = ["image_pool.q.weight", "text_projection", "logit_scale", "qllama.queries"]
+    with torch.no_grad():
+        for name, value in before.named_parameters():
+            if ".lora_" in name or name in beside:
+                value.add_(0.5)
+    save_adapters(before, tmp_path / "adapter", trained=beside)
+    built = build_pairs(replace(spec, adapter=str(tmp_path / "adapter")), 2)
+    assert set(built.adapted) == set(adapters(before))
+    state = built.model.state_dict()
+    assert [name for name, value in before.state_dict().items() if not torch.equal(state[name], value)] == []
+    with pytest.raises(TrainingError, match=r"differ from model\.adapters.*rank 2,.*rank 4,"):
+        build_pairs(replace(spec, adapter=str(tmp_path / "adapter"), adapters=((TEXT, LoRA(rank=4)),)), 2)
 
 
 @pytest.mark.parametrize(

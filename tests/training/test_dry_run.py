@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import Batching, DataSpec
@@ -89,6 +90,25 @@ def test_processes_share_the_work(recipe: Recipe, monkeypatch: pytest.MonkeyPatc
     assert shared.activations < alone.activations
 
 
-def test_nothing_is_told_of_pairs(recipe: Recipe) -> None:
-    with pytest.raises(TrainingError, match=r"learns from pairs.*steps=2"):
-        dry_run(replace(recipe, objective=Contrastive()))
+def test_pairs(recipe: Recipe, tmp_path: Path, golden_dir: GoldenFixtures) -> None:
+    """A record is a picture and one of its captions."""
+    (tmp_path / "records.jsonl").write_text(
+        "".join(f'{{"image": "{n % 4}.png", "en": ["a square", "a red square"]}}\n' for n in range(20))
+    )
+    for index in range(4):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{index}.png")
+    model = ModelSpec(checkpoint=str(golden_dir / "internvl_14b"))
+    pairs = replace(
+        recipe,
+        model=model,
+        objective=Contrastive(),
+        params=((r"image_pool\..*|logit_scale", AdamW(lr=1e-3)), (".*", None)),
+    )
+    made = dry_run(pairs)
+    assert (made.steps, made.is_limit, made.load.tiles) == (8, False, 4)
+    assert 4 * 4 < made.load.tokens < 4 * 40
+    assert [group.name for group in made.groups if group.trained] == ["logit_scale", "image_pool"]
+    longest = dry_run(replace(pairs, data=replace(pairs.data, meta=None), steps=7, epochs=None))
+    assert longest.is_limit
+    assert (longest.load.tokens, longest.load.tiles) == (4 * 80, 4)
+    assert longest.flops > made.flops

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from internvl.adapt.lora import LoRA, add_adapters
 from internvl.config import ChatConfig, ProjectorConfig, TextConfig, TilingConfig, VisionConfig
@@ -22,6 +19,7 @@ from internvl.training.objectives import next_token
 from internvl.training.optim import freeze, make_optimizer
 from internvl.training.recipe import AdamW, Execution, Recipe, Rule
 from internvl.training.workload import activation_bytes, step_flops, step_load
+from tests.training.counting import Counter, saved_bytes
 
 TRAINED = AdamW(lr=1e-3)
 EVERYTHING: tuple[Rule, ...] = ((".*", TRAINED),)
@@ -77,21 +75,6 @@ def make_recipe(rules: Sequence[Rule], **execution: object) -> Recipe:
     return Recipe(name="x", params=tuple(rules), steps=10, data=data, execution=settings)
 
 
-def saved_bytes(model: VLM, batch: Batch) -> int:
-    """What autograd keeps for the backward pass, parameters apart."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        next_token(model, batch)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
 @pytest.mark.parametrize("rules", [EVERYTHING, PROJECTOR, LANGUAGE, ADAPTERS, NOTHING_BEFORE])
 @pytest.mark.parametrize("tiles", [0, 6])
 def test_activations_are_what_autograd_keeps(rules: Sequence[Rule], tiles: int) -> None:
@@ -100,7 +83,7 @@ def test_activations_are_what_autograd_keeps(rules: Sequence[Rule], tiles: int) 
     recipe = make_recipe(rules)
     logits = 8 * size.trained * model.config.text.vocab_size
     expected = activation_bytes(model, recipe, step_load(model, recipe, [size])) - logits
-    assert saved_bytes(model, batch) == pytest.approx(expected, rel=0.05)
+    assert saved_bytes(model, lambda: next_token(model, batch)) == pytest.approx(expected, rel=0.05)
 
 
 def test_recomputed_layers_keep_their_input() -> None:
@@ -118,27 +101,6 @@ def test_recomputed_layers_keep_their_input() -> None:
     assert saved == pytest.approx(
         plain - 2 * layer_text - 2 * layer_vision + inputs + max(layer_text, layer_vision)
     )
-
-
-class Counter(TorchDispatchMode):
-    """Operations of products and attention as torch's registry counts them; causal attention is half."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func._overloadpacket
-        if name in flop_registry:
-            self.total += flop_registry[name](*args, **(kwargs or {}), out_val=out)
-        elif "flash_attention_for_cpu" in str(name):
-            is_backward = "backward" in str(name)
-            batch, heads, length, width = args[1 if is_backward else 0].shape
-            is_causal = args[7 if is_backward else 4] if len(args) > (7 if is_backward else 4) else False
-            products = 4 if is_backward else 2
-            self.total += products * 2 * batch * heads * length**2 * width / (2 if is_causal else 1)
-        return out
 
 
 @pytest.mark.parametrize("rules", [EVERYTHING, PROJECTOR, LANGUAGE, ADAPTERS, NOTHING_BEFORE])

@@ -25,7 +25,7 @@ from internvl.training import recipe_file, report
 from internvl.training.build import build
 from internvl.training.objective_spec import NextToken, Preference
 from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
-from internvl.training.records import make_examples
+from internvl.training.recipe_data import make_examples
 from internvl.training.reference import store
 from internvl.training.run import run
 from tests.conftest import GoldenFixtures
@@ -481,5 +481,5 @@ def test_what_cannot_start_says_so(full: Recipe, lora: Recipe, tmp_path: Path) -
         run(replace(full, data=DataSpec()), tmp_path / "1")
     with pytest.raises(InputError, match="gone"):
         run(replace(full, data=DataSpec(meta=str(tmp_path / "gone.jsonl"))), tmp_path / "2")
-    with pytest.raises(CheckpointError, match="trained in part"):
+    with pytest.raises(CheckpointError, match="has an adapter and its own weights were trained too"):
         run(replace(lora, params=((".*", AdamW(lr=1e-3)),)), tmp_path / "3")

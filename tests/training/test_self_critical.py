@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from internvl.data.example import Branch, Example
 from internvl.errors import TrainingError
 from internvl.evaluation.scores import CiderD
 from internvl.models.vlm import VLM
 from internvl.training.objective_spec import SelfCritical
 from internvl.training.objectives import next_token
 from internvl.training.self_critical import SelfCriticalObjective, advantages, read_batch
-from tests.training.tiny import batch, examples
+from tests.training.tiny import CONTEXT, batch, examples, picture
 
 WANTED = 5
 
@@ -39,13 +40,86 @@ def objective(samples: int = 8) -> SelfCriticalObjective:
 
 
 def test_a_batch_is_read_back() -> None:
-    for one, example in zip(read_batch(batch()), examples(), strict=True):
-        assert (one.ids, one.slots) == (example.prefix, example.slots)
-        trained = [
-            tuple(id for id, counts in zip(branch.ids, branch.trained, strict=True) if counts)
-            for branch in example.branches
-        ]
-        assert list(one.references) == trained
+    *captions, first, second = read_batch(batch())
+    for number, (one, example) in enumerate(zip(captions, examples()[:2], strict=True)):
+        assert (one.key, one.ids, one.slots) == (example.key, example.prefix, example.slots)
+        assert one.seen == tuple(range(4 * number, 4 * number + 4))
+        assert list(one.references) == [branch.ids for branch in example.branches]
+    assert (first.ids, first.references) == ((1, 8, 3), ((31, 2),))
+    assert (second.ids, second.references) == ((1, 8, 3, 31, 2, 9), ((32, 33, 2),))
+
+
+def test_every_round_is_a_question_with_the_pictures_before_it() -> None:
+    """Questions of one picture, two of them the same; then a conversation that shows a second picture."""
+    asked = Example(
+        key="questions",
+        prefix=(1, *(CONTEXT,) * 4),
+        branches=(
+            Branch((9, 21, 2), (False, True, True)),
+            Branch((8, 3, 22, 2), (False, False, True, True)),
+            Branch((9, 23, 2), (False, True, True)),
+        ),
+        slots=(1, 2, 3, 4),
+        tiles_N3HW=picture(1),
+    )
+    shown = Example(
+        key="rounds",
+        prefix=(1, *(CONTEXT,) * 4),
+        branches=(
+            Branch((9, 24, 2, *(CONTEXT,) * 4, 8, 25, 2), (False, True, True, *(False,) * 5, True, True)),
+        ),
+        slots=(1, 2, 3, 4, 8, 9, 10, 11),
+        tiles_N3HW=torch.cat((picture(2), picture(3))),
+    )
+    packed = batch(asked, shown)
+    same, other, first, second = read_batch(packed)
+    before = (1, *(CONTEXT,) * 4)
+    assert (same.ids, same.references) == ((*before, 9), ((21, 2), (23, 2)))
+    assert (other.ids, other.references) == ((*before, 8, 3), ((22, 2),))
+    assert (first.ids, first.references, first.seen) == ((*before, 9), ((24, 2),), (4, 5, 6, 7))
+    assert second.ids == (*before, 9, 24, 2, *(CONTEXT,) * 4, 8)
+    assert (second.slots, second.seen) == ((1, 2, 3, 4, 8, 9, 10, 11), tuple(range(4, 12)))
+    assert second.references == ((25, 2),)
+    for one in (same, other, first, second):
+        assert [one.ids[slot] for slot in one.slots] == [CONTEXT] * len(one.slots)
+
+
+def test_a_picture_of_several_questions_learns_from_all(model: VLM) -> None:
+    """The loss is that of the questions each in a record of its own, with the same answers drawn."""
+    whole = Example(
+        key="whole",
+        prefix=(1, *(CONTEXT,) * 4),
+        branches=(
+            Branch((9, 21, 2), (False, True, True)),
+            Branch((8, 3, 22, 2), (False, False, True, True)),
+        ),
+        slots=(1, 2, 3, 4),
+        tiles_N3HW=picture(1),
+    )
+    apart = [
+        Example(
+            key="apart",
+            prefix=(*whole.prefix, *branch.ids[:-2]),
+            branches=(Branch(branch.ids[-2:], (True, True)),),
+            slots=whole.slots,
+            tiles_N3HW=whole.tiles_N3HW,
+        )
+        for branch in whole.branches
+    ]
+    losses, gradients = [], []
+    for one in (batch(whole), batch(*apart)):
+        torch.manual_seed(3)
+        model.zero_grad()
+        loss = objective(40)(model, one)
+        loss.total.backward()
+        losses.append((float(loss.total.detach()), loss.weight, loss.metrics))
+        gradient = model.projector.fc1.weight.grad
+        assert gradient is not None
+        gradients.append(gradient.clone())
+    assert losses[0][1:] == losses[1][1:]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
 
 
 def test_an_answer_is_compared_with_its_siblings() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from internvl.adapt.lora import LoRA, LoRALinear, add_adapter
 from internvl.checkpoints.adapter_config import AdapterConfig
-from internvl.checkpoints.adapter_names import Naming
 from internvl.checkpoints.lazy import Held, Lazy, fetch
+from internvl.checkpoints.naming import Naming
 from internvl.checkpoints.peft_names import Role
 from internvl.checkpoints.rules import original_names
 from internvl.errors import WeightsError

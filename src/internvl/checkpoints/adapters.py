@@ -21,9 +21,9 @@ from internvl.adapt.lora import LoRALinear, adapters
 from internvl.adapt.targets import linear_modules
 from internvl.checkpoints.adapter_config import read_adapter_config, write_adapter_config
 from internvl.checkpoints.adapter_factors import Factors, plan_adapter, stored_factors
-from internvl.checkpoints.adapter_names import Naming, find_naming, namings
 from internvl.checkpoints.lazy import Held, Lazy, fetch
 from internvl.checkpoints.load import Model
+from internvl.checkpoints.naming import Naming, find_naming, namings
 from internvl.checkpoints.peft_names import Role, parse_name
 from internvl.checkpoints.read import read_json
 from internvl.checkpoints.rules import convert, original_names
@@ -35,6 +35,8 @@ from internvl.models.layers import Linear
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
+OF_A_MODULE = (".weight", ".bias")
+"""How the names of parameters end that are all that their module has."""
 NUM_LISTED = 5
 
 
@@ -55,7 +57,8 @@ def save_adapters(
         directory: must be empty or absent unless `overwrite`; appears whole or not at all.
         layout: "official" or "hf": whose names the base model has.
         trained: parameters, by our names, that were trained beside the adapters, such as those of the
-            projector. Their modules are stored whole (`modules_to_save`).
+            projector. Their modules are stored whole (`modules_to_save`); a parameter that stands beside
+            modules, such as `text_projection`, alone: PEFT puts it in its place by its name.
         family: how the language model is packed; by default what the configuration implies.
         base: the base model's name or path, for the record.
 
@@ -97,7 +100,7 @@ def describe_adapters(
         dropout=max(module.lora.dropout for module in found.values()),
         rank_stabilized=all(is_stabilized for _, is_stabilized in settings),
         magnitude=any(magnitude for magnitude, _ in settings),
-        whole=sorted({name.rpartition(".")[0] for name in whole}),
+        whole=sorted({name.rpartition(".")[0] for name in whole if name.endswith(OF_A_MODULE)}),
         base=base,
     )
     tensors = {PREFIX + name: value for name, value in whole.items()}
@@ -110,18 +113,22 @@ def describe_adapters(
 
 
 def _whole_modules(model: nn.Module, naming: Naming, trained: Sequence[str]) -> dict[str, Tensor]:
-    """All parameters of the modules that own the trained ones, by their names."""
-    whole: dict[str, Tensor] = {}
-    for owner in dict.fromkeys(name.rpartition(".")[0] for name in trained):
+    """The trained parameters, with all others of a module that has no modules inside, by their names."""
+    known: dict[str, Tensor] = {}
+    for name in trained:
+        owner = name.rpartition(".")[0]
         module = model.get_submodule(owner)
-        if isinstance(module, LoRALinear) or next(module.children(), None) is not None:
+        if isinstance(module, LoRALinear):
             raise ConfigError(
-                f"{owner} was trained in part, but PEFT's files hold whole modules: save a merged checkpoint"
+                f"{owner} has an adapter and its own weights were trained too, which PEFT's files do not "
+                "hold: train one of them"
             )
-        for leaf, value in module.named_parameters():
-            rows = naming.split(f"{owner}.{leaf}", value.detach())
-            whole |= {name: fetch(piece) for name, piece in rows.items()}
-    return whole
+        is_leaf = next(module.children(), None) is None
+        leaves = [leaf for leaf, _ in module.named_parameters()] if is_leaf else []
+        whole = [f"{owner}.{leaf}" for leaf in leaves] or [name]
+        known |= {one: model.get_parameter(one) for one in whole}
+    rows = [naming.split(name, value.detach()) for name, value in known.items()]
+    return {name: fetch(piece) for pieces in rows for name, piece in pieces.items()}
 
 
 @dataclass(slots=True)

@@ -16,18 +16,22 @@ from internvl.cli import output
 from internvl.cli.arguments import File, Flag, Whole, Word, parse
 from internvl.cli.loading import find
 from internvl.cli.reference import store_all
-from internvl.config import ChatConfig
+from internvl.config import ChatConfig, ContrastiveConfig
 from internvl.data.bad_samples import BadSamplesLog
+from internvl.data.chat_examples import Examples
 from internvl.data.check import Epoch, Report, SetReport, Spread, check
-from internvl.data.examples import Examples
+from internvl.data.check_captions import CaptionCheck, LanguageReport
 from internvl.data.meta import open_data
 from internvl.data.spec import BadSamples, Batching, DataSpec
 from internvl.errors import InputError
+from internvl.models.dual_encoder import DualEncoder
 from internvl.models.vlm import VLM
 from internvl.processing.processor import Processor
 from internvl.processing.tokenizer import load_tokenizer
 from internvl.training.estimate import Estimate, duration, estimate, measure_rate
+from internvl.training.objective_spec import Contrastive, NextToken, ObjectiveSpec, Stage2
 from internvl.training.recipe import AdamW, Recipe
+from internvl.training.recipe_data import pair_examples
 from internvl.zoo import template_of
 
 SHOWN = 20
@@ -37,6 +41,8 @@ BAR = 40
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Read, measure and decode every record of training data, and list what is broken.
+
+    With InternVL-C or -G as --model records are pairs of a picture and its captions, all of which are read.
 
     Exit status 1 tells that something is. Nothing is trained; of the model only the configuration and the
     tokenizer are read.
@@ -67,6 +73,8 @@ class Options:
     """How an epoch is shared out over data sets."""
     language: Word = None
     """The captions to take, where there are several languages."""
+    clean_captions: Flag = False
+    """Of pairs: captions in small letters without punctuation, as retrieval fine-tuning reads them."""
     quick: Flag = False
     """Read pictures only as far as their headers; those cut off further on are not found."""
     workers: Annotated[int, arg(metavar="N")] = 1
@@ -85,6 +93,7 @@ class Options:
             sampling=self.sampling,
             max_length=self.max_length,
             language=self.language,
+            clean_captions=self.clean_captions,
             batching=Batching(
                 examples=examples, packs=self.packs, max_tokens=self.max_tokens, max_tiles=self.max_tiles
             ),
@@ -101,40 +110,55 @@ def run(words: Sequence[str]) -> int:
             raise InputError("data reference writes a folder of new files: name it with --out")
         return store_all(spec, options.model, options.template, Path(options.out))
     datasets = open_data(options.meta)
-    config, processor = _open_model(options)
-    examples = Examples(processor, max_length=spec.max_length, language=spec.language)
+    config, examples = _open_model(options, spec)
     with output.progress("checking") as advance:
         report = check(datasets, examples, spec, decode=not options.quick, progress=advance)
     if options.out is not None:
         _write(report, Path(options.out))
     made = None if report.epoch is None else _estimate(config, spec, report, report.epoch.num_steps)
+    languages = examples.languages() if isinstance(examples, CaptionCheck) else ()
     if options.json:
-        output.write_json(_as_json(report, made))
+        output.write_json(_as_json(report, made, languages))
     else:
-        _show(report, made, options)
+        _show(report, made, languages, options)
     return 0 if report.is_good else 1
 
 
-def _open_model(options: Options) -> tuple[ChatConfig, Processor]:
+def _open_model(
+    options: Options, spec: DataSpec
+) -> tuple[ChatConfig | ContrastiveConfig, Examples | CaptionCheck]:
+    """What is to be trained, and what makes its examples."""
     path = find(options.model)
     folder = path if path.is_dir() else path.parent
     config = describe(folder, template=options.template or template_of(options.model)).config
+    if isinstance(config, ContrastiveConfig):
+        return config, CaptionCheck(pair_examples(config, load_tokenizer(folder), spec))
     if not isinstance(config, ChatConfig):
-        raise InputError(f"{options.model} does not chat, so it cannot learn to: name a chat model")
-    return config, Processor(config, load_tokenizer(folder))
+        raise InputError(
+            f"{options.model} does not chat, nor compare pictures with texts: name a chat model, or "
+            "InternVL-C or -G"
+        )
+    processor = Processor(config, load_tokenizer(folder))
+    return config, Examples(processor, max_length=spec.max_length, language=spec.language)
 
 
-def _estimate(config: ChatConfig, spec: DataSpec, report: Report, steps: int) -> Estimate:
+def _estimate(config: ChatConfig | ContrastiveConfig, spec: DataSpec, report: Report, steps: int) -> Estimate:
     """Of one epoch on this machine that trains every weight, the most a recipe can ask for."""
-    recipe = Recipe(name="check", params=((".*", AdamW(lr=1.0)),), data=spec, steps=steps)
+    objective: ObjectiveSpec = NextToken()
+    if isinstance(config, ContrastiveConfig):
+        objective = Stage2() if config.is_generative else Contrastive()
+    rules = ((".*", AdamW(lr=1.0)),)
+    recipe = Recipe(name="check", params=rules, data=spec, steps=steps, objective=objective)
     with torch.device("meta"):
-        model = VLM(config)
+        model = VLM(config) if isinstance(config, ChatConfig) else DualEncoder(config)
     return estimate(model, recipe, report.sample, rate=measure_rate(recipe, torch.device("cpu")))
 
 
-def _as_json(report: Report, made: Estimate | None) -> dict[str, object]:
+def _as_json(report: Report, made: Estimate | None, languages: Sequence[LanguageReport]) -> dict[str, object]:
     document = asdict(report)
     del document["sample"]
+    if languages:
+        document["languages"] = [asdict(one) for one in languages]
     if made is not None:
         document["estimate"] = {"memory": made.memory, "flops": made.flops, "seconds": made.seconds}
     return document
@@ -148,10 +172,15 @@ def _write(report: Report, path: Path) -> None:
     partial.replace(path)
 
 
-def _show(report: Report, made: Estimate | None, options: Options) -> None:
+def _show(
+    report: Report, made: Estimate | None, languages: Sequence[LanguageReport], options: Options
+) -> None:
     names = ("data set", "rows", "an epoch", "bad", "tokens", "tiles", "trained")
     output.write_table("tokens and tiles of a record: median, 95 %, most", names, map(_row, report.sets))
-    for name in ("tokens", "tiles"):
+    if languages:
+        columns = ("language", "rows", "captions", "tokens")
+        output.write_table("captions and their tokens: median, 95 %, most", columns, map(_spoken, languages))
+    for name in ("tokens",) if languages else ("tokens", "tiles"):
         output.write_table("", (name, "records", ""), _bars(getattr(one, name) for one in report.sets))
     if report.epoch is not None and made is not None:
         output.write_pairs("an epoch", _totals(report.epoch, made, options))
@@ -177,8 +206,16 @@ def _totals(epoch: Epoch, made: Estimate, options: Options) -> Iterable[tuple[st
 
 
 def _row(one: SetReport) -> tuple[object, ...]:
-    spreads = (f"{spread.median} {spread.p95} {spread.most}" for spread in (one.tokens, one.tiles))
+    spreads = map(_told, (one.tokens, one.tiles))
     return (one.name, one.num_rows, one.per_epoch, one.num_bad, *spreads, f"{one.coverage:.1%}")
+
+
+def _spoken(one: LanguageReport) -> tuple[object, ...]:
+    return (one.language, one.num_rows, one.num_captions, _told(one.tokens))
+
+
+def _told(spread: Spread) -> str:
+    return f"{spread.median} {spread.p95} {spread.most}"
 
 
 def _bars(spreads: Iterable[Spread]) -> list[tuple[object, ...]]:

@@ -22,7 +22,7 @@ from internvl.cli import evaluate_retrieval, evaluate_zero_shot, output
 from internvl.cli.arguments import DtypeName, File, Flag, ModelOptions, SchemeName, Whole, Word, parse
 from internvl.cli.loading import load_chat
 from internvl.data.bad_samples import BadSample
-from internvl.data.examples import Examples
+from internvl.data.chat_examples import Examples
 from internvl.data.meta import DataSet, open_data
 from internvl.errors import InputError
 from internvl.evaluation.answer_file import AnswerFile

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from internvl.errors import DeviceError
+from internvl.ops.native import kind_in_use
 
 CORE = (
     "torch",
@@ -62,6 +63,7 @@ def describe_processor() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "kernels": kind_in_use() or "none (PyTorch)",
         "threads": torch.get_num_threads(),
         "memory_bytes": total_memory(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -11,7 +11,7 @@ from pathlib import Path
 from internvl.checkpoints.load import load_model
 from internvl.cli import output
 from internvl.cli.loading import find
-from internvl.data.examples import Examples
+from internvl.data.chat_examples import Examples
 from internvl.data.meta import DataSet, open_data
 from internvl.data.spec import DataSpec
 from internvl.errors import InputError

@@ -10,7 +10,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +48,22 @@ class Spread:
     most: int
     total: int
     histogram: tuple[tuple[int, int], ...]
+
+
+def spread_of(numbers: Iterable[int]) -> Spread:
+    """How numbers, none below 0, are spread."""
+    values = sorted(numbers)
+    if not values:
+        return Spread(least=0, median=0, p95=0, most=0, total=0, histogram=())
+    counts = Counter(BOUNDS[bisect_left(BOUNDS, value)] for value in values)
+    return Spread(
+        least=values[0],
+        median=values[len(values) // 2],
+        p95=values[len(values) * 95 // 100],
+        most=values[-1],
+        total=sum(values),
+        histogram=tuple(sorted(counts.items())),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,18 +182,7 @@ class _Table:
         return None if size.tokens < 0 else size
 
     def spread(self, name: str) -> Spread:
-        values = sorted(value for value in self.columns[Size._fields.index(name)] if value >= 0)
-        if not values:
-            return Spread(least=0, median=0, p95=0, most=0, total=0, histogram=())
-        counts = Counter(BOUNDS[bisect_left(BOUNDS, value)] for value in values)
-        return Spread(
-            least=values[0],
-            median=values[len(values) // 2],
-            p95=values[len(values) * 95 // 100],
-            most=values[-1],
-            total=sum(values),
-            histogram=tuple(sorted(counts.items())),
-        )
+        return spread_of(value for value in self.columns[Size._fields.index(name)] if value >= 0)
 
 
 def _summarise(dataset: DataSet, table: _Table) -> SetReport:

@@ -99,7 +99,13 @@ class PairExamples:
         texts = self._texts(held, seed)
         image = load_image(held.source, self.limits, self.policy)
         draw = random.Random(f"pixels {seed}") if dataset.augment else None
-        return PairExample(key=key, tile_3HW=self._tile(image, draw), texts=texts, image_id=held.image_id)
+        return PairExample(
+            key=key,
+            tile_3HW=self._tile(image, draw),
+            texts=texts,
+            image_id=held.image_id,
+            draw=_digest(f"{seed} {key}".encode()),
+        )
 
     def read(self, row: Mapping[str, Any], dataset: DataSet) -> Held:
         """The picture, not opened, and the captions of a row. Raises InputError for a bad sample."""
@@ -129,9 +135,24 @@ class PairExamples:
             raise InputError(f"a caption is empty: {shorten(text)}")
         return kept
 
+    def lengths(self, row: Mapping[str, Any], dataset: DataSet) -> dict[str, list[int]]:
+        """Tokens of all captions as they are embedded, by language, of which a run draws one at each look.
+
+        Raises InputError for a bad sample, which a row is with any caption that no run could use.
+        """
+        held = self.read(row, dataset)
+        return {
+            language: [len(self._ids(language, text).contrastive) for text in texts]
+            for language, texts in held.captions.items()
+        }
+
     def _texts(self, held: Held, seed: int) -> PairTexts:
         draw = random.Random(f"text {seed}")
-        language, text = draw.choice([(name, one) for name, texts in held.captions.items() for one in texts])
+        return self._ids(
+            *draw.choice([(name, one) for name, texts in held.captions.items() for one in texts])
+        )
+
+    def _ids(self, language: str, text: str) -> PairTexts:
         prompt = PROMPTS.get(language, CAPTION_PROMPT)
         caption, prompt_length = self.texts.caption(text, prompt=prompt)
         return PairTexts(
@@ -153,4 +174,9 @@ def image_id(source: Any) -> int:
     if isinstance(source, str | PathLike):
         source = os.fsencode(source)
     content = source if isinstance(source, bytes) else np.asarray(source).tobytes()
+    return _digest(content)
+
+
+def _digest(content: bytes) -> int:
+    """63 bits that follow from `content`."""
     return int.from_bytes(blake2b(content, digest_size=8).digest()) >> 1

@@ -31,12 +31,15 @@ class PairTexts(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PairExample:
-    """`key` names the record in reports; pictures of equal `image_id` are the same."""
+    """`key` names the record in reports; pictures of equal `image_id` are the same. `draw` is a random number
+    of 63 bits that belongs to this look at this record: what is drawn for the pair follows from it, whoever
+    computes it and beside which others."""
 
     key: str
     tile_3HW: Tensor
     texts: PairTexts
     image_id: int
+    draw: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,6 +53,7 @@ class PairBatch:
     caption_ids: tuple[Ids, ...]
     prompt_lengths: tuple[int, ...]
     image_ids_B: Tensor
+    draws_B: Tensor
     keys: tuple[str, ...]
     features_BPC: Tensor | None = None
 
@@ -68,6 +72,7 @@ class PairBatch:
             self,
             tiles_B3HW=self.tiles_B3HW.to(device, non_blocking=True),
             image_ids_B=self.image_ids_B.to(device, non_blocking=True),
+            draws_B=self.draws_B.to(device, non_blocking=True),
             features_BPC=None if features_BPC is None else features_BPC.to(device, non_blocking=True),
         )
 
@@ -84,5 +89,6 @@ def pair(examples: Sequence[PairExample]) -> PairBatch:
         caption_ids=caption,
         prompt_lengths=prompt_lengths,
         image_ids_B=torch.tensor([one.image_id for one in examples]),
+        draws_B=torch.tensor([one.draw for one in examples]),
         keys=tuple(one.key for one in examples),
     )

@@ -30,8 +30,8 @@ E_co = TypeVar("E_co", covariant=True)
 
 
 class Maker(Protocol[E_co]):
-    """Makes examples of rows (`data.examples.Examples`, `data.pair_examples.PairExamples`). All raise one of
-    `BROKEN` for a bad record."""
+    """Makes examples of rows: `data.chat_examples.Examples`, `data.pair_examples.PairExamples`. All raise one
+    of `BROKEN` for a bad record."""
 
     def measure(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int) -> Size:
         """The size of `example` with the same seed, without decoding pictures."""

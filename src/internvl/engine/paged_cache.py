@@ -16,6 +16,7 @@ from torch import Tensor
 
 from internvl.config import TextConfig
 from internvl.models.attention import Looks, causal_attention
+from internvl.ops.decoder_step import Places
 
 LARGEST = 127
 
@@ -94,6 +95,19 @@ class PagedCache:
     def step(self, parts: Sequence[Part]) -> PagedStep:
         """The `attend` of one forward pass over the tokens of all parts, laid end to end."""
         return PagedStep(self, parts)
+
+    def places(self, parts: Sequence[Part]) -> tuple[list[Tensor], list[Tensor], Places, Tensor] | None:
+        """For parts of one token: keys and values of all layers, where the sequences lie in them, the lengths
+        that rotations go by. None for a format that only this module reads."""
+        if not (isinstance(self.keys, DenseStore) and isinstance(self.values, DenseStore)):
+            return None
+        starts_B = torch.tensor([part.start for part in parts])
+        width = max(len(part.pages) for part in parts)
+        pages_BL = torch.tensor([[*part.pages, *[0] * (width - len(part.pages))] for part in parts])
+        lengths_B = (starts_B + 1).maximum(torch.tensor([part.prompt_length for part in parts]))
+        _, positions, head_dim = self.keys.layers[0].shape
+        places = Places(starts_B, pages_BL, self.page_size, self.page_size * head_dim, positions * head_dim)
+        return self.keys.layers, self.values.layers, places, lengths_B
 
 
 class PagedStep:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from internvl.engine.job import Task
 from internvl.engine.paged_cache import PagedCache, Part
+from internvl.models.fused_step import step_in_places
 from internvl.models.vlm import VLM
 
 ROWS_OF_REPORTS = 64
@@ -31,10 +32,24 @@ class Runner:
     def run(self, tasks: Sequence[Task]) -> list[Tensor]:
         """Final hidden states (T, D) of every task's positions."""
         start = time.perf_counter()
-        attend = self.cache.step([_part(task) for task in tasks])
-        hidden_TD = self.llm(self._embed(tasks), attend.pos_T, attend)
+        states = self._step([task for task in tasks if task.work.size == 1])
+        rest = [task for task in tasks if id(task) not in states]
+        if rest:
+            attend = self.cache.step([_part(task) for task in rest])
+            hidden_TD = self.llm(self._embed(rest), attend.pos_T, attend)
+            parts = hidden_TD.split([task.work.size for task in rest])
+            states |= {id(task): part_TD for task, part_TD in zip(rest, parts, strict=True)}
         self.seconds += time.perf_counter() - start
-        return list(hidden_TD.split([task.work.size for task in tasks]))
+        return [states[id(task)] for task in tasks]
+
+    def _step(self, tasks: Sequence[Task]) -> dict[int, Tensor]:
+        """Hidden states (1, D), by identity, of tasks of one token each in one kernel call: none where it
+        cannot serve."""
+        if not tasks or (found := self.cache.places([_part(task) for task in tasks])) is None:
+            return {}
+        state_BD = step_in_places(self.llm, self._embed(tasks), *found)
+        rows = () if state_BD is None else state_BD.split(1)
+        return {id(task): row_1D for task, row_1D in zip(tasks, rows, strict=False)}
 
     @torch.inference_mode()
     def logits(self, choosing: Sequence[tuple[Task, Tensor]]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from internvl.models.attention import KVCache
 from internvl.models.decoder import Block, Decoder
 from internvl.models.layers import Linear, RMSNorm
 from internvl.models.rope import make_angles
-from internvl.ops.decoder_step import Layer, Sizes, decoder_step
+from internvl.ops.decoder_step import Layer, Places, Sizes, decoder_step
 from internvl.ops.native import address, library
 from internvl.ops.packed import Matrix, plain_matrix
 
@@ -30,29 +30,42 @@ def fused_step(llm: Decoder, cache: KVCache, rows: Sequence[int], x_BD: Tensor) 
 
     None where the kernel cannot serve; then nothing has changed.
     """
-    if not _serves(llm, cache, x_BD):
+    config = llm.config
+    lengths_B, blocks_B1 = torch.tensor([cache.lengths[row] for row in rows]), torch.tensor(rows)[:, None]
+    head_stride = cache.capacity * config.head_dim
+    places = Places(lengths_B, blocks_B1, cache.capacity, config.num_kv_heads * head_stride, head_stride)
+    state_BD = step_in_places(llm, x_BD, cache.keys, cache.values, places, lengths_B + 1)
+    if state_BD is not None:
+        for row in rows:
+            cache.lengths[row] += 1
+    return state_BD
+
+
+def step_in_places(
+    llm: Decoder,
+    x_BD: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    places: Places,
+    rope_lengths_B: Tensor,
+) -> Tensor | None:
+    """The same over any caches, a tensor a layer; `rope_lengths_B` are the lengths that rotations go by."""
+    if not _serves(llm, x_BD, keys[0]):
         return None
-    layers = []
-    for block, keys, values in zip(llm.layers, cache.keys, cache.values, strict=True):
-        layer = _layer(block)
-        if layer is None:
-            return None
-        layer.keys, layer.values = address(keys), address(values)
-        layers.append(layer)
-    lengths_B = torch.tensor([cache.lengths[row] for row in rows])
-    turns = make_angles(llm.config, lengths_B, lengths_B + 1)
-    for row in rows:
-        cache.lengths[row] += 1
-    blocks_B1 = torch.tensor(rows)[:, None]
-    return decoder_step(
-        _sizes(llm.config), layers, llm.norm.weight, x_BD, turns, lengths_B, blocks_B1, cache.capacity
-    )
+    layers = [_layer(block) for block in llm.layers]
+    whole = [layer for layer in layers if layer is not None]
+    if len(whole) < len(layers):
+        return None
+    for layer, key, value in zip(whole, keys, values, strict=True):
+        layer.keys, layer.values = address(key), address(value)
+    turns = make_angles(llm.config, places.lengths_B, rope_lengths_B)
+    return decoder_step(_sizes(llm.config), whole, llm.norm.weight, x_BD, turns, places)
 
 
-def _serves(llm: Decoder, cache: KVCache, x_BD: Tensor) -> bool:
+def _serves(llm: Decoder, x_BD: Tensor, keys: Tensor) -> bool:
     return (
         x_BD.device.type == "cpu"
-        and x_BD.dtype == cache.keys[0].dtype == llm.norm.weight.dtype == torch.float32
+        and x_BD.dtype == keys.dtype == llm.norm.weight.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and llm.config.head_dim % LANES == 0

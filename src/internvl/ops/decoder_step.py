@@ -1,7 +1,7 @@
 """One new token of each of several sequences through a whole decoder, in one call of a kernel.
 
 Mirrors the structures of `csrc/step.cpp`. Knows addresses and sizes; no modules and no caches.
-Shape letters: B sequences, D width, H head width, L blocks of a sequence's cache.
+Shape letters: B sequences, D width, H head width, L blocks of a sequence.
 """
 
 from __future__ import annotations
@@ -57,22 +57,31 @@ class Sizes(NamedTuple):
     eps: float
 
 
+class Places(NamedTuple):
+    """Where sequences lie in the layers' keys and values.
+
+    `lengths_B` (int64): positions that each has before the new one. `blocks_BL` (int64): its blocks of
+    `block_size` positions, in order. Strides are in values: from block to block, from key head to key head.
+    """
+
+    lengths_B: Tensor
+    blocks_BL: Tensor
+    block_size: int
+    block_stride: int
+    head_stride: int
+
+
 def decoder_step(
     sizes: Sizes,
     layers: Sequence[Layer],
     norm_D: Tensor,
     x_BD: Tensor,
     turns: tuple[Tensor, Tensor],
-    lengths_B: Tensor,
-    blocks_BL: Tensor,
-    block_size: int,
+    places: Places,
 ) -> Tensor:
     """Final hidden states (B, D), normalised, of tokens whose embeddings are x_BD.
 
-    Args:
-        turns: cos and sin (B, H) of the new tokens' positions.
-        lengths_B: int64, positions that each sequence has before the new one; the layers' caches get it.
-        blocks_BL: int64, which blocks (kv_heads, block_size, H) of the caches hold a sequence, in order.
+    `turns` are cos and sin (B, H) of the new tokens' positions; their keys and values go into the caches.
     """
     native, out_BD = library(), x_BD.clone(memory_format=torch.contiguous_format)
     assert native is not None
@@ -82,8 +91,8 @@ def decoder_step(
         ctypes.byref(decoder),
         address(out_BD),
         count(len(out_BD)),
-        *(address(x) for x in (*turns, lengths_B, blocks_BL)),
-        count(blocks_BL.shape[1]),
-        count(block_size),
+        *(address(x) for x in (*turns, places.lengths_B, places.blocks_BL)),
+        count(places.blocks_BL.shape[1]),
+        *map(count, places[2:]),
     )
     return out_BD

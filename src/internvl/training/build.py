@@ -13,9 +13,6 @@ import torch
 from torch import nn
 
 from internvl.adapt.int8 import quantize_linears
-from internvl.adapt.lora import LoRA, adapters, add_adapters
-from internvl.adapt.targets import choose
-from internvl.checkpoints.adapters import load_adapters
 from internvl.checkpoints.hub import resolve
 from internvl.checkpoints.load import load_opened, resolve_dtype
 from internvl.checkpoints.resolve import Checkpoint, open_checkpoint
@@ -26,6 +23,7 @@ from internvl.models.vlm import VLM
 from internvl.processing.processor import Processor
 from internvl.processing.tokenizer import load_tokenizer
 from internvl.training.recipe import ModelSpec
+from internvl.training.start_adapters import start_adapters
 from internvl.zoo import template_of
 
 
@@ -64,7 +62,7 @@ def build(spec: ModelSpec, seed: int) -> Built:
         model.to(resolve_dtype(spec.frozen_dtype))
     if spec.int8:
         quantize_linears(model, spec.int8)  # after `to`, which would round the scales
-    adapted = _add_adapters(model, spec, seed)
+    adapted = start_adapters(model, spec, seed)
     origin = checkpoint.description.origin
     return Built(
         model=model,
@@ -73,30 +71,6 @@ def build(spec: ModelSpec, seed: int) -> Built:
         adapted=adapted,
         family=origin.name if origin else None,
     )
-
-
-def _add_adapters(model: VLM, spec: ModelSpec, seed: int) -> tuple[str, ...]:
-    """The names of the modules that have adapters now: new ones, or those of a run before."""
-    if spec.adapter is None:
-        generator = torch.Generator().manual_seed(seed)
-        return tuple(add_adapters(model, spec.adapters, generator)) if spec.adapters else ()
-    wanted = {name: _told(lora) for name, lora in choose(model, spec.adapters).items()}
-    load_adapters(model, spec.adapter)
-    found = {name: _told(module.lora) for name, module in adapters(model).items()}
-    differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
-    if differing:
-        name = differing[0]
-        raise TrainingError(
-            f"the adapters in {spec.adapter} differ from model.adapters in {len(differing)} modules: {name} "
-            f"has {found.get(name)}, the recipe says {wanted.get(name)}"
-        )
-    return tuple(found)
-
-
-def _told(lora: LoRA) -> str:
-    """What is learnt of an adapter, whichever way it was written down."""
-    kind = "DoRA" if lora.magnitude else "LoRA"
-    return f"{kind} of rank {lora.rank}, scale {lora.scale:g}, dropout {lora.dropout:g}"
 
 
 def widen_trained(model: nn.Module, dtype: str) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from internvl.adapt.lora import add_adapters
 from internvl.checkpoints.configs import describe_normalization
 from internvl.checkpoints.fill import place
 from internvl.checkpoints.hub import resolve
@@ -27,8 +26,9 @@ from internvl.models.qllama import QLlama
 from internvl.models.vit import resize_positions
 from internvl.processing.texts import TextProcessor
 from internvl.processing.tokenizer import Tokenizer, load_tokenizer
-from internvl.training.parts import ContrastiveParts
+from internvl.training.contrastive_parts import ContrastiveParts
 from internvl.training.recipe import ModelSpec
+from internvl.training.start_adapters import start_adapters
 from internvl.zoo import template_of
 
 NEW = re.compile(
@@ -37,8 +37,8 @@ NEW = re.compile(
 """What neither a tower nor a language model has."""
 
 POSITIONS = "vit.embed.position"
-CHAT_ALONE = ("template", "select_layer", "max_tiles", "fresh_projector", "int8", "adapter")
-"""The last two: what a run hands over is a whole checkpoint, with its adapters merged into full weights."""
+CHAT_ALONE = ("template", "select_layer", "max_tiles", "fresh_projector", "int8")
+"""The last one: what a run hands over is a whole checkpoint, with its adapters merged into full weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +68,11 @@ def build_pairs(spec: ModelSpec, seed: int) -> BuiltPairs:
     TextProcessor(tokenizer, vocab_size=model.config.text.vocab_size)  # what cannot be read fails now
     if spec.frozen_dtype is not None:
         model.to(resolve_dtype(spec.frozen_dtype))
-    adapted = add_adapters(model, spec.adapters, torch.Generator().manual_seed(seed)) if spec.adapters else ()
     return BuiltPairs(
         model=model,
         tokenizer=tokenizer,
         source=directory if spec.contrastive is None else None,
-        adapted=tuple(adapted),
+        adapted=start_adapters(model, spec, seed),
     )
 
 

@@ -19,11 +19,14 @@ from rich.table import Table
 from torch import nn
 
 from internvl.data.example import Size
+from internvl.models.dual_encoder import DualEncoder
 from internvl.models.layers import GatedMLP
 from internvl.models.vlm import VLM
 from internvl.training.recipe import Recipe
-from internvl.training.workload import FLOAT, Load, activation_bytes, step_flops, step_load
+from internvl.training.work_units import Load
+from internvl.training.workload import FLOAT, activation_bytes, step_flops, step_load
 
+TOLD_IN_PARTS = ("vit", "llm", "qllama")
 WIDTH = 100
 """Columns of the text."""
 RATE_TOKENS, RATE_WIDTH = 512, 1024
@@ -67,7 +70,7 @@ class Estimate:
 
 
 def estimate(
-    model: VLM,
+    model: VLM | DualEncoder,
     recipe: Recipe,
     sizes: Sequence[Size] | None = None,
     *,
@@ -101,12 +104,12 @@ def estimate(
 
 
 def parameter_groups(model: nn.Module) -> tuple[Parameters, ...]:
-    """Parameters and int8 weights by the first two words of their names, in the model's order."""
+    """Parameters and int8 weights by the parts of the model, in its order."""
     rows: dict[str, Parameters] = {}
     buffers = [(name, buffer) for name, buffer in model.named_buffers() if buffer.dtype == torch.int8]
     for name, value in (*model.named_parameters(), *buffers):
-        first, second = name.split(".")[:2]
-        key = first if first == "projector" else f"{first}.{second}"
+        first, *rest = name.split(".")
+        key = f"{first}.{rest[0]}" if first in TOLD_IN_PARTS else first
         old = rows.get(key, Parameters(name=key, total=0, trained=0, dtypes=(), bytes=0))
         count = value.numel()
         rows[key] = Parameters(

@@ -97,7 +97,8 @@ class SelfCritical:
     CIDEr-D against all answers on record, and each against the mean of its siblings.
 
     `samples` answers of at most `max_new_tokens` are drawn to each question. A conversation of several rounds
-    counts as one long answer to the first question. Held-out records are measured by the next-token loss.
+    is as many questions, each after the rounds on record before it. Held-out records are measured by the
+    next-token loss.
     """
 
     samples: int = 5

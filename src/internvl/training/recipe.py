@@ -12,8 +12,8 @@ from typing import Literal
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import DataSpec
 from internvl.errors import RecipeError
+from internvl.training.contrastive_parts import ContrastiveParts
 from internvl.training.objective_spec import Contrastive, NextToken, ObjectiveSpec, Stage2, require
-from internvl.training.parts import ContrastiveParts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +174,11 @@ class Recipe:
     saving: Saving = field(default_factory=Saving)
     execution: Execution = field(default_factory=Execution)
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether it learns from pairs of a picture and a caption, which is what dual encoders do."""
+        return isinstance(self.objective, Contrastive | Stage2)
+
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise RecipeError(
@@ -195,7 +200,7 @@ class Recipe:
             "saving.keep": self.saving.keep,
             "execution.accumulate": self.execution.accumulate,
         }
-        has_pairs, metric = isinstance(self.objective, Contrastive | Stage2), self.evaluation.metric
+        has_pairs, metric = self.has_pairs, self.evaluation.metric
         if metric != "loss" and has_pairs != (metric == "recall"):
             raise RecipeError(
                 f"recipe {self.name}: evaluation.metric {metric} is not measured with {self.objective}"

@@ -28,23 +28,24 @@ MODEL, ADAPTER, DELTAS = "model", "adapter", "deltas"
 
 def check_result(built: Built | BuiltPairs, recipe: Recipe) -> None:
     """Raises ConfigError for adapters that cannot be stored: before they are trained, not after."""
-    if isinstance(built, Built) and built.adapted:
+    if built.adapted:
         describe_adapters(built.model, **_adapter_options(built, recipe))
 
 
 def result_name(built: Built | BuiltPairs) -> str:
-    """The folder of the result. A dual encoder is always written whole: parts of it, such as its logit scale,
-    belong to no module, and PEFT stores modules."""
+    """The folder of the result. A dual encoder is always written whole, so that it can embed; its adapters
+    lie beside it, to be trained further."""
     return ADAPTER if isinstance(built, Built) and built.adapted else MODEL
 
 
 def write_result(built: Built | BuiltPairs, recipe: Recipe, out: Path) -> None:
-    """Adapters with whatever else was trained beside them, or the whole model, in the run's folder."""
+    """Adapters with whatever else was trained beside them, or the whole model, in the run's folder; of a dual
+    encoder both."""
+    if built.adapted:
+        save_adapters(built.model, out / ADAPTER, **_adapter_options(built, recipe), overwrite=True)
     if isinstance(built, BuiltPairs):
         _write_pairs(built, out)
-    elif built.adapted:
-        save_adapters(built.model, out / ADAPTER, **_adapter_options(built, recipe), overwrite=True)
-    else:
+    elif not built.adapted:
         _write_chat(built, out / MODEL)
 
 
@@ -87,6 +88,7 @@ def _beside(model: torch.nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name]
 
 
-def _adapter_options(built: Built, recipe: Recipe) -> dict[str, Any]:
-    """What PEFT's files are to say beside the adapters: whole modules that were trained, names, the base."""
-    return {"trained": _beside(built.model), "family": built.family, "base": recipe.model.checkpoint}
+def _adapter_options(built: Built | BuiltPairs, recipe: Recipe) -> dict[str, Any]:
+    """What PEFT's files are to say beside the adapters: what else was trained, names, the base."""
+    family = built.family if isinstance(built, Built) else None
+    return {"trained": _beside(built.model), "family": family, "base": recipe.model.checkpoint}

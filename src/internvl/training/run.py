@@ -4,7 +4,8 @@
     log.jsonl            a row every few steps, the measurements, and how the run ended
     bad_samples.jsonl    records that could not be used, with the reason
     checkpoints/         the last states, to continue from
-    model/ or adapter/   the result: a checkpoint of its own, or adapters in PEFT's format
+    model/ or adapter/   the result: a checkpoint of its own, or adapters in PEFT's format; of a dual encoder
+                         with adapters both, the checkpoint with the adapters merged in
     deltas/              beside the model/ of a dual encoder with adapters: what was trained, alone
     report.md, loss.png  what happened
 
@@ -36,13 +37,13 @@ from internvl.training.lock import held
 from internvl.training.log import Log
 from internvl.training.loop import Job, Objected, train
 from internvl.training.loss import Objective
-from internvl.training.objective_spec import Contrastive, Preference, SelfCritical, Stage2
+from internvl.training.objective_spec import Preference, SelfCritical
 from internvl.training.objectives import make_objective
 from internvl.training.optim import freeze, make_optimizer
 from internvl.training.progress import Progress
 from internvl.training.recipe import Recipe
+from internvl.training.recipe_data import count_steps, make_examples, make_pairs, make_reader, open_mixture
 from internvl.training.recompute import recompute
-from internvl.training.records import count_steps, make_examples, make_pairs, make_reader, open_mixture
 from internvl.training.reference import Reference
 from internvl.training.report import write_report
 from internvl.training.results import check_result, result_name, write_result
@@ -80,7 +81,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, out: Path, world: World) -> None:
         self.recipe, self.out, self.world = recipe, out, world
-        make = build_pairs if isinstance(recipe.objective, Contrastive | Stage2) else build
+        make = build_pairs if recipe.has_pairs else build
         self.built = make(recipe.model, recipe.seed)
         self.model = self.built.model.to(world.device)
         freeze(self.model, recipe.params)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from internvl.data.bad_samples import BROKEN
 from internvl.data.batch import Batch, pack
+from internvl.data.chat_examples import Examples
 from internvl.data.example import Branch, Example
-from internvl.data.examples import Examples
 from internvl.data.meta import DataSet
 from internvl.evaluation.scores import CiderD
 from internvl.generation.many import draw_answers
@@ -30,10 +30,13 @@ from internvl.training.objectives import next_token
 
 
 class Asked(NamedTuple):
-    """One example of a batch: its prompt, where pictures go, and the ids of the answers on record."""
+    """One question of a batch: its record, its prompt, where pictures go and which of the batch's vision
+    tokens those are, and the ids of the answers on record."""
 
+    key: str
     ids: tuple[int, ...]
     slots: tuple[int, ...]
+    seen: tuple[int, ...]
     references: tuple[tuple[int, ...], ...]
 
 
@@ -85,7 +88,8 @@ class SelfCriticalObjective:
         rewards_B = self._rewards(asked, drawn).to(vision_SD.device)
         advantages_B = advantages(rewards_B, self.spec.samples)
         answers = self._answers(batch, asked, drawn)
-        hidden_AD = trained_states(model, answers, vision_SD)
+        seen_S = torch.tensor([row for one in asked for row in one.seen], device=vision_SD.device)
+        hidden_AD = trained_states(model, answers, vision_SD.index_select(0, seen_S.long()))
         weights_A = advantages_B[answers.branches_A]
         total = cross_entropy(hidden_AD, model.llm.head, answers.targets_A, weights_A).total
         weight = float(len(answers.targets_A))
@@ -93,10 +97,10 @@ class SelfCriticalObjective:
 
     def _draw(self, model: VLM, asked: Sequence[Asked], vision_SD: Tensor) -> list[list[int]]:
         device, prompts = vision_SD.device, []
-        counts = [len(one.slots) for one in asked]
-        for one, part_SD in zip(asked, vision_SD.split(counts), strict=True):
-            ids_T, slots_S = torch.tensor(one.ids, device=device), torch.tensor(one.slots, device=device)
-            prompts.append(model.embed(ids_T, slots_S.long(), part_SD).detach())
+        for one in asked:
+            ids_T = torch.tensor(one.ids, device=device)
+            slots_S, seen_S = torch.tensor((one.slots, one.seen), dtype=torch.long, device=device)
+            prompts.append(model.embed(ids_T, slots_S, vision_SD.index_select(0, seen_S)).detach())
         return draw_answers(
             model.llm,
             prompts,
@@ -119,14 +123,14 @@ class SelfCriticalObjective:
         count = self.spec.samples
         examples = [
             Example(
-                key=key,
+                key=one.key,
                 prefix=one.ids,
                 branches=tuple(
                     Branch(tuple(ids), (True,) * len(ids)) for ids in drawn[row * count : (row + 1) * count]
                 ),
                 slots=one.slots,
             )
-            for row, (key, one) in enumerate(zip(batch.keys, asked, strict=True))
+            for row, one in enumerate(asked)
         ]
         return pack(examples, batch.tiles_N3HW.shape[-1]).to(batch.ids_T.device)
 
@@ -139,16 +143,42 @@ def advantages(rewards_B: Tensor, count: int) -> Tensor:
 
 
 def read_batch(batch: Batch) -> list[Asked]:
-    """The examples of a batch again: prompts and the trained tokens of each branch."""
-    targets, branches = batch.targets_A.tolist(), batch.branches_A.tolist()
-    answers: list[list[int]] = [[] for _ in range(batch.num_branches)]
-    for target, branch in zip(targets, branches, strict=True):
-        answers[branch].append(target)
-    ids, slots, found = batch.ids_T.tolist(), batch.slots_S.tolist(), []
-    start = first = 0
+    """The questions of a batch: every answer of a conversation is asked for after the rounds on record before
+    it, and answers to one question are together, as `data.questions` has them."""
+    ids, answers = batch.ids_T.tolist(), iter(_answers_on_record(batch))
+    row_of = {slot: row for row, slot in enumerate(batch.slots_S.tolist())}
+    asked: list[Asked] = []
+    start = 0
+    for key, (common, lengths) in zip(batch.keys, batch.groups, strict=True):
+        found: dict[tuple[int, ...], Asked] = {}
+        first = start + common
+        for length in lengths:
+            for place, answer in next(answers):
+                before = (*range(start, start + common), *range(first, first + place))
+                said = tuple(ids[row] for row in before)
+                filled = [(slot, row_of[row]) for slot, row in enumerate(before) if row in row_of]
+                slots, seen = zip(*filled, strict=True) if filled else ((), ())
+                one = found.get(said, Asked(key, said, slots, seen, ()))
+                found[said] = one._replace(references=(*one.references, answer))
+            first += length
+        asked += found.values()
+        start = first
+    return asked
+
+
+def _answers_on_record(batch: Batch) -> list[list[tuple[int, tuple[int, ...]]]]:
+    """Of each branch its runs of trained tokens: where they begin in it, and their ids."""
+    starts, first = [], 0
     for common, lengths in batch.groups:
-        end, last = start + common, first + len(lengths)
-        inside = tuple(slot - start for slot in slots if start <= slot < end)
-        found.append(Asked(tuple(ids[start:end]), inside, tuple(map(tuple, answers[first:last]))))
-        start, first = end + sum(lengths), last
+        starts += [first + common + sum(lengths[:number]) for number in range(len(lengths))]
+        first += common + sum(lengths)
+    found: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in starts]
+    columns = (batch.sources_A, batch.targets_A, batch.branches_A)
+    for source, target, branch in zip(*(column.tolist() for column in columns), strict=True):
+        place = max(0, source + 1 - starts[branch])  # the first token is predicted by the prefix
+        begun, ids = found[branch][-1] if found[branch] else (-1, ())
+        if begun + len(ids) == place:
+            found[branch][-1] = (begun, (*ids, target))
+        else:
+            found[branch].append((place, (target,)))
     return found

@@ -32,6 +32,8 @@ from internvl.training.loss import Loss
 from internvl.training.objective_spec import Stage2
 from internvl.training.world import World
 
+LEVELS = 1 << 30
+
 
 class Sums(NamedTuple):
     """A sum of losses over the own rows, and their number."""
@@ -109,13 +111,19 @@ def total_loss(parts: Mapping[str, Sums], spec: Stage2, num_pairs: int, world: W
 
 
 def draw_matches(
-    texts: Sequence[Ids], image_ids_B: Tensor, similarity_BG: Tensor, spec: Stage2, world: World
+    texts: Sequence[Ids],
+    image_ids_B: Tensor,
+    draws_B: Tensor,
+    similarity_BG: Tensor,
+    spec: Stage2,
+    world: World,
 ) -> Matches:
     """For each picture its own text, a wrong one, or both.
 
     A wrong text is drawn among those of all processes by softmax of `similarity_BG`, or evenly without
     `hard_negatives`; never a text of the same picture, nor one with the same words. Where there is no other,
-    nothing counts. The draw depends on the step's pairs alone, not on how processes share them.
+    nothing counts. What is drawn follows from the pairs' own numbers `draws_B`: it depends on seed and place
+    in the run, not on how processes share a step.
     """
     texts_GL, first = _all_texts(texts, world, image_ids_B.device)
     words_G = texts_GL.unique(dim=0, return_inverse=True)[1]
@@ -123,9 +131,10 @@ def draw_matches(
     excluded_BG = (image_ids_B[:, None] == world.gather(image_ids_B)) | (words_G[own_B, None] == words_G)
     logits_BG = similarity_BG.double() if spec.hard_negatives else torch.zeros_like(similarity_BG).double()
     share_BG = logits_BG.masked_fill(excluded_BG, -torch.inf).softmax(1).nan_to_num()
-    sums_BG = share_BG.cumsum(1)
-    level_B1 = sums_BG[:, -1:] * _levels(len(texts_GL), world).to(sums_BG)[own_B, None]
-    wrong_B = torch.searchsorted(sums_BG, level_B1)[:, 0].clamp(max=len(texts_GL) - 1)
+    order_G = world.gather(draws_B).argsort(stable=True)
+    sums_BG = share_BG[:, order_G].cumsum(1)
+    level_B1 = sums_BG[:, -1:] * _level(draws_B).to(sums_BG)[:, None]
+    wrong_B = order_G[torch.searchsorted(sums_BG, level_B1)[:, 0].clamp(max=len(order_G) - 1)]
     exists_B = ~excluded_BG.all(1)
     wrong = [
         [id for id in row if id >= 0] if exists else own
@@ -135,7 +144,7 @@ def draw_matches(
         belongs_B2 = torch.tensor([False, True], device=exists_B.device).expand(len(texts), 2)
         counts_B2 = torch.stack((exists_B, torch.ones_like(exists_B)), dim=1)
         return Matches(list(zip(wrong, texts, strict=True)), belongs_B2, counts_B2)
-    right_B = (torch.arange(len(texts), device=exists_B.device) + first) % 2 == 1
+    right_B = order_G.argsort()[own_B] % 2 == 1
     chosen = [
         [own if right else other] for own, other, right in zip(texts, wrong, right_B.tolist(), strict=True)
     ]
@@ -151,11 +160,9 @@ def _all_texts(texts: Sequence[Ids], world: World, device: torch.device) -> tupl
     return world.gather(table_BL.to(device)), world.place(len(texts))[0]
 
 
-def _levels(count: int, world: World) -> Tensor:
-    """`count` numbers in (0, 1] on every process; of held-out pairs the same in every measurement."""
-    generator = None if torch.is_grad_enabled() else torch.Generator().manual_seed(0)
-    level_G = 1 - torch.rand(count, generator=generator, dtype=torch.float64)
-    return world.sum((level_G if world.is_main else torch.zeros_like(level_G)).to(world.device))
+def _level(draws_B: Tensor) -> Tensor:
+    """Numbers in (0, 1] of the low bits; the high ones order the pairs."""
+    return (draws_B % LEVELS + 1).double() / LEVELS
 
 
 class Stage2Objective:
@@ -196,4 +203,6 @@ class Stage2Objective:
         with exact(texts_BE.device):
             (pairs,) = gather_pairs([pooled_BE.detach()], texts_BE.detach(), world)
             similarity_BG = own_scale(model).detach() * pairs.images_BE @ pairs.texts_GE.T
-        return draw_matches(batch.match_ids, batch.image_ids_B, similarity_BG, self.spec, world)
+        return draw_matches(
+            batch.match_ids, batch.image_ids_B, batch.draws_B, similarity_BG, self.spec, world
+        )

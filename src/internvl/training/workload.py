@@ -1,62 +1,33 @@
-"""What a step computes, part by part: records to tokens and tiles, to operations and saved values.
+"""What a step computes: records to tokens and tiles, to operations and saved values.
 
-Numbers of saved values follow from what the layers of `models` keep for their backward pass. Works on a model
-whose parameters the recipe's rules have frozen, on the meta device too; nothing is run. Shape letters: T
-tokens, N tiles, A trained tokens.
+Works on a model whose parameters the recipe's rules have frozen, on the meta device too; nothing is run. The
+parts of the work are those of `training.work_units`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from internvl.config import TextConfig, VisionConfig
 from internvl.data.example import Size
+from internvl.models.dual_encoder import DualEncoder
 from internvl.models.vlm import VLM
+from internvl.processing.texts import MAX_TOKENS
 from internvl.training.cross_entropy import LOGITS_AT_ONCE
 from internvl.training.recipe import Recipe
+from internvl.training.work_units import HEADS, Load, Unit, units
 
 FLOAT = 4
 AUTOCAST_BYTES = 2.4
 """Of a saved value on average: products are kept in two bytes, norms and the residual stream in four."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """One step, over all processes. `attended` is the mean length of the sequence a token stands in."""
-
-    tokens: float
-    tiles: float
-    trained: float
-    attended: float
-
-    def share(self, parts: int) -> Load:
-        """One of `parts` equal micro-batches."""
-        return replace(
-            self, tokens=self.tokens / parts, tiles=self.tiles / parts, trained=self.trained / parts
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Unit:
-    """A stretch of the model in the order of its work. For each position `passed` values stay where gradients
-    only go through it; trained parameters keep more (see `_trained_values`)."""
-
-    name: str
-    module: nn.Module
-    positions: float
-    passed: float
-    width: int
-    attention: float = 0.0
-
-
-def step_load(model: VLM, recipe: Recipe, sizes: Sequence[Size] | None) -> Load:
+def step_load(model: VLM | DualEncoder, recipe: Recipe, sizes: Sequence[Size] | None) -> Load:
     """The mean step of records like `sizes`, or one of records at the recipe's limits."""
-    batching, config = recipe.data.batching, model.config
+    batching = recipe.data.batching
     if sizes:
         tokens, tiles, trained = (
             sum(values) / len(sizes)
@@ -64,10 +35,8 @@ def step_load(model: VLM, recipe: Recipe, sizes: Sequence[Size] | None) -> Load:
         )
         attended = sum(size.tokens**2 for size in sizes) / len(sizes) / tokens
     else:
-        tokens = attended = float(min(recipe.data.max_length, batching.max_tokens))
-        most = min(batching.max_tiles, config.tiling.max_tiles + 1 if config.tiling.dynamic else 1)
-        tiles = float(min(most, tokens // config.tokens_per_tile))
-        trained = tokens - tiles * config.tokens_per_tile
+        tokens, tiles, trained = _limits(model, recipe)
+        attended = tokens
     records = float(batching.examples or 0)
     if batching.packs is not None:
         fitting = batching.max_tokens / tokens
@@ -75,62 +44,17 @@ def step_load(model: VLM, recipe: Recipe, sizes: Sequence[Size] | None) -> Load:
     return Load(tokens=records * tokens, tiles=records * tiles, trained=records * trained, attended=attended)
 
 
-def _units(model: VLM, load: Load, *, has_tower: bool) -> Iterator[_Unit]:
+def _limits(model: VLM | DualEncoder, recipe: Recipe) -> tuple[float, float, float]:
+    """Tokens, tiles and trained tokens of the longest record that the recipe allows."""
+    batching = recipe.data.batching
+    tokens = float(min(recipe.data.max_length, batching.max_tokens))
+    if isinstance(model, DualEncoder):
+        tokens = min(tokens, float(MAX_TOKENS))
+        return tokens, 1.0, tokens
     config = model.config
-    vision, text, cells = config.vision, config.text, config.projector.cells
-    patches = 1 + config.tokens_per_tile * cells
-    positions = load.tiles * patches if has_tower else 0.0
-    slots, width, made = load.tiles * config.tokens_per_tile, cells * vision.width, text.width
-    yield _Unit(
-        name="vit.embed",
-        module=model.vit.embed,
-        positions=positions,
-        passed=0,
-        width=vision.width,
-    )
-    attention = 4.0 * patches * vision.width
-    for index, block in enumerate(model.vit.layers):
-        yield _Unit(
-            name=f"vit.layers.{index}",
-            module=block,
-            positions=positions,
-            passed=_vision_values(vision),
-            width=vision.width,
-            attention=attention,
-        )
-    yield _Unit(
-        name="projector",
-        module=model.projector,
-        positions=slots,
-        passed=width + made,
-        width=width,
-    )
-    angles = 2 * text.head_dim
-    yield _Unit(name="llm.embed", module=model.llm.embed, positions=load.tokens, passed=angles, width=made)
-    attention = 2.0 * load.attended * text.num_heads * text.head_dim  # half of it is masked
-    for index, block in enumerate(model.llm.layers):
-        yield _Unit(
-            name=f"llm.layers.{index}",
-            module=block,
-            positions=load.tokens,
-            passed=_text_values(text),
-            width=made,
-            attention=attention,
-        )
-    yield _Unit(name="llm.norm", module=model.llm.norm, positions=load.tokens, passed=made, width=made)
-    yield _Unit(name="llm.head", module=model.llm.head, positions=load.trained, passed=made, width=made)
-
-
-def _vision_values(config: VisionConfig) -> float:
-    """What a block keeps for each position without training: inputs of the norms, q, k, v, input of GELU."""
-    normed = 2 if config.qk_norm else 0
-    return (5 + normed) * config.width + config.mlp_width
-
-
-def _text_values(config: TextConfig) -> float:
-    """As `_vision_values`, with gate and up."""
-    qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    return 2 * config.width + (2 if config.qk_norm else 1) * qkv + 2 * config.mlp_width
+    most = min(batching.max_tiles, config.tiling.max_tiles + 1 if config.tiling.dynamic else 1)
+    tiles = float(min(most, tokens // config.tokens_per_tile))
+    return tokens, tiles, tokens - tiles * config.tokens_per_tile
 
 
 def _trained_values(module: nn.Module) -> float:
@@ -163,11 +87,11 @@ def _recomputed(recipe: Recipe, name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in recipe.execution.recompute)
 
 
-def step_flops(model: VLM, recipe: Recipe, load: Load) -> float:
+def step_flops(model: VLM | DualEncoder, recipe: Recipe, load: Load) -> float:
     """Forward, gradients of inputs where something before is trained, gradients of trained weights."""
     total, has_gradient = 0.0, False
-    for unit in _units(model, load, has_tower=not recipe.execution.cache_features):
-        has_gradient |= any(p.requires_grad for p in unit.module.parameters())
+    for unit in units(model, recipe, load):
+        has_gradient = _reaches(unit, has_gradient)
         again = has_gradient and _recomputed(recipe, unit.name)
         passes = 1 + int(has_gradient) + int(again)
         products = 2 * (passes * _matrices(unit.module) + _matrices(unit.module, is_trained=True))
@@ -176,14 +100,22 @@ def step_flops(model: VLM, recipe: Recipe, load: Load) -> float:
     return total
 
 
-def activation_bytes(model: VLM, recipe: Recipe, load: Load) -> float:
+def _reaches(unit: Unit, has_gradient: bool) -> bool:
+    """Whether a gradient comes back through the unit: something in it, or before it, is trained."""
+    before = has_gradient if unit.begins is None else unit.begins
+    return before or any(p.requires_grad for p in unit.module.parameters())
+
+
+def activation_bytes(model: VLM | DualEncoder, recipe: Recipe, load: Load) -> float:
     """Bytes kept at the end of the forward pass, with one recomputed block and a chunk of logits on top."""
-    narrow = recipe.execution.autocast is not None or model.llm.norm.weight.dtype != torch.float32
+    decoder = model.qllama if isinstance(model, DualEncoder) else model.llm
+    narrow = recipe.execution.autocast is not None or decoder.norm.weight.dtype != torch.float32
     size = AUTOCAST_BYTES if narrow else FLOAT
-    total, largest, copies, has_gradient = 0.0, 0.0, 0.0, False
-    for unit in _units(model, load, has_tower=not recipe.execution.cache_features):
-        is_trained = any(p.requires_grad for p in unit.module.parameters())
-        has_gradient |= is_trained
+    total, largest, copies, logits, has_gradient = 0.0, 0.0, 0.0, 0.0, False
+    for unit in units(model, recipe, load):
+        has_gradient = _reaches(unit, has_gradient)
+        if unit.name in HEADS:
+            logits += _logit_bytes(unit)
         if not has_gradient or not unit.positions:
             continue
         values = unit.positions * (unit.passed + _trained_values(unit.module))
@@ -193,7 +125,11 @@ def activation_bytes(model: VLM, recipe: Recipe, load: Load) -> float:
         else:
             total += values * size
             copies += 2.0 * _matrices(unit.module) * int(recipe.execution.autocast is not None)
-    head = model.llm.head
-    logits = 2 * FLOAT * min(load.trained * head.out_features, LOGITS_AT_ONCE)
-    gradient = FLOAT * sum(p.numel() for p in head.parameters() if p.requires_grad)
-    return total + largest + copies + logits + gradient
+    return total + largest + copies + logits
+
+
+def _logit_bytes(head: Unit) -> float:
+    """A chunk of logits with its gradient, and the gradient of the head's own weights."""
+    rows = max(p.shape[0] for p in head.module.parameters())
+    gradient = FLOAT * sum(p.numel() for p in head.module.parameters() if p.requires_grad)
+    return 2 * FLOAT * min(head.positions * rows, LOGITS_AT_ONCE) + gradient

@@ -51,6 +51,7 @@ static inline void store_some(float* to, f32x8 value, int64_t count) {
     std::memcpy(to, &value, count * sizeof(float));
 }
 
+// Of two values of which one is NaN, the second.
 static inline f32x8 max8(f32x8 a, f32x8 b) { return a > b ? a : b; }
 static inline f32x8 min8(f32x8 a, f32x8 b) { return a < b ? a : b; }
 
@@ -154,9 +155,10 @@ static inline f32x8 from_half(const uint16_t* from) {
 #endif
 }
 
-// e^x to 2 units in the last place; 0 below -87.3, values above 88.3 count as 88.3. NaN stays NaN.
+// e^x to 2 units in the last place for x in -87.3..88.3, the nearer bound's value beyond. NaN stays NaN: it is the second
+// of two compared values, which comparisons that fail return.
 static inline f32x8 exp8(f32x8 x) {
-    const f32x8 bounded = min8(max8(x, splat(-87.3f)), splat(88.3f));
+    const f32x8 bounded = min8(splat(88.3f), max8(splat(-87.3f), x));
     const f32x8 n = round8(bounded * 1.44269504f);
     const f32x8 r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
     f32x8 p = splat(1.9875691500e-4f);
@@ -166,7 +168,5 @@ static inline f32x8 exp8(f32x8 x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    const f32x8 power = (f32x8)((to_int(n) + 127) << 23);
-    const f32x8 result = x < -87.3f ? splat(0.0f) : p * power;
-    return x == x ? result : x;
+    return p * (f32x8)((to_int(n) + 127) << 23);
 }

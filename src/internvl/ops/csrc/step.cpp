@@ -1,8 +1,8 @@
 // One new token of each of several sequences through a whole decoder, in one parallel region.
 //
 // At one token a layer is a few tens of microseconds of reading weights, so the time between operators would show: here
-// a layer is nine loops with a barrier after each. Keys and values lie in blocks of `block_size` positions, (blocks,
-// kv_heads, block_size, D), and a table says which blocks a sequence has: a plain cache is one block a sequence.
+// a layer is nine loops with a barrier after each. Keys and values lie in blocks of `block_size` positions, and a table
+// says which blocks a sequence has: a plain cache is one block a sequence.
 #include "matrix.h"
 #include "memory.h"
 
@@ -21,12 +21,13 @@ struct Decoder {
     const float* norm;
 };
 
-// Sequences: how many positions each has before the new one, and its blocks.
+// Sequences: how many positions each has before the new one, and its blocks. Position p of a sequence is found `p / size
+// of a block` strides of a block, one of a head and `p % size` widths of a head from the beginning.
 struct Batch {
     int64_t size;
     const int64_t* lengths;
     const int64_t* blocks;
-    int64_t max_blocks, block_size;
+    int64_t max_blocks, block_size, block_stride, head_stride;
 };
 
 // cos and sin (size, D) of the new positions.
@@ -82,7 +83,8 @@ void attend(const Decoder& d, const Layer& layer, const Batch& batch, const Turn
     const float *cos = angles.cos + row * D, *sin = angles.sin + row * D;
     const int64_t* blocks = batch.blocks + row * batch.max_blocks;
     const auto place = [&](int64_t position) {
-        return ((blocks[position / batch.block_size] * d.kv_heads + head) * batch.block_size + position % batch.block_size) * D;
+        const int64_t block = blocks[position / batch.block_size];
+        return block * batch.block_stride + head * batch.head_stride + position % batch.block_size * D;
     };
     float* key = qkv + (d.heads + head) * D;
     turn(key, layer.k_norm, cos, sin, D, d.eps);
@@ -190,10 +192,11 @@ void layer_step(const Decoder& d, const Layer& layer, const Batch& batch, const 
 // x (size, width): embeddings of the new tokens; becomes the final hidden states, normalised. Head widths are multiples
 // of 8.
 extern "C" void decoder_step(const Decoder* d, float* x, int64_t size, const float* cos, const float* sin,
-                             const int64_t* lengths, const int64_t* blocks, int64_t max_blocks, int64_t block_size) {
+                             const int64_t* lengths, const int64_t* blocks, int64_t max_blocks, int64_t block_size,
+                             int64_t block_stride, int64_t head_stride) {
     thread_local Scratch memory;
     const Buffers buffers = buffers_for(*d, size, memory);
-    const Batch batch = {size, lengths, blocks, max_blocks, block_size};
+    const Batch batch = {size, lengths, blocks, max_blocks, block_size, block_stride, head_stride};
 #pragma omp parallel
     {
         for (int64_t l = 0; l < d->num_layers; l++) layer_step(*d, d->layers[l], batch, {cos, sin}, x, buffers);

@@ -10,7 +10,7 @@ import pytest
 from internvl.data.spec import Batching, DataSpec
 from internvl.errors import TrainingError
 from internvl.training.recipe import AdamW, Recipe
-from internvl.training.records import count_steps, open_mixture
+from internvl.training.recipe_data import count_steps, open_mixture
 
 RECIPE = Recipe(
     name="x", params=((".*", AdamW(lr=1.0)),), epochs=2, data=DataSpec(batching=Batching(examples=8))

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from internvl.config import ContrastiveConfig
 from internvl.data.batch import pack
-from internvl.data.examples import Examples
+from internvl.data.chat_examples import Examples
 from internvl.data.meta import open_data
 from internvl.data.mixture import Mixture
 from internvl.data.pair_examples import PairExamples
@@ -20,6 +21,7 @@ from internvl.data.places import Maker
 from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
 from internvl.processing.texts import MAX_TOKENS, TextProcessor
+from internvl.processing.tokenizer import Tokenizer
 from internvl.training.build import Built
 from internvl.training.build_pairs import BuiltPairs
 from internvl.training.recipe import Recipe
@@ -46,8 +48,14 @@ def make_reader(
 
 def make_pairs(built: BuiltPairs, data: DataSpec) -> PairExamples:
     """What makes pairs of rows for this model; a text has 80 tokens at most, as the released models read."""
-    config = built.model.config
-    texts = TextProcessor(built.tokenizer, max_tokens=min(data.max_length, MAX_TOKENS))
+    return pair_examples(built.model.config, built.tokenizer, data)
+
+
+def pair_examples(config: ContrastiveConfig, tokenizer: Tokenizer, data: DataSpec) -> PairExamples:
+    """As `make_pairs`, where there is no model yet."""
+    texts = TextProcessor(
+        tokenizer, vocab_size=config.text.vocab_size, max_tokens=min(data.max_length, MAX_TOKENS)
+    )
     return PairExamples(
         texts,
         image_size=config.image_size,

@@ -18,8 +18,8 @@ from PIL import Image
 from internvl.config import ChatConfig, ProjectorConfig, TextConfig, TilingConfig, VisionConfig
 from internvl.data.batch import pack
 from internvl.data.caption_questions import CAPTION_QUESTIONS
+from internvl.data.chat_examples import Examples
 from internvl.data.example import Example
-from internvl.data.examples import Examples
 from internvl.data.meta import DataSet
 from internvl.errors import ImageError, InputError, VideoError
 from internvl.processing.conversation import Conversation, Message, Picture, Role
