@@ -95,11 +95,14 @@ def spell(tokenizer: Tokenizer, id: int) -> str:
 
 async def complete(exchange: Exchange, backend: Backend) -> dict[str, Any]:
     """The whole chat completion. Raises what the engine could not do."""
-    lines, used = exchange.lines(), None
+    lines, used, more = exchange.lines(), None, {}
     async with aclosing(exchange.deltas(backend)) as steps:
         async for delta in steps:
             lines[delta.index].take(delta)
             used = delta.usage or used
+            if delta.prompt_logprobs is not None:
+                found = replies.prompt_logprobs_object(delta.prompt_logprobs, exchange.spell)
+                more = {"prompt_logprobs": found}
     assert used is not None, "the engine ended a request without its usage"
     choices = [
         replies.choice(
@@ -112,7 +115,7 @@ async def complete(exchange: Exchange, backend: Backend) -> dict[str, Any]:
         )
         for index, line in enumerate(lines)
     ]
-    return replies.completion(exchange.head, choices, exchange.usage(used))
+    return {**replies.completion(exchange.head, choices, exchange.usage(used)), **more}
 
 
 async def stream(exchange: Exchange, backend: Backend) -> AsyncIterator[dict[str, Any]]:

@@ -83,6 +83,7 @@ class Preparer:
                 n=chat.n or 1,
                 priority=chat.priority or 0,
                 constraint=chat.constraint(),
+                prompt_logprobs=chat.prompt_logprobs,
                 adapter=adapter,
             ),
             pictures=tuple(self._picture_explanations(inputs)),

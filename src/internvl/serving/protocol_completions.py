@@ -34,6 +34,8 @@ class CompletionRequest(FormFields):
     def _fits_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream=true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs come with whole answers: leave stream out")
         if self.stream and len(self.prompts()) > 1:
             raise ValueError("stream takes one prompt; send several requests")
         return self

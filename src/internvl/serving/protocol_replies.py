@@ -65,6 +65,23 @@ def logprobs_object(entries: Sequence[TokenLogprob], num_top: int, spell: Spell)
     return {"content": [_logprob(entry, num_top, spell) for entry in entries], "refusal": None}
 
 
+def prompt_logprobs_object(
+    entries: Sequence[TokenLogprob | None], spell: Spell
+) -> list[dict[str, Any] | None]:
+    """vLLM's list: for each token of the prompt the best ones at its place and itself, by id; None for the
+    first. `rank` is known of the best ones only."""
+    return [None if entry is None else _ranked(entry, spell) for entry in entries]
+
+
+def _ranked(entry: TokenLogprob, spell: Spell) -> dict[str, Any]:
+    ranks = {id: rank for rank, (id, _) in enumerate(entry.top, start=1)}
+    values = dict([*entry.top, (entry.id, entry.logprob)])
+    return {
+        str(id): {"logprob": max(value, -9999.0), "rank": ranks.get(id), "decoded_token": spell(id)}
+        for id, value in values.items()
+    }
+
+
 def _logprob(entry: TokenLogprob, num_top: int, spell: Spell) -> dict[str, Any]:
     top = [_token(spell(id), logprob) for id, logprob in entry.top[:num_top]]
     return {**_token(spell(entry.id), entry.logprob), "top_logprobs": top}
