@@ -62,7 +62,8 @@ ALLOWED = {
     "search": frozenset(
         {"api", "checkpoints", "models", "data", "processing", "evaluation", "config", "errors"}
     ),
-    # Settings, tokens and, until the engine has them, steps of answers are generation's.
+    # Requests and their pieces are the engine's; settings of answers, tokens and log-probabilities are
+    # generation's, and the engine hands them on as they are.
     "serving": frozenset({"api", "engine", "generation", "processing", "config", "errors"}),
     "integrations": frozenset(
         {"api", "search", "checkpoints", "models", "ops", "processing", "config", "errors"}

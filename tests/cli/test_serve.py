@@ -8,6 +8,7 @@ import pytest
 
 from internvl.cli.arguments import parse
 from internvl.cli.serve import Options, _settings
+from internvl.errors import InputError
 from tests.cli.conftest import Run
 
 
@@ -24,9 +25,38 @@ def test_flags_have_vllms_names_and_lmdeploys(monkeypatch: pytest.MonkeyPatch, t
     options = parse(Options, ours, "serve")
     assert parse(Options, theirs, "serve") == options
     settings = _settings(options)
-    assert (settings.served_names, settings.api_keys, settings.max_model_len) == (("n",), ("SECRET",), 99)
-    assert settings.max_num_seqs == 3
+    assert (settings.served_names, settings.api_keys) == (("n",), ("SECRET",))
+    assert (settings.engine.max_model_len, settings.engine.max_running) == (99, 3)
     assert "SECRET" not in repr(settings)
+
+
+def test_the_engine_is_as_the_flags_say() -> None:
+    ours = [
+        "--max-num-batched-tokens", "64", "--kv-cache-memory-bytes", "1000000",
+        "--num-speculative-tokens", "4", "--kv-cache-dtype", "int8", "--no-enable-prefix-caching",
+        "--vision-cache-path", "folder",
+    ]  # fmt: skip
+    theirs = [
+        "--max-prefill-token-num", "64", "--kv-cache-bytes", "1000000", "--num-drafts", "4",
+        "--kv-cache-dtype", "int8", "--no-enable-prefix-caching", "--vision-cache-path", "folder",
+    ]  # fmt: skip
+    engine = _settings(parse(Options, ours, "serve")).engine
+    assert _settings(parse(Options, theirs, "serve")).engine == engine
+    assert (engine.max_step_tokens, engine.cache_bytes, engine.num_drafts) == (64, 10**6, 4)
+    assert (engine.kv_format, engine.shares_prefixes, engine.vision_directory) == ("int8", False, "folder")
+    half = _settings(parse(Options, ["--cache-max-entry-count", "0.5"], "serve")).engine.cache_bytes
+    tenth = _settings(parse(Options, ["--cache-max-entry-count", "0.1"], "serve")).engine.cache_bytes
+    assert half > 2 * tenth > 2**20
+
+
+def test_adapters_are_names_and_folders(tmp_path: Path) -> None:
+    words = ["m", "--lora-modules", f"a={tmp_path}", "--lora-modules", f"b={tmp_path}"]
+    settings = _settings(parse(Options, words, "serve"))
+    assert settings.adapters == (("a", tmp_path), ("b", tmp_path))
+    for name in ("m", "b"):
+        words = ["m", "--lora-modules", f"{name}={tmp_path}", "--lora-modules", f"b={tmp_path}"]
+        with pytest.raises(InputError, match="names of adapters"):
+            _settings(parse(Options, words, "serve"))
 
 
 def test_everything_is_closed_unless_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -55,6 +85,8 @@ def test_everything_is_closed_unless_opened(monkeypatch: pytest.MonkeyPatch, tmp
     [
         ["--port", "-1"], ["--max-num-seqs", "0"], ["--max-model-len", "1"], ["--media-timeout", "0"],
         ["--media-workers", "0"], ["--allowed-local-media-path", "no/such/folder"], ["--no-such-flag"],
+        ["--max-num-batched-tokens", "4"], ["--cache-max-entry-count", "2"], ["--kv-cache-bytes", "0"],
+        ["--lora-modules", "a=no/such/folder"], ["--lora-modules", "a"],
     ],
 )  # fmt: skip
 def test_wrong_use(run: Run, model: str, words: list[str]) -> None:

@@ -10,12 +10,14 @@ import pytest
 
 from internvl import ChatModel
 from internvl.api.explanation import PictureExplanation
+from internvl.engine.planner import Plan
+from internvl.engine.request import Delta, EngineRequest, EngineUsage
+from internvl.engine.settings import EngineStats
 from internvl.errors import EngineError
 from internvl.generation.result import Token
 from internvl.generation.sampling import Sampling
 from internvl.processing.tiling import Grid
 from internvl.serving.answering import Exchange, complete, stream
-from internvl.serving.backend import Delta, EngineRequest, EngineStats, EngineUsage
 from internvl.serving.prepare import Prepared
 from internvl.serving.protocol_chat import ChatRequest
 from internvl.serving.protocol_replies import Head
@@ -28,6 +30,7 @@ class Scripted:
     """Says `pieces` and may fail after them."""
 
     is_alive = True
+    last_step_age = 0.0
 
     def __init__(self, pieces: Sequence[str], error: EngineError | None = None) -> None:
         self.pieces, self.error = pieces, error
@@ -40,20 +43,19 @@ class Scripted:
                 reason = "stop" if is_last else None
                 token = Token(sequence=0, id=number, text=piece, finish_reason=reason)
                 usage = USED if is_last else None
-                yield Delta(key=request.key, token=token, text=piece, finish_reason=reason, usage=usage)
+                yield Delta(
+                    key=request.key, index=0, token=token, text=piece, finish_reason=reason, usage=usage
+                )
             if self.error is not None:
-                yield Delta(key=request.key, error=self.error)
+                yield Delta(key=request.key, index=0, finish_reason="error", error=self.error)
         finally:
             self.is_closed = True
 
-    def stats(self) -> EngineStats:
+    def plan(self, request: EngineRequest) -> Plan:
         raise NotImplementedError
 
-    async def __aenter__(self) -> Scripted:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
+    def stats(self) -> EngineStats:
+        raise NotImplementedError
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from openai import OpenAI
 
 from internvl import ChatModel
 from internvl.cli.main import main
+from internvl.engine.settings import EngineSettings
 from internvl.serving.app import make_app
 from internvl.serving.settings import Settings
 from tests.serving.conftest import encoded, error_of, image_part, picture, serving
@@ -85,7 +86,7 @@ def test_what_is_no_batch(http: httpx.Client, client: OpenAI) -> None:
 
 
 def test_a_batch_goes_on_with_the_next_server(model: ChatModel, tmp_path: Path) -> None:
-    settings = Settings(files_path=tmp_path, max_num_seqs=1)
+    settings = Settings(files_path=tmp_path, engine=EngineSettings(max_running=1))
     long = "\n".join(row(f"r{number}", max_tokens=400, ignore_eos=True) for number in range(8))
     with (
         serving(make_app(model, settings)) as address,
@@ -113,7 +114,7 @@ def test_a_batch_goes_on_with_the_next_server(model: ChatModel, tmp_path: Path) 
 
 def test_a_batch_can_be_cancelled(model: ChatModel) -> None:
     long = "\n".join(row(f"r{number}", max_tokens=400, ignore_eos=True) for number in range(20))
-    settings = Settings(max_num_seqs=1)
+    settings = Settings(engine=EngineSettings(max_running=1))
     with (
         serving(make_app(model, settings)) as address,
         OpenAI(base_url=f"{address}/v1", api_key="x") as client,

@@ -19,6 +19,7 @@ import pytest
 from openai import APIConnectionError, AuthenticationError, OpenAI
 
 from internvl import ChatModel
+from internvl.engine.settings import EngineSettings
 from internvl.serving.app import make_app
 from internvl.serving.settings import Settings
 from tests.serving.conftest import encoded, error_of, image_part, picture, serving
@@ -79,7 +80,7 @@ def test_other_pages_may_not_call_unless_they_are_named(model: ChatModel) -> Non
 
 
 def test_a_full_server_sends_away_at_once(model: ChatModel) -> None:
-    with client_of(model, max_num_seqs=1, max_num_queued=0) as client:
+    with client_of(model, engine=EngineSettings(max_running=1), max_num_queued=0) as client:
         with client.stream("POST", CHAT, json={**LONG, "stream": True, "n": 16}) as running:
             lines = running.iter_lines()
             next(lines)
@@ -92,9 +93,45 @@ def test_a_full_server_sends_away_at_once(model: ChatModel) -> None:
         assert numbers(client)['internvl:admission_rejections_total{model_name="internvl"}'] == 1
 
 
+def test_what_the_engine_can_never_hold_is_refused_with_the_numbers(model: ChatModel) -> None:
+    with client_of(model, engine=EngineSettings(max_running=1, num_pages=40)) as client:
+        for fields in ({}, {"stream": True}):
+            error = error_of(client.post(CHAT, json={**LONG, **fields}), 400)
+            assert error["code"] == "capacity_exceeded"
+            assert "but the engine has 40" in error["message"]
+        assert client.post(CHAT, json=SHORT).status_code == 200
+
+
+def test_a_full_engine_is_not_the_clients_fault(model: ChatModel) -> None:
+    engine = EngineSettings(max_running=1, max_waiting=1)
+    prompts = {"prompt": ["a", "b", "c", "d"], "max_tokens": 200, "ignore_eos": True}
+    with client_of(model, engine=engine) as client:
+        refused = client.post("/v1/completions", json=prompts)
+        assert error_of(refused, 429)["code"] == "queue_full"
+        assert int(refused.headers["retry-after"]) > 0
+        wait_until_idle(client)
+        assert client.post(CHAT, json=SHORT).status_code == 200
+
+
+def test_an_engine_that_has_failed_is_not_healthy(model: ChatModel) -> None:
+    app = make_app(model, Settings())
+    with serving(app) as address, httpx.Client(base_url=address, timeout=60) as client:
+        assert client.get("/health").status_code == 200
+
+        def fail() -> None:
+            raise RuntimeError("burnt")
+
+        app.state.server.chat.backend._engine.step = fail
+        assert error_of(client.post(CHAT, json=SHORT), 503)["type"] == "server_error"
+        assert client.get("/health").status_code == 503
+        refused = client.post(CHAT, json=SHORT)
+        assert error_of(refused, 503)["message"]
+        assert int(refused.headers["retry-after"]) > 0
+
+
 def test_places_are_given_back_however_a_request_ends(model: ChatModel) -> None:
     bad = image_part(b"junk")
-    with client_of(model, max_num_seqs=1, max_num_queued=0) as client:
+    with client_of(model, engine=EngineSettings(max_running=1), max_num_queued=0) as client:
         for _ in range(3):
             for fields in ({}, {"stream": True}):
                 body = {"messages": [{"role": "user", "content": [bad]}], **fields}
@@ -104,7 +141,7 @@ def test_places_are_given_back_however_a_request_ends(model: ChatModel) -> None:
 
 @pytest.mark.parametrize("is_stream", [True, False])
 def test_a_client_that_leaves_ends_its_request(model: ChatModel, is_stream: bool) -> None:
-    with client_of(model, max_num_seqs=1, max_num_queued=0) as client:
+    with client_of(model, engine=EngineSettings(max_running=1), max_num_queued=0) as client:
         address = (client.base_url.host, client.base_url.port)
         body = json.dumps({**LONG, "stream": is_stream}).encode()
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from internvl.errors import InputError, RequestError
-from internvl.serving.protocol_chat import ChatRequest, MediaReference, as_messages, find_media
+from internvl.serving.protocol_chat import ChatRequest
+from internvl.serving.protocol_messages import MediaReference, as_messages, find_media
 
 USER = {"role": "user", "content": "hi"}
 
@@ -58,7 +59,12 @@ def test_other_words_for_the_same() -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": [1]}, "stop"),
         ({"messages": []}, "messages"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": ["a"], "guided_regex": "a"}, ""),
+        ({"guided_grammar": "start: A"}, "guided_grammar"),
+        ({"structured_outputs": {"grammar": "start: A"}}, "structured_outputs"),
         ({"store": True}, "store"),
         ({"stream_options": {"include_usage": True}}, ""),
         ({"top_logprobs": 2}, ""),

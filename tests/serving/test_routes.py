@@ -60,9 +60,27 @@ def test_health_and_metrics(http: httpx.Client, post: Post) -> None:
     assert grown('internvl:request_success_total{finished_reason="length",model_name="tiny"}') == 1
     assert grown('internvl:rejected_media_total{model_name="tiny",reason="invalid_image"}') == 1
     assert after['internvl:num_requests_running{model_name="tiny"}'] == 0
-    assert post(content).status_code == 200
+    assert after['internvl:kv_cache_usage_perc{model_name="tiny"}'] == 0
+    assert post([{"type": "text", "text": "another beginning"}, *content]).status_code == 200
     hits = 'internvl:mm_cache_hits_total{model_name="tiny"}'
     assert numbers(http)[hits] == after[hits] + 1
+
+
+def test_what_prompts_begin_with_is_computed_once(http: httpx.Client, post: Post) -> None:
+    content = [
+        image_part(encoded(picture(112, 56, 78))),
+        {"type": "text", "text": "What is in this picture?"},
+    ]
+    hits = 'internvl:prefix_cache_hits_total{model_name="tiny"}'
+    first, before = post(content).json(), numbers(http)[hits]
+    second = post(content).json()
+    cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert (
+        first["usage"]["prompt_tokens_details"]["cached_tokens"] < cached < second["usage"]["prompt_tokens"]
+    )
+    assert numbers(http)[hits] == before + cached
+    assert second["choices"] == first["choices"]
+    assert numbers(http)['internvl:prefix_cache_queries_total{model_name="tiny"}'] > cached
 
 
 def numbers(http: httpx.Client) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from internvl.errors import DeviceError
 from internvl.ops.native import kind_in_use
 
 CORE = (
@@ -101,6 +102,19 @@ def total_memory() -> int:
     if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(names):
         return 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory(device: str) -> int:
+    """Bytes of the device's memory that nothing uses. Raises DeviceError where the system does not say."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    listing = Path("/proc/meminfo")
+    lines = listing.read_text(encoding="ascii").splitlines() if listing.is_file() else []
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.removesuffix("kB")) * 1024
+    raise DeviceError("this system does not say how much memory is free: name a number of bytes")
 
 
 def _processor_name() -> str:

@@ -18,6 +18,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from internvl.cli import output
 from internvl.cli.arguments import Flag, ModelOptions, parse
+from internvl.cli.engine_options import EngineOptions
 from internvl.cli.loading import load_any
 from internvl.errors import InputError, InternVLError
 
@@ -41,8 +42,7 @@ class Options:
     model: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     served_model_name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """What rows call the model, if it is not MODEL."""
-    max_num_seqs: Annotated[int, arg(metavar="N")] = 4
-    """Rows that are answered at once."""
+    engine: OmitArgPrefixes[EngineOptions] = field(default_factory=EngineOptions)
     allowed_local_media_path: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Folder whose files rows may name as file:///...; closed by default."""
     json: Flag = False
@@ -52,8 +52,7 @@ class Options:
 def run(words: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
     options = parse(Options, words, "run-batch")
-    if options.max_num_seqs < 1:
-        raise InputError(f"--max-num-seqs must be at least 1, got {options.max_num_seqs}")
+    options.engine.check()
     if not options.input_file.is_file():
         raise InputError(f"there is no file {options.input_file}")
     model = load_any(options.model)
@@ -86,7 +85,8 @@ async def _answer(options: Options, model: Model) -> Progress:
     name = options.served_model_name or Path(options.model.model).name
     settings = Settings(
         served_names=(name,),
-        max_num_seqs=options.max_num_seqs,
+        adapters=options.engine.adapters,
+        engine=options.engine.settings(options.model.device),
         media=MediaPolicy(allowed_local_path=options.allowed_local_media_path),
     )
     rows = read_rows(options.input_file.read_bytes())
@@ -97,7 +97,7 @@ async def _answer(options: Options, model: Model) -> Progress:
             rows,
             options.output_file,
             partial(answer_row, server),
-            concurrency=options.max_num_seqs,
+            concurrency=options.engine.max_num_seqs,
             progress=progress,
         )
     return progress

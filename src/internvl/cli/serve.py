@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from internvl.api.chat import ChatModel
 from internvl.cli import output
 from internvl.cli.arguments import DtypeName, Flag, ModelOptions, SchemeName, Whole, Word, parse
+from internvl.cli.engine_options import EngineOptions
 from internvl.cli.loading import load_any
 from internvl.errors import InputError, InternVLError
 
@@ -61,12 +62,7 @@ class Options:
     """Processor threads; torch's own choice by default."""
     chat_template: Word = None
     """The chat template, where the checkpoint names none."""
-    max_model_len: Annotated[
-        int | None, arg(metavar="N", aliases=["--session-len"], help_behavior_hint="")
-    ] = None
-    """Most tokens of prompt and answer together; the model's own number by default."""
-    max_num_seqs: Annotated[int, arg(metavar="N", aliases=["--max-batch-size"])] = 8
-    """Requests that are computed at once."""
+    engine: OmitArgPrefixes[EngineOptions] = field(default_factory=EngineOptions)
     max_num_queued_reqs: Annotated[int, arg(metavar="N")] = 64
     """Requests that may wait; others are answered with 429."""
     default_max_tokens: Annotated[int, arg(metavar="N")] = 1024
@@ -144,7 +140,7 @@ def _announce(options: Options, port: int) -> None:
 
 def _check(options: Options) -> None:
     at_least = {
-        "port": 0, "max_num_seqs": 1, "max_num_queued_reqs": 0, "default_max_tokens": 1,
+        "port": 0, "max_num_queued_reqs": 0, "default_max_tokens": 1,
         "limit_mm_per_prompt": 0, "max_media_mb": 1, "media_workers": 1, "shutdown_timeout": 1,
     }  # fmt: skip
     for name, least in at_least.items():
@@ -152,8 +148,7 @@ def _check(options: Options) -> None:
             raise InputError(
                 f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}"
             )
-    if options.max_model_len is not None and options.max_model_len < 2:
-        raise InputError(f"--max-model-len must be at least 2, got {options.max_model_len}")
+    options.engine.check()
     if not options.media_timeout > 0:
         raise InputError(f"--media-timeout must be above 0, got {options.media_timeout}")
     folder = options.allowed_local_media_path
@@ -179,9 +174,9 @@ def _settings(options: Options) -> Settings:
         embedding_names=(Path(options.embedding_model or "embeddings").name,),
         api_keys=keys,
         allowed_origins=_origins(options.allowed_origins),
-        max_model_len=options.max_model_len,
+        adapters=options.engine.adapters,
+        engine=options.engine.settings(options.device, options.max_num_queued_reqs),
         default_new_tokens=options.default_max_tokens,
-        max_num_seqs=options.max_num_seqs,
         max_num_queued=options.max_num_queued_reqs,
         max_body_bytes=2 * media.max_bytes,
         media=media,

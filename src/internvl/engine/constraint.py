@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from internvl.errors import EngineError, InputError
+from internvl.errors import InputError
 
 NUM_COMPILED = 64
 """Forms kept ready: compiling a large schema takes up to a second, and requests repeat theirs."""
@@ -78,7 +78,8 @@ class Form:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EngineError(f"the form of the answer cannot be followed: {self._matcher.get_error()}")
+            reason = self._matcher.get_error().partition("\n")[0]  # the rest is its state
+            raise InputError(f"the form of the answer cannot be followed: {reason}")
 
 
 class FormMaker:

@@ -31,7 +31,7 @@ from internvl.engine.searches import Searches
 from internvl.engine.settings import EngineSettings, EngineStats
 from internvl.engine.towers import find_towers, fingerprint
 from internvl.engine.vision_cache import VisionCache
-from internvl.errors import EngineError, InputError, QueueFullError, WeightsError
+from internvl.errors import InputError, InternVLError, QueueFullError, WeightsError
 from internvl.generation import scores
 from internvl.generation.stream import Decode
 from internvl.models.vlm import VLM
@@ -228,8 +228,8 @@ class Engine:
         for (task, _), logits_RV in zip(choosing, logits, strict=True):
             try:
                 self._advance(task, logits_RV)
-            except (WeightsError, EngineError) as error:
-                self._end([task.job], "error", str(error))
+            except (WeightsError, InputError) as error:
+                self._end([task.job], "error", error)
 
     def _advance(self, task: Task, logits_RV: Tensor) -> None:
         """Chooses from the scores behind the known tokens, and behind guesses as long as they are right."""
@@ -261,7 +261,7 @@ class Engine:
             for id, scores_V in zip(followers[known:], positions, strict=True):
                 job.prompt_logprobs.append(scores.report(scores_V.float(), id, count))
 
-    def _end(self, jobs: Sequence[Job], reason: EndReason, error: str | None = None) -> None:
+    def _end(self, jobs: Sequence[Job], reason: EndReason, error: InternVLError | None = None) -> None:
         for job in jobs:
             self.outbox.append(job.end(reason, error))
             self._drop(job)

@@ -18,6 +18,7 @@ from internvl.engine.page_keys import KeyChain, Span
 from internvl.engine.request import Delta, EndReason, EngineImage, EngineRequest, EngineUsage
 from internvl.engine.scheduler import Row, Work
 from internvl.engine.vision_encoder import Wanted
+from internvl.errors import InternVLError
 from internvl.generation.answer import Answer
 from internvl.generation.result import Token, TokenLogprob
 from internvl.generation.sampling import Sampling
@@ -145,7 +146,7 @@ class Job:
             prompt_logprobs=self._take_prompt_logprobs(),
         )
 
-    def end(self, reason: EndReason, error: str | None = None) -> Delta:
+    def end(self, reason: EndReason, error: InternVLError | None = None) -> Delta:
         """Ends the answer where it is."""
         self.answer.cancel()
         return Delta(

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from internvl.engine.constraint import Constraint
-from internvl.errors import InputError
+from internvl.errors import InputError, InternVLError
 from internvl.generation.result import FinishReason, Token, TokenLogprob
 from internvl.generation.sampling import Sampling
 
@@ -89,7 +89,7 @@ class Delta:
     """One piece of answer `index` of request `key`.
 
     `text` is what became certain by it; an answer's pieces joined are its whole text. The last piece of
-    each answer has `finish_reason`, that of the whole request `usage` too; it may have no token. `error` says
+    each answer has `finish_reason`, that of the whole request `usage` too; it may have no token. `error` is
     what happened when the reason is "error". `prompt_logprobs`, if asked for, come with the first piece of
     answer 0: one for each prompt token, None for the first.
     """
@@ -100,5 +100,5 @@ class Delta:
     text: str = ""
     finish_reason: EndReason | None = None
     usage: EngineUsage | None = None
-    error: str | None = None
+    error: InternVLError | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None

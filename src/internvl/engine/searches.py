@@ -15,7 +15,7 @@ from torch import Tensor
 from internvl.engine.page_keys import Span
 from internvl.engine.request import Delta, EndReason, EngineRequest, EngineUsage
 from internvl.engine.vision_encoder import Wanted
-from internvl.errors import WeightsError
+from internvl.errors import InternVLError, WeightsError
 from internvl.generation.beam import BeamSearch, Finished
 from internvl.generation.prompt import Prompt
 from internvl.generation.result import Token
@@ -62,7 +62,7 @@ class Search:
         deltas = [delta for index, beam in enumerate(best) for delta in self._spell(index, beam)]
         return [*deltas[:-1], self._with_usage(deltas[-1], sum(len(beam.ids) for beam in best))]
 
-    def end(self, reason: EndReason, error: str | None = None) -> list[Delta]:
+    def end(self, reason: EndReason, error: InternVLError | None = None) -> list[Delta]:
         """No answer, and why."""
         ends = [
             Delta(key=self.request.key, index=index, finish_reason=reason, error=error)
@@ -145,7 +145,7 @@ class Searches:
             is_done = search.step(self.models[search.request.adapter or ""], self.chunk)
         except WeightsError as error:
             self.waiting.remove(search)
-            return search.end("error", str(error))
+            return search.end("error", error)
         if not is_done:
             return []
         self.waiting.remove(search)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from internvl.errors import InternVLError, RequestError
-from internvl.serving.protocol_chat import ChatRequest, MediaReference
+from internvl.errors import InternVLError, QueueFullError, RequestError
+from internvl.serving.admission import RETRY_SECONDS
+from internvl.serving.protocol_chat import ChatRequest
 from internvl.serving.protocol_embeddings import EmbeddingRequest, embedding_list
+from internvl.serving.protocol_messages import MediaReference
 from internvl.serving.refusals import as_object, invalid_object, status_of
 from internvl.serving.server import Server
 
@@ -39,7 +42,11 @@ async def _chat(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:
     service, name = server.chat_service(chat.model)
     if chat.priority is None:
         chat = chat.model_copy(update={"priority": BATCH_PRIORITY})
-    return await service.complete(chat, name)
+    while True:
+        try:
+            return await service.complete(chat, name)
+        except QueueFullError:
+            await asyncio.sleep(RETRY_SECONDS)  # nobody waits for a row, so the row does
 
 
 async def _embed(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from internvl.engine.request import Delta, EngineRequest, EngineUsage
 from internvl.generation.result import TokenLogprob
 from internvl.processing.tokenizer import Tokenizer
 from internvl.serving import protocol_replies as replies
-from internvl.serving.backend import Backend, Delta, EngineRequest, EngineUsage
+from internvl.serving.backend import Backend
 from internvl.serving.prepare import Prepared
 from internvl.serving.protocol_chat import ChatRequest
 from internvl.serving.shown_text import TagFilter
+from internvl.serving.tool_calls import CallReader
 
 Observe = Callable[[Delta, float], None]
 """Told of every delta and when the request came, on the monotonic clock: for metrics."""
@@ -24,8 +26,10 @@ Observe = Callable[[Delta, float], None]
 
 @dataclass(slots=True)
 class Line:
-    """One of the answers to a request, while it grows. `marked` is its text with grounding tags."""
+    """One of the answers to a request, while it grows. `marked` is its text with grounding tags, without
+    calls of functions."""
 
+    reader: CallReader
     filter: TagFilter
     marked: str = ""
     text: str = ""
@@ -34,10 +38,14 @@ class Line:
 
     def take(self, delta: Delta) -> str:
         """The text to be shown with this step."""
-        self.marked += delta.text
-        shown = self.filter.push(delta.text)
+        text = self.reader.push(delta.text)
         if delta.finish_reason is not None:
-            self.finish_reason = delta.finish_reason
+            text += self.reader.finish()
+            is_call = self.reader.calls and delta.finish_reason == "stop"
+            self.finish_reason = "tool_calls" if is_call else delta.finish_reason
+        self.marked += text
+        shown = self.filter.push(text)
+        if delta.finish_reason is not None:
             shown += self.filter.finish()
         if delta.token is not None and delta.token.logprob is not None:
             self.logprobs.append(delta.token.logprob)
@@ -60,8 +68,10 @@ class Exchange:
         return deltas(self.prepared.request, backend, self.observe, self.arrived)
 
     def lines(self) -> list[Line]:
-        keeps = self.chat.skip_special_tokens is False
-        return [Line(TagFilter(keeps=keeps)) for _ in range(self.prepared.request.n)]
+        # What has a form has it with every letter.
+        keeps = self.chat.skip_special_tokens is False or self.prepared.request.constraint is not None
+        names = [tool.function.name for tool in self.chat.offered_tools]
+        return [Line(CallReader(names), TagFilter(keeps=keeps)) for _ in range(self.prepared.request.n)]
 
     def spell(self, id: int) -> str:
         return spell(self.tokenizer, id)
@@ -85,22 +95,27 @@ def spell(tokenizer: Tokenizer, id: int) -> str:
 
 async def complete(exchange: Exchange, backend: Backend) -> dict[str, Any]:
     """The whole chat completion. Raises what the engine could not do."""
-    lines, used = exchange.lines(), None
+    lines, used, more = exchange.lines(), None, {}
     async with aclosing(exchange.deltas(backend)) as steps:
         async for delta in steps:
             lines[delta.index].take(delta)
             used = delta.usage or used
+            if delta.prompt_logprobs is not None:
+                found = replies.prompt_logprobs_object(delta.prompt_logprobs, exchange.spell)
+                more = {"prompt_logprobs": found}
     assert used is not None, "the engine ended a request without its usage"
     choices = [
         replies.choice(
             index,
             line.finish_reason,
-            message=replies.message_object(line.text, exchange.boxes(line)),
+            message=replies.message_object(
+                line.text, exchange.boxes(line), [call.as_json() for call in line.reader.calls]
+            ),
             logprobs=exchange.logprobs(line.logprobs),
         )
         for index, line in enumerate(lines)
     ]
-    return replies.completion(exchange.head, choices, exchange.usage(used))
+    return {**replies.completion(exchange.head, choices, exchange.usage(used)), **more}
 
 
 async def stream(exchange: Exchange, backend: Backend) -> AsyncIterator[dict[str, Any]]:
@@ -122,15 +137,19 @@ async def stream(exchange: Exchange, backend: Backend) -> AsyncIterator[dict[str
 
 def _step(exchange: Exchange, line: Line, delta: Delta) -> dict[str, Any] | None:
     """What one step adds to a stream; None while nothing is certain."""
+    num_calls = len(line.reader.calls)
     text = line.take(delta)
     entries = [delta.token.logprob] if delta.token and delta.token.logprob else []
     content: dict[str, Any] = {"content": text} if text else {}
+    if calls := line.reader.calls[num_calls:]:
+        numbered = enumerate(calls, start=num_calls)
+        content["tool_calls"] = [{"index": index, **call.as_json()} for index, call in numbered]
     if delta.finish_reason is not None and (found := exchange.boxes(line)):
         content["boxes"] = found
     if not (content or entries or delta.finish_reason):
         return None
     logprobs = exchange.logprobs(entries) if entries else None
-    return replies.choice(delta.index, delta.finish_reason, delta=content, logprobs=logprobs)
+    return replies.choice(delta.index, line.finish_reason, delta=content, logprobs=logprobs)
 
 
 async def deltas(

@@ -57,7 +57,9 @@ def make_app(model: Model, settings: Settings, *, embedding_model: Model | None 
         async with AsyncExitStack() as stack:
             server = await open_server(models, settings, stack)
             app.state.server = server
-            batches = Batches(server.files, partial(answer_row, server), concurrency=settings.max_num_seqs)
+            batches = Batches(
+                server.files, partial(answer_row, server), concurrency=settings.engine.max_running
+            )
             app.state.batches = await stack.enter_async_context(batches)
             yield
 

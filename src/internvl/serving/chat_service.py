@@ -5,6 +5,7 @@ Knows the protocol's objects and the engine; no routes.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -22,18 +23,25 @@ from internvl.serving.protocol_replies import Head
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChatService:
-    """A chat model with what computes its answers."""
+    """A chat model with what computes its answers. `adapters` are names of models that are adapters of it."""
 
     model: ChatModel
     backend: Backend
     preparer: Preparer
     metrics: Metrics
+    adapters: frozenset[str]
+
+    def adapter(self, name: str) -> str | None:
+        """The adapter that answers under this name of a model."""
+        return name if name in self.adapters else None
 
     async def begin(self, chat: ChatRequest, name: str) -> answering.Exchange:
-        """Read and check everything about a request; nothing is computed. Raises InputError."""
+        """Read and check everything about a request; nothing is computed. Raises InputError, and
+        CapacityError for what the engine can never hold."""
         arrived = time.monotonic()
         key = f"chatcmpl-{secrets.token_hex(16)}"
-        prepared = await self.preparer.chat(chat, key)
+        prepared = await self.preparer.chat(chat, key, self.adapter(name))
+        await asyncio.to_thread(self.backend.plan, prepared.request)
         return answering.Exchange(
             chat=chat,
             prepared=prepared,

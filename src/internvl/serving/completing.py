@@ -13,15 +13,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from internvl.engine.request import Delta, EngineRequest, EngineUsage
 from internvl.errors import ContextOverflowError, RequestError
 from internvl.generation.result import TokenLogprob
 from internvl.serving import protocol_completions as protocol
 from internvl.serving.answering import deltas, spell
-from internvl.serving.backend import Delta, EngineRequest, EngineUsage
 from internvl.serving.chat_service import ChatService
 from internvl.serving.prepare import room_for_answer
 from internvl.serving.protocol_completions import CompletionRequest
-from internvl.serving.protocol_replies import Head, usage
+from internvl.serving.protocol_replies import Head, prompt_logprobs_object, usage
 
 
 @dataclass(slots=True)
@@ -30,6 +30,7 @@ class Grown:
 
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: Sequence[TokenLogprob | None] | None = None
     finish_reason: str | None = None
 
 
@@ -54,7 +55,10 @@ class Completing:
                 task.cancel()
         answers = [answer for grown, _ in found for answer in grown]
         choices = [
-            protocol.text_choice(index, one.text, one.finish_reason, self._logprobs(one.logprobs, 0))
+            {
+                **protocol.text_choice(index, one.text, one.finish_reason, self._logprobs(one.logprobs, 0)),
+                **self._prompt_logprobs(one),
+            }
             for index, one in enumerate(answers)
         ]
         return protocol.completion(self.head, choices, usage(_sum([used for _, used in found]), ()))
@@ -88,13 +92,18 @@ class Completing:
         except ContextOverflowError as reason:
             raise RequestError(str(reason), param="prompt", code="context_length_exceeded") from reason
         num_logprobs = 0 if asked.logprobs is None else max(1, asked.logprobs)
-        return EngineRequest(
+        request = EngineRequest(
             key=f"{self.head.id}-{index}",
             ids=tuple(ids),
             sampling=asked.sampling(self.service.model.processor.stop_ids, asked.max_tokens, num_logprobs),
             n=asked.n or 1,
             priority=asked.priority or 0,
+            constraint=asked.constraint(),
+            prompt_logprobs=asked.prompt_logprobs,
+            adapter=self.service.adapter(self.head.model),
         )
+        self.service.backend.plan(request)
+        return request
 
     async def _answer(self, request: EngineRequest) -> tuple[list[Grown], EngineUsage]:
         answers = [Grown() for _ in range(request.n)]
@@ -116,6 +125,13 @@ class Completing:
         finally:
             metrics.forget(request.key)
 
+    def _prompt_logprobs(self, answer: Grown) -> dict[str, Any]:
+        """With the first answer to each prompt."""
+        if answer.prompt_logprobs is None:
+            return {}
+        found = prompt_logprobs_object(answer.prompt_logprobs, lambda id: spell(self.tokenizer, id))
+        return {"prompt_logprobs": found}
+
     def _logprobs(self, entries: Sequence[TokenLogprob], start: int) -> dict[str, Any] | None:
         if self.asked.logprobs is None:
             return None
@@ -126,6 +142,7 @@ class Completing:
 
 def _take(answer: Grown, delta: Delta) -> None:
     answer.text += delta.text
+    answer.prompt_logprobs = delta.prompt_logprobs or answer.prompt_logprobs
     answer.finish_reason = delta.finish_reason or answer.finish_reason
     if delta.token is not None and delta.token.logprob is not None:
         answer.logprobs.append(delta.token.logprob)

@@ -12,31 +12,24 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from internvl.engine.request import Delta
+from internvl.engine.settings import EngineStats
 from internvl.serving.admission import Admission
-from internvl.serving.backend import Backend, Delta
+from internvl.serving.backend import Backend
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)
 
 
 class _Numbers(Collector):
-    """Those the backend keeps itself."""
+    """Those the engine keeps itself."""
 
     def __init__(self, backend: Backend, admission: Admission, model: str) -> None:
         self.backend, self.admission, self.model = backend, admission, model
 
     def collect(self) -> Iterable[Metric]:
         stats = self.backend.stats()
-        gauges: dict[str, tuple[str, float]] = {
-            "num_requests_running": ("Requests being computed.", stats.num_running),
-            "num_requests_waiting": ("Requests waiting to be computed.", stats.num_waiting),
-        }
-        counters: dict[str, tuple[str, float]] = {
-            "mm_cache_queries": ("Pictures asked of the vision cache.", stats.num_image_queries),
-            "mm_cache_hits": ("Pictures found in the vision cache.", stats.num_image_hits),
-            "vision_tiles": ("Tiles of the pictures of computed requests.", stats.num_tiles),
-            "vision_seconds": ("Seconds spent in the vision tower.", stats.vision_seconds),
-            "admission_rejections": ("Requests sent away with 429.", self.admission.num_refused),
-        }
+        gauges, counters = gauges_of(stats), counters_of(stats)
+        counters["admission_rejections"] = "Requests sent away with 429.", self.admission.num_refused
         for name, (help, value) in gauges.items():
             gauge = GaugeMetricFamily(f"internvl:{name}", help, labels=["model_name"])
             gauge.add_metric([self.model], value)
@@ -45,6 +38,38 @@ class _Numbers(Collector):
             counter = CounterMetricFamily(f"internvl:{name}", help, labels=["model_name"])
             counter.add_metric([self.model], value)
             yield counter
+
+
+def gauges_of(stats: EngineStats) -> dict[str, tuple[str, float]]:
+    """What is going on: help and value by name."""
+    return {
+        "num_requests_running": ("Answers being computed.", stats.running),
+        "num_requests_waiting": ("Answers waiting to be computed.", stats.waiting),
+        "kv_cache_usage_perc": (
+            "Pages of keys and values in use; 1 is all.",
+            stats.pages_used / stats.pages_total,
+        ),
+        "vision_tiles_waiting": ("Tiles waiting for the vision tower.", stats.tiles_waiting),
+    }
+
+
+def counters_of(stats: EngineStats) -> dict[str, tuple[str, float]]:
+    """Sums so far: help and value by name."""
+    return {
+        "prefix_cache_queries": ("Prompt tokens asked of the prefix cache.", stats.prefix_queries),
+        "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", stats.prefix_hits),
+        "num_preemptions": ("Answers whose pages were taken for a while.", stats.preemptions),
+        "kv_page_evictions": ("Pages of ended answers given to others.", stats.evictions),
+        "spec_decode_num_draft_tokens": ("Tokens guessed.", stats.drafts),
+        "spec_decode_num_accepted_tokens": ("Tokens guessed right.", stats.drafts_right),
+        "mm_cache_queries": ("Pictures asked of the vision cache.", stats.vision_queries),
+        "mm_cache_hits": ("Pictures found in the vision cache.", stats.vision_hits),
+        "mm_cache_disk_hits": ("Pictures found in the vision cache's folder.", stats.vision_disk_hits),
+        "vision_tiles": ("Tiles that went through the vision tower.", stats.tiles),
+        "vision_seconds": ("Seconds spent in the vision tower.", stats.vit_seconds),
+        "decoder_seconds": ("Seconds spent in the decoder.", stats.llm_seconds),
+        "engine_steps": ("Steps of the engine.", stats.steps),
+    }
 
 
 class Metrics:

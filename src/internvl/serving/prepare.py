@@ -10,18 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from internvl.api.chat import ChatModel
+from internvl.api.engine import make_request
 from internvl.api.explanation import Explanation, PictureExplanation, explain_inputs, explain_picture
 from internvl.api.request import read_request
+from internvl.engine.request import EngineRequest
 from internvl.errors import ContextOverflowError, RequestError
 from internvl.generation.prompt import context_limit
 from internvl.processing.processor import Inputs
-from internvl.serving.backend import EngineImage, EngineRequest
 from internvl.serving.decoders import Decoders
 from internvl.serving.media import MediaPolicy, Medium, check_bytes, find_medium
-from internvl.serving.protocol_chat import ChatRequest, MediaReference, as_messages, find_media
+from internvl.serving.protocol_chat import ChatRequest
+from internvl.serving.protocol_messages import MediaReference, as_messages, find_media
+from internvl.serving.protocol_tools import with_tools
 
 DEFAULT_NEW_TOKENS = 1024
 
@@ -55,10 +56,10 @@ class Preparer:
         self.max_model_len = min(max_model_len or limit, limit)
         self.default_new_tokens = default_new_tokens
 
-    async def chat(self, chat: ChatRequest, key: str) -> Prepared:
+    async def chat(self, chat: ChatRequest, key: str, adapter: str | None = None) -> Prepared:
         """Raises InputError for whatever the request has that cannot be answered."""
         pictures = await self._pictures(find_media(chat.messages))
-        return await asyncio.to_thread(self._prepare, chat, pictures, key)
+        return await asyncio.to_thread(self._prepare, chat, pictures, key, adapter)
 
     async def explain(self, chat: ChatRequest) -> Explanation:
         """What `chat` would run. Nothing is computed."""
@@ -69,17 +70,21 @@ class Preparer:
         policy = self.decoders.policy
         return await self.decoders.read_all([find_source(one, policy, self.find_file) for one in references])
 
-    def _prepare(self, chat: ChatRequest, pictures: list[list[Any]], key: str) -> Prepared:
+    def _prepare(
+        self, chat: ChatRequest, pictures: list[list[Any]], key: str, adapter: str | None
+    ) -> Prepared:
         inputs = self._inputs(chat, pictures)
         new_tokens = self._new_tokens(chat.new_tokens, len(inputs.ids))
         return Prepared(
-            request=EngineRequest(
-                key=key,
-                ids=tuple(inputs.ids),
-                images=_images(inputs),
-                sampling=chat.sampling(self.model.processor.stop_ids, new_tokens, chat.num_logprobs),
+            request=make_request(
+                key,
+                inputs,
+                chat.sampling(self.model.processor.stop_ids, new_tokens, chat.num_logprobs),
                 n=chat.n or 1,
                 priority=chat.priority or 0,
+                constraint=chat.constraint(),
+                prompt_logprobs=chat.prompt_logprobs,
+                adapter=adapter,
             ),
             pictures=tuple(self._picture_explanations(inputs)),
         )
@@ -93,8 +98,9 @@ class Preparer:
         return explain_inputs(model.config, inputs, tokens, new_tokens, value_bytes)
 
     def _inputs(self, chat: ChatRequest, pictures: list[list[Any]]) -> Inputs:
-        messages = as_messages(chat.messages, pictures)
         processor = self.model.processor
+        messages = as_messages(chat.messages, pictures)
+        messages = with_tools(messages, chat.offered_tools, processor.template.system_message)
         request = read_request(messages, (), chat.options(), processor.limits)
         return processor(
             request.conversation,
@@ -139,11 +145,3 @@ def room_for_answer(wanted: int | None, length: int, limit: int, default: int) -
             "lower max_tokens, or give pictures fewer tiles (max_tiles)"
         )
     return wanted or min(default, room)
-
-
-def _images(inputs: Inputs) -> tuple[EngineImage, ...]:
-    if inputs.tiles_N3HW is None:
-        return ()
-    tiles = torch.split(inputs.tiles_N3HW, list(inputs.tile_counts))
-    keys = map(bytes.fromhex, inputs.image_keys)
-    return tuple(EngineImage(key=key, tiles_N3HW=part) for key, part in zip(keys, tiles, strict=True))

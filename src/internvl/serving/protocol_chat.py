@@ -1,129 +1,20 @@
-"""A chat-completion request, and how its messages become a conversation with pictures.
-
-Pure values: addresses of media are named here and read elsewhere. Knows no HTTP, no tensors and no model.
-"""
+"""A chat-completion request. Pure values; knows no HTTP, no tensors and no model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from internvl.serving.media import Kind
-from internvl.serving.protocol import MAX_TOP_LOGPROBS, Count, SamplingFields, Strict
-
-TileCount = Annotated[int, Field(ge=1, le=512)]
-
-
-class TileFields(Strict):
-    """How a picture is cut. `max_dynamic_patch` is LMDeploy's name of `max_tiles`."""
-
-    detail: Literal["low", "high", "auto"] | None = None
-    max_tiles: TileCount | None = None
-    min_tiles: TileCount | None = None
-    thumbnail: bool | None = None
-    max_dynamic_patch: TileCount | None = None
-
-    def choice(self) -> dict[str, Any]:
-        """The fields of a part of `processing.messages`."""
-        chosen = {
-            "detail": self.detail,
-            "max_tiles": self.max_tiles or self.max_dynamic_patch,
-            "min_tiles": self.min_tiles,
-            "thumbnail": self.thumbnail,
-        }
-        return {name: value for name, value in chosen.items() if value is not None}
-
-
-class ImageUrl(TileFields):
-    """A data: URL, an address the server allows, or the id of an uploaded file."""
-
-    url: str
-
-
-class VideoUrl(Strict):
-    """As `ImageUrl`; `num_segments` frames evenly spread, or `fps` a second, within `bound` seconds."""
-
-    url: str
-    num_segments: Annotated[int, Field(ge=1, le=1024)] | None = None
-    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
-    bound: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)] | None = None
-    max_tiles: TileCount | None = None
-
-
-class FileContent(TileFields):
-    """A PDF or a picture: `file_data` as a data: URL, or the id of an uploaded file."""
-
-    file_data: str | None = None
-    file_id: str | None = None
-    filename: str | None = None
-    pages: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=512)] | None = None
-    dpi: Annotated[float, Field(ge=1, le=2400)] | None = None
-
-    @model_validator(mode="after")
-    def _has_one(self) -> Self:
-        if (self.file_data is None) == (self.file_id is None):
-            raise ValueError("a file has either file_data or file_id")
-        return self
-
-
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
-
-
-class ImagePart(Strict):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class VideoPart(Strict):
-    type: Literal["video_url"]
-    video_url: VideoUrl
-
-
-class FilePart(Strict):
-    type: Literal["file"]
-    file: FileContent
-
-
-Part = Annotated[TextPart | ImagePart | VideoPart | FilePart, Field(discriminator="type")]
-
-
-class SystemMessage(Strict):
-    role: Literal["system", "developer"]
-    content: str | list[TextPart]
-
-
-class UserMessage(Strict):
-    role: Literal["user"]
-    content: str | list[Part]
-
-
-class AssistantMessage(Strict):
-    """Also as an earlier answer of this server has it, so that it can be sent back as it came."""
-
-    role: Literal["assistant"]
-    content: str | list[TextPart]
-    refusal: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: None = None
-    boxes: list[Any] | None = None
-
-
-ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+from internvl.engine.constraint import Constraint
+from internvl.serving.protocol import MAX_TOP_LOGPROBS, Count, Strict
+from internvl.serving.protocol_forms import FormFields
+from internvl.serving.protocol_messages import ChatMessage, TileCount
+from internvl.serving.protocol_tools import MAX_TOOLS, NamedTool, Tool, ToolChoice, call_constraint
 
 
 class StreamOptions(Strict):
     include_usage: bool | None = None
-
-
-class ResponseFormat(Strict):
-    type: Literal["text"]
 
 
 class ProcessorFields(Strict):
@@ -133,7 +24,7 @@ class ProcessorFields(Strict):
     min_dynamic_patch: TileCount | None = None
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(FormFields):
     """`/v1/chat/completions`. `max_tiles` and its kin hold for pictures that name none of their own."""
 
     model: str | None = None
@@ -144,7 +35,9 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     max_tiles: TileCount | None = None
@@ -158,9 +51,39 @@ class ChatRequest(SamplingFields):
     def _fits_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream=true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs come with whole answers: leave stream out")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
+        self._check_tools()
         return self
+
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("tools must have names of their own")
+        if not names and self.tool_choice not in (None, "none"):
+            raise ValueError("tool_choice needs tools")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice names {self.tool_choice.function.name}, which is not in tools")
+        if self.offered_tools and super().constraint() is not None:
+            raise ValueError("tools and a form of the answer exclude each other: leave one out")
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """Those that the answer may call."""
+        tools = self.tools or []
+        if isinstance(self.tool_choice, NamedTool):
+            return [tool for tool in tools if tool.function.name == self.tool_choice.function.name]
+        return [] if self.tool_choice == "none" else tools
+
+    def constraint(self) -> Constraint | None:
+        """Also the form of a call, where one is required: one call, unless several are asked for."""
+        if self.tool_choice == "required":
+            return call_constraint(self.offered_tools, several=bool(self.parallel_tool_calls))
+        if isinstance(self.tool_choice, NamedTool):
+            return call_constraint(self.offered_tools, several=False)
+        return super().constraint()
 
     @property
     def new_tokens(self) -> int | None:
@@ -183,69 +106,3 @@ class ChatRequest(SamplingFields):
             "total_tiles": self.total_tiles,
         }
         return {name: value for name, value in chosen.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class MediaReference:
-    """An address or file id of a request, not looked at yet."""
-
-    kind: Kind
-    address: str
-    options: Mapping[str, Any]
-    param: str
-
-
-def find_media(messages: Sequence[ChatMessage]) -> list[MediaReference]:
-    """Everything to be read for these messages, in order."""
-    return [found for _, found in _media_parts(messages)]
-
-
-def as_messages(messages: Sequence[ChatMessage], pictures: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Messages for `processing.messages`, with the pictures of every medium in its place."""
-    waiting = iter(pictures)
-    return [
-        {"role": "system" if one.role == "developer" else one.role, "content": _content(one.content, waiting)}
-        for one in messages
-    ]
-
-
-def _media_parts(messages: Sequence[ChatMessage]) -> Iterator[tuple[Any, MediaReference]]:
-    for number, message in enumerate(messages):
-        if isinstance(message.content, str):
-            continue
-        for index, part in enumerate(message.content):
-            if not isinstance(part, TextPart):
-                yield part, _reference(part, f"messages[{number}].content[{index}]")
-
-
-def _reference(part: ImagePart | VideoPart | FilePart, place: str) -> MediaReference:
-    if isinstance(part, ImagePart):
-        return MediaReference("image", part.image_url.url, {}, f"{place}.image_url")
-    if isinstance(part, VideoPart):
-        video = part.video_url
-        options = {"num_segments": video.num_segments, "fps": video.fps, "bound": video.bound}
-        return MediaReference("video", video.url, _given(options), f"{place}.video_url")
-    chosen = {"pages": part.file.pages, "dpi": part.file.dpi}
-    address = part.file.file_id or part.file.file_data or ""
-    return MediaReference("file", address, _given(chosen), f"{place}.file")
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _content(content: str | Sequence[Any], pictures: Iterator[Sequence[Any]]) -> str | list[dict[str, Any]]:
-    if isinstance(content, str):
-        return content
-    return [_part(part, pictures) for part in content]
-
-
-def _part(part: Any, pictures: Iterator[Sequence[Any]]) -> dict[str, Any]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    found = list(next(pictures))
-    if isinstance(part, ImagePart):
-        return {"type": "image", "image": found[0], **part.image_url.choice()}
-    if isinstance(part, VideoPart):
-        return {"type": "video", "video": found, "max_tiles": part.video_url.max_tiles}
-    return {"type": "document", "document": found, **part.file.choice()}

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from internvl.generation.result import TokenLogprob
-from internvl.serving.protocol import MAX_TOP_LOGPROBS, Count, SamplingFields, TokenId
+from internvl.serving.protocol import MAX_TOP_LOGPROBS, Count, TokenId
 from internvl.serving.protocol_chat import StreamOptions
+from internvl.serving.protocol_forms import FormFields
 from internvl.serving.protocol_replies import Head, Spell
 
 MAX_PROMPTS = 64
@@ -18,7 +19,7 @@ Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
 Several = Field(min_length=1, max_length=MAX_PROMPTS)
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(FormFields):
     """`/v1/completions`: one text or its ids, or several. Marks in it are what they name."""
 
     model: str | None = None
@@ -33,6 +34,8 @@ class CompletionRequest(SamplingFields):
     def _fits_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream=true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs come with whole answers: leave stream out")
         if self.stream and len(self.prompts()) > 1:
             raise ValueError("stream takes one prompt; send several requests")
         return self

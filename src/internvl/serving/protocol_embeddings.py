@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from internvl.serving.protocol import Strict
-from internvl.serving.protocol_chat import ImageUrl, MediaReference, TextPart
+from internvl.serving.protocol_messages import ImageUrl, MediaReference, TextPart
 
 MAX_ITEMS = 256
 

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from internvl.api.explanation import PictureExplanation
+from internvl.engine.request import EngineUsage
 from internvl.generation.result import TokenLogprob
 from internvl.processing.grounding import parse_boxes
-from internvl.serving.backend import EngineUsage
 
 Spell = Callable[[int], str]
 """The text of one token; what is no whole character by itself has U+FFFD."""
@@ -65,6 +65,23 @@ def logprobs_object(entries: Sequence[TokenLogprob], num_top: int, spell: Spell)
     return {"content": [_logprob(entry, num_top, spell) for entry in entries], "refusal": None}
 
 
+def prompt_logprobs_object(
+    entries: Sequence[TokenLogprob | None], spell: Spell
+) -> list[dict[str, Any] | None]:
+    """vLLM's list: for each token of the prompt the best ones at its place and itself, by id; None for the
+    first. `rank` is known of the best ones only."""
+    return [None if entry is None else _ranked(entry, spell) for entry in entries]
+
+
+def _ranked(entry: TokenLogprob, spell: Spell) -> dict[str, Any]:
+    ranks = {id: rank for rank, (id, _) in enumerate(entry.top, start=1)}
+    values = dict([*entry.top, (entry.id, entry.logprob)])
+    return {
+        str(id): {"logprob": max(value, -9999.0), "rank": ranks.get(id), "decoded_token": spell(id)}
+        for id, value in values.items()
+    }
+
+
 def _logprob(entry: TokenLogprob, num_top: int, spell: Spell) -> dict[str, Any]:
     top = [_token(spell(id), logprob) for id, logprob in entry.top[:num_top]]
     return {**_token(spell(entry.id), entry.logprob), "top_logprobs": top}
@@ -75,9 +92,13 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode("utf-8", "replace"))}
 
 
-def message_object(text: str, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The assistant's message; `boxes` only where there are any."""
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+def message_object(
+    text: str, found: list[dict[str, Any]], calls: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """The assistant's message; `boxes` and `tool_calls` only where there are any."""
+    content = None if calls and not text.strip() else text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    message |= {"tool_calls": list(calls)} if calls else {}
     return {**message, "boxes": found} if found else message
 
 

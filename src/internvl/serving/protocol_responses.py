@@ -61,7 +61,20 @@ class InputMessage(Strict):
 
 
 class TextFormat(Strict):
-    type: Literal["text"]
+    """`response_format` with the schema in one object."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+    def as_chat(self) -> dict[str, Any]:
+        """The same as chat requests have it."""
+        inner: dict[str, Any] = {"name": self.name, "description": self.description, "strict": self.strict}
+        inner["schema"] = self.schema_
+        given = {name: value for name, value in inner.items() if value is not None}
+        return {"type": self.type, "json_schema": given} if given else {"type": self.type}
 
 
 class TextOptions(Strict):
@@ -95,6 +108,8 @@ class ResponseRequest(Strict):
             messages += [{"role": one.role, "content": _content(one.content)} for one in self.input]
         names = ("model", "temperature", "top_p", "presence_penalty", "frequency_penalty", "user")
         fields = {name: getattr(self, name) for name in names}
+        if self.text is not None and self.text.format is not None:
+            fields["response_format"] = self.text.format.as_chat()
         return ChatRequest.model_validate(
             {**fields, "messages": messages, "max_tokens": self.max_output_tokens}
         )
@@ -129,7 +144,7 @@ def response_object(asked: ResponseRequest, id: str, model: str, created: int) -
         "max_output_tokens": asked.max_output_tokens,
         "temperature": asked.temperature or 0.0,
         "top_p": 1.0 if asked.top_p is None else asked.top_p,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": _format(asked)},
         "tools": [],
         "tool_choice": "none",
         "parallel_tool_calls": False,
@@ -138,6 +153,11 @@ def response_object(asked: ResponseRequest, id: str, model: str, created: int) -
         "metadata": {},
         "usage": None,
     }
+
+
+def _format(asked: ResponseRequest) -> dict[str, Any]:
+    chosen = asked.text.format if asked.text else None
+    return chosen.model_dump(by_alias=True, exclude_none=True) if chosen else {"type": "text"}
 
 
 def text_part(text: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from internvl.serving.protocol import Strict, TokenId
-from internvl.serving.protocol_chat import ChatMessage
+from internvl.serving.protocol_messages import ChatMessage
 
 
 class TokenizeRequest(Strict):

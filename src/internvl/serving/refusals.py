@@ -14,7 +14,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from internvl.errors import ContextOverflowError, EngineError, InputError, InternVLError, RequestError
+from internvl.errors import (
+    CapacityError,
+    ContextOverflowError,
+    EngineError,
+    InputError,
+    InternVLError,
+    QueueFullError,
+    RequestError,
+)
 from internvl.serving.admission import RETRY_SECONDS
 from internvl.serving.protocol import error_object
 
@@ -29,16 +37,18 @@ UNKNOWN_FIELD = "extra_forbidden"
 MEDIA_CODES = ("media_", "invalid_image", "invalid_video", "invalid_document")
 SOURCES = frozenset({"body", "query", "path", "header"})
 BRANCHES = frozenset(
-    {"system", "developer", "user", "assistant", "text", "image_url", "video_url", "file"}
+    {"system", "developer", "user", "assistant", "tool", "text", "image_url", "video_url", "file"}
     | {"input_text", "output_text", "input_image", "input_file"}
 )
 TYPES = frozenset({"str", "int", "float", "bool", "none"})
 
 
 def status_of(error: InternVLError) -> int:
-    """What was handed over is the client's fault, a stopped engine passes, the rest is ours."""
+    """What was handed over is the client's fault, a full or stopped engine passes, the rest is ours."""
     if isinstance(error, RequestError):
         return error.status
+    if isinstance(error, QueueFullError):
+        return 429
     if isinstance(error, InputError):
         return 400
     return 503 if isinstance(error, EngineError) else 500
@@ -50,6 +60,10 @@ def as_object(error: InternVLError) -> dict[str, Any]:
     param, code = (error.param, error.code) if isinstance(error, RequestError) else (None, None)
     if isinstance(error, ContextOverflowError):
         param, code = "messages", "context_length_exceeded"
+    elif isinstance(error, CapacityError):
+        param, code = "messages", "capacity_exceeded"
+    elif isinstance(error, QueueFullError):
+        code = "queue_full"
     message = (
         str(error) if status < 500 or isinstance(error, EngineError) else "the server failed; see its log"
     )

@@ -134,12 +134,14 @@ async def find_model(model: str, server: Here) -> dict[str, Any]:
 
 
 def _model(name: str, server: Server) -> dict[str, Any]:
-    is_chat = server.chat is not None and name in server.settings.served_names
+    is_chat = server.chat is not None and name in server.chat_names
+    is_adapter = is_chat and name in server.settings.adapter_names
     return {
         "id": name,
         "object": "model",
         "created": server.started,
         "owned_by": "internvl",
+        **({"parent": server.settings.served_names[0]} if is_adapter else {}),
         **({"max_model_len": server.chat.preparer.max_model_len} if is_chat and server.chat else {}),
     }
 

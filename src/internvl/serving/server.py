@@ -17,7 +17,9 @@ from PIL import Image
 
 from internvl.api.chat import ChatModel
 from internvl.api.contrastive import ContrastiveModel
+from internvl.api.engine import make_engine
 from internvl.api.vision import VisionModel
+from internvl.engine.async_engine import AsyncEngine
 from internvl.errors import RequestError
 from internvl.serving.admission import Admission
 from internvl.serving.chat_service import ChatService
@@ -26,8 +28,7 @@ from internvl.serving.embedding import Embedder
 from internvl.serving.files import FileStore
 from internvl.serving.metrics import Metrics
 from internvl.serving.prepare import Preparer, find_source
-from internvl.serving.protocol_chat import MediaReference
-from internvl.serving.round_robin import RoundRobin
+from internvl.serving.protocol_messages import MediaReference
 from internvl.serving.settings import Settings
 
 Model: TypeAlias = ChatModel | ContrastiveModel | VisionModel
@@ -48,14 +49,24 @@ class Server:
 
     @property
     def is_alive(self) -> bool:
-        return self.chat is None or self.chat.backend.is_alive
+        """Whether answers are being computed: the engine runs, and its step does not take forever."""
+        if self.chat is None:
+            return True
+        backend = self.chat.backend
+        return backend.is_alive and backend.last_step_age < self.settings.stall_seconds
 
     @property
     def names(self) -> tuple[str, ...]:
         """What requests may call the models."""
         settings = self.settings
         has_both = self.chat is not None and self.embedder is not None
-        return (*settings.served_names, *(settings.embedding_names if has_both else ()))
+        chat_names = self.chat_names if self.chat is not None else settings.served_names
+        return (*chat_names, *(settings.embedding_names if has_both else ()))
+
+    @property
+    def chat_names(self) -> tuple[str, ...]:
+        """What requests may call the chat model, with its adapters."""
+        return (*self.settings.served_names, *self.settings.adapter_names)
 
     def chat_service(self, name: str | None) -> tuple[ChatService, str]:
         """What chats under this name, and the name of answers. Raises RequestError with 404."""
@@ -66,7 +77,7 @@ class Server:
                 param="model",
                 code="model_not_found",
             )
-        return self.chat, self._check_name(name, self.settings.served_names)
+        return self.chat, self._check_name(name, self.chat_names)
 
     def embedding_service(self, name: str | None) -> tuple[Embedder, str]:
         """What embeds under this name, and the name of answers. Raises RequestError with 404."""
@@ -106,7 +117,7 @@ class Server:
 async def open_server(models: Sequence[Model], settings: Settings, stack: AsyncExitStack) -> Server:
     """A server whose parts run until `stack` is closed; they close in the opposite order."""
     metrics = Metrics(settings.served_names[0])
-    admission = Admission(settings.max_num_seqs + settings.max_num_queued)
+    admission = Admission(settings.engine.max_running + settings.max_num_queued)
     folder = settings.files_path or Path(stack.enter_context(TemporaryDirectory(prefix="internvl-files-")))
     files = FileStore(folder)
     decoders = await stack.enter_async_context(Decoders(settings.media, num_workers=settings.media_workers))
@@ -114,16 +125,23 @@ async def open_server(models: Sequence[Model], settings: Settings, stack: AsyncE
     embedders = [model for model in models if not isinstance(model, ChatModel)]
     chat = None
     if talkers:
-        backend = await stack.enter_async_context(RoundRobin(talkers[0], max_num_seqs=settings.max_num_seqs))
+        engine = make_engine(talkers[0], settings.engine, adapters=dict(settings.adapters), keep_tags=True)
+        backend = await stack.enter_async_context(AsyncEngine(engine))
         metrics.watch(backend, admission)
         preparer = Preparer(
             talkers[0],
             decoders,
             files.content,
-            max_model_len=settings.max_model_len,
+            max_model_len=settings.engine.max_model_len,
             default_new_tokens=settings.default_new_tokens,
         )
-        chat = ChatService(model=talkers[0], backend=backend, preparer=preparer, metrics=metrics)
+        chat = ChatService(
+            model=talkers[0],
+            backend=backend,
+            preparer=preparer,
+            metrics=metrics,
+            adapters=frozenset(settings.adapter_names),
+        )
     return Server(
         settings=settings,
         decoders=decoders,

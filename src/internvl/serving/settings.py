@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from internvl.engine.settings import EngineSettings
+from internvl.errors import InputError
 from internvl.serving.media import MediaPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """`served_names`: what requests may call the model; the first is what answers say. `embedding_names` are
-    those of a second model, which makes vectors.
+    those of a second model, which makes vectors. `adapters` are names and PEFT directories of the chat
+    model's, each a model of its own to requests.
 
-    Without `api_keys` anyone may ask. `max_num_seqs` requests are computed at once, `max_num_queued` more may
-    wait, others are sent away with 429. `body_seconds` is the time in which a request has to arrive,
+    Without `api_keys` anyone may ask. `engine` says how many answers are computed at once; `max_num_queued`
+    more requests may wait, others are sent away with 429. A step of more than `stall_seconds` counts as an
+    engine that has stopped. `body_seconds` is the time in which a request has to arrive,
     `max_bytes_inside` the size of all that are being read or answered. Uploaded files are kept in
     `files_path`; without one, in a folder that goes when the server ends.
     """
@@ -22,10 +26,11 @@ class Settings:
     served_names: tuple[str, ...] = ("internvl",)
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     embedding_names: tuple[str, ...] = ("embeddings",)
+    adapters: tuple[tuple[str, Path], ...] = ()
     allowed_origins: tuple[str, ...] = ()
-    max_model_len: int | None = None
+    engine: EngineSettings = field(default_factory=lambda: EngineSettings(max_running=8))
+    stall_seconds: float = 300.0
     default_new_tokens: int = 1024
-    max_num_seqs: int = 8
     max_num_queued: int = 64
     max_body_bytes: int = 64 * 2**20
     max_bytes_inside: int = 512 * 2**20
@@ -33,3 +38,15 @@ class Settings:
     media: MediaPolicy = field(default_factory=MediaPolicy)
     media_workers: int = 2
     files_path: Path | None = None
+
+    def __post_init__(self) -> None:
+        names = [*self.served_names, *self.embedding_names, *self.adapter_names]
+        doubled = [name for name in self.adapter_names if names.count(name) > 1]
+        if doubled:
+            raise InputError(
+                f"names of adapters must be names of nothing else, got {', '.join(map(repr, doubled))}"
+            )
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.adapters)
