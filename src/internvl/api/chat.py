@@ -234,7 +234,7 @@ class ChatModel:
         if inputs.tiles_N3HW is None:
             return None
         tiles = torch.split(inputs.tiles_N3HW, list(inputs.tile_counts))
-        keys = [bytes.fromhex(key) for key in inputs.image_keys]
+        keys = [key.encode() for key in inputs.image_keys]
         return torch.cat(self.vision_cache.vision_tokens(keys, tiles))
 
     def _embed(self, ids: Sequence[int] | Tensor, tiles: Tensor | None) -> Tensor:

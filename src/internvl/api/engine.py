@@ -69,8 +69,8 @@ def make_request(key: str, inputs: Inputs, sampling: Sampling, **fields: Any) ->
     if inputs.tiles_N3HW is not None:
         tiles = torch.split(inputs.tiles_N3HW, list(inputs.tile_counts))
         images = [
-            EngineImage(key=bytes.fromhex(digest), tiles_N3HW=part)
-            for digest, part in zip(inputs.image_keys, tiles, strict=True)
+            EngineImage(key=image_key.encode(), tiles_N3HW=part)
+            for image_key, part in zip(inputs.image_keys, tiles, strict=True)
         ]
     return EngineRequest(
         key=key,
