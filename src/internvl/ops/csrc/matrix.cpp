@@ -1,8 +1,6 @@
 // Rows into the format of a matrix, and the loop over panels.
 #include "matrix.h"
 
-#include <memory>
-
 #include "memory.h"
 
 namespace {
@@ -134,14 +132,4 @@ extern "C" void linear(const Matrix* m, const float* x, int64_t count, float* ou
                 multiply(*m, rows, first, std::min(first + block, count), panel, to);
         }
     }
-}
-
-// Row number `row` of a weight's inputs in the format it multiplies, for tests: bytes, scale and, for INT8, zero point.
-extern "C" void prepared_row(const Matrix* m, const float* x, uint8_t* q, float* scale, int32_t* zero) {
-    Scratch scratch;
-    const Rows rows = rows_in(*m, x, 1, scratch.at_least(scratch_bytes(*m, 1)));
-    prepare_row(*m, rows, 0);
-    std::memcpy(q, rows.q, m->padded);
-    *scale = *rows.scale;
-    *zero = m->kind == INT8 ? *rows.zero : 0;
 }
