@@ -30,15 +30,15 @@ def start(count: int, module: str, *arguments: str | Path) -> list[subprocess.Po
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[int]:
-    """Exit statuses; what failed shows its errors. None is left running."""
+    """Exit statuses (-N for signal N); what did not end with 0 shows its errors. None is left running."""
     try:
         errors = [process.communicate(timeout=PATIENCE)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
     for process, text in zip(processes, errors, strict=True):
-        if process.returncode > 0:
-            sys.stderr.write(text)
+        if process.returncode:
+            sys.stderr.write(f"exit status {process.returncode}:\n{text}\n")
     return [process.returncode for process in processes]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from internvl.adapt.lora import merge
 
-CHUNK_BYTES = 2 << 20
+CHUNK_BYTES = 1 << 18
 """Upper bound of a temporary; converting the dtype of a large embedding must not hold it twice."""
 
 
