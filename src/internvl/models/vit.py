@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from internvl.config import VisionConfig
 from internvl.errors import ConfigError, InputError
-from internvl.models.layers import MLP, DropPath, Linear, RMSNorm, make_norm
+from internvl.models.layers import MLP, DropPath, Linear, RMSNorm, make_norm, normal
 from internvl.ops.tile_attention import tile_attention
 
 
@@ -37,9 +37,9 @@ class PatchEmbedding(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.patch_size = config.patch_size
-        self.class_token = nn.Parameter(torch.randn(1, 1, config.width))
+        self.class_token = nn.Parameter(normal(1, 1, config.width))
         self.patch = nn.Conv2d(3, config.width, config.patch_size, config.patch_size)
-        self.position = nn.Parameter(torch.randn(1, 1 + config.grid**2, config.width))
+        self.position = nn.Parameter(normal(1, 1 + config.grid**2, config.width))
 
     def forward(self, tiles_N3HW: Tensor) -> Tensor:
         patches_NCYX = self.patch(tiles_N3HW.to(self.position.dtype))
