@@ -15,9 +15,9 @@ from internvl.config import RopeConfig, TextConfig
 from internvl.generation.prefill import prefill
 from internvl.generation.prompt import Prompt
 from internvl.generation.sampling import Sampling
+from internvl.models import fused_step as fused_step_module
 from internvl.models.attention import KVCache
 from internvl.models.decoder import Decoder
-from internvl.models import fused_step as fused_step_module
 from internvl.models.fused_step import fused_step
 from internvl.ops.native import library
 from internvl.ops.packed import SCHEMES, Scheme

@@ -1,7 +1,7 @@
 """What the step kernel knows of a decoder's blocks, kept from step to step while they are the same.
 
-Reading some hundred addresses out of modules takes longer than a block of the kernel; comparing them does not.
-Knows no kernel: a table is bytes.
+Making it takes some hundred addresses out of modules, which is longer than a block of the kernel. Knows no
+kernel: a table is bytes.
 """
 
 from __future__ import annotations
