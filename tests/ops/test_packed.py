@@ -19,8 +19,9 @@ SHAPES = [
     (6, 100, 33),
     (11, 1023, 129),
     (31, 300, 48),
+    (127, 1541, 20),
 ]
-"""Rows, inputs, outputs: every number of rows that a tile has, panels and quads that are not whole."""
+"""Rows, inputs, outputs: every number of rows that a tile has, panels, quads and parts that are not whole."""
 EXACT: dict[Scheme, float] = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.008, "int4": 0.12}
 """How far a weight of a normal distribution may lie from what is stored, in units of its row's largest."""
 

@@ -24,13 +24,14 @@ struct Matrix {
 };
 
 // Rows in the form that a kind multiplies: floats as they are; bytes with a scale and a zero point; signed bytes with a
-// scale and their sums by groups.
+// scale and their sums by groups. Float rows may be only the inputs from..to, `stride` apart.
 struct Rows {
     const float* x;
     uint8_t* q;
     float* scale;
     int32_t* zero;
     float* sums;
+    int64_t stride, from, to;
 };
 
 static inline bool is_integer(const Matrix& m) { return m.kind == INT8 || m.kind == INT4; }
@@ -52,7 +53,10 @@ struct Sink {
 // Rows first..last times one panel. `to.values` is that of row 0, column 0.
 void multiply(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
 
-// The same, each in its own file.
+// Rows first..last times the panels up to `end`, in an order that keeps to the caches.
+void multiply_rows(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to);
+
+// `multiply`, each in its own file.
 void multiply_float(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
 void multiply_plain(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
 void multiply_int8(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
