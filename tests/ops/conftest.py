@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 
-from internvl.ops import causal_attention, decoder_step, packed, tile_attention
+from internvl.ops import causal_attention, decoder_step, packed, tile_attention, tower_block
 from internvl.ops.native import KINDS, load_library, runs_here
 
 
@@ -21,6 +21,6 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         assert library is not None, (
             "not built: is there a C++ compiler? scripts/test installs again after a change"
         )
-    for module in (packed, tile_attention, causal_attention, decoder_step):
+    for module in (packed, tile_attention, causal_attention, decoder_step, tower_block):
         monkeypatch.setattr(module, "library", lambda: library)
     return library

@@ -61,7 +61,7 @@ void stretches(const Matrix& m, const Rows& rows, int64_t first, int64_t last, i
     alignas(64) float kept[KEPT * COLUMNS];
     Matrix part = m;
     if (rows.from) part.bias = nullptr;
-    const Sink sink = {to.values, to.stride, to.add || rows.from > 0};
+    const Sink sink = {to.values, to.stride, to.add || rows.from > 0, to.scale};
     for (; first < last; first += KEPT) {
         const int64_t count = std::min(KEPT, last - first);
         for (int64_t k = rows.from; k < rows.to; k += STRETCH)

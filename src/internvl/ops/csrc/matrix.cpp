@@ -85,6 +85,14 @@ void to_signed(const float* x, int64_t width, int64_t padded, uint8_t* q, float*
 
 }  // namespace
 
+void put_some(const Matrix& m, const Sink& to, int64_t row, int64_t column, const f32x8& value) {
+    float* place = to.values + row * to.stride + column;
+    for (int64_t lane = 0; lane < m.outputs - column; lane++) {
+        const float sum = value[lane] + (m.bias ? m.bias[column + lane] : 0.0f);
+        place[lane] = sum * (to.scale ? to.scale[column + lane] : 1.0f) + (to.add ? place[lane] : 0.0f);
+    }
+}
+
 int64_t scratch_bytes(const Matrix& m, int64_t count) {
     if (!is_integer(m)) return 0;
     const int64_t last = m.kind == INT8 ? aligned(count * 4) : aligned(count * (m.padded / GROUP) * 4);
