@@ -20,6 +20,7 @@ TESTS = (
     "tests/ops/test_packed.py",
     "tests/ops/test_tile_attention.py",
     "tests/ops/test_causal_attention.py",
+    "tests/ops/test_tower_block.py",
     "tests/models/test_fused_step.py",
 )
 

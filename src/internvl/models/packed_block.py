@@ -6,17 +6,19 @@ and keys, plain weights. Knows no tower. Shape letters: N tiles, P patches, C wi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from internvl.models.layers import ACTIVATIONS, Linear, RMSNorm
+from internvl.models.layers import ACTIVATIONS, RMSNorm
 from internvl.ops.native import library
-from internvl.ops.packed import Matrix
+from internvl.ops.packed import Matrix, PackedWeight
 from internvl.ops.tile_attention import COLUMNS
 from internvl.ops.tower_block import Norm, TowerBlock, tower_block
 
 
-def packed_block(block: nn.Module, x_NPC: Tensor) -> Tensor | None:
+def packed_block(block: Any, x_NPC: Tensor) -> Tensor | None:
     """What a `vit.Block` makes of tiles (N, P, C); None where the kernel cannot serve."""
     matrices = [_matrix(module) for module in _linears(block)]
     whole = [matrix for matrix in matrices if matrix is not None]
@@ -30,21 +32,21 @@ def packed_block(block: nn.Module, x_NPC: Tensor) -> Tensor | None:
     )
 
 
-def _linears(block: nn.Module) -> tuple[Linear, ...]:
+def _linears(block: Any) -> tuple[nn.Module, ...]:
     return block.attn.qkv, block.attn.out, block.mlp.fc1, block.mlp.fc2
 
 
-def _matrix(module: Linear) -> Matrix | None:
-    packed = getattr(module, "packed", None)
+def _matrix(module: Any) -> Matrix | None:
+    packed: PackedWeight | None = getattr(module, "packed", None)
     return None if packed is None else packed.matrix(module.padded_bias_O)
 
 
-def _norm(module: nn.Module) -> Norm:
+def _norm(module: RMSNorm | nn.LayerNorm) -> Norm:
     return Norm(module.weight, None if isinstance(module, RMSNorm) else module.bias)
 
 
-def _serves(block: nn.Module, x_NPC: Tensor) -> bool:
-    return (
+def _serves(block: Any, x_NPC: Tensor) -> bool:
+    serves: bool = (
         x_NPC.device.type == "cpu"
         and x_NPC.dtype == block.ls1.dtype == torch.float32
         and x_NPC.shape[-1] // block.attn.num_heads % COLUMNS == 0
@@ -54,3 +56,4 @@ def _serves(block: nn.Module, x_NPC: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and library() is not None
     )
+    return serves
