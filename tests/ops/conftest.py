@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 from internvl.ops import causal_attention, decoder_step, packed, tile_attention, tower_block
 from internvl.ops.native import KINDS, load_library, runs_here
@@ -24,3 +26,12 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     for module in (packed, tile_attention, causal_attention, decoder_step, tower_block):
         monkeypatch.setattr(module, "library", lambda: library)
     return library
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """So that work is divided, unevenly."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)

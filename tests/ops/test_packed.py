@@ -51,6 +51,15 @@ def test_product_of_what_is_stored(scheme: Scheme, shape: tuple[int, int, int]) 
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.usefixtures("kernels", "three_threads")
+def test_threads_share_panels(scheme: Scheme) -> None:
+    torch.manual_seed(0)
+    x_TI, packed = torch.randn(61, 1100), pack(torch.randn(70, 1100), scheme)
+    expected = round_rows(x_TI, scheme).double() @ unpack(packed).double().T
+    torch.testing.assert_close(packed_linear(x_TI, packed).double(), expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_is_stored_is_near_the_weight(scheme: Scheme) -> None:
     weight_OI = torch.randn(33, 200, generator=torch.Generator().manual_seed(0))
     packed = pack(weight_OI, scheme)

@@ -97,6 +97,14 @@ def test_equals_what_is_written_out(
     torch.testing.assert_close(block.call(x_NPC).double(), block.expected(x_NPC), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("compiled", "three_threads")
+def test_threads_share_tiles_and_rows() -> None:
+    """More threads than heads: several tiles at once, the last time fewer."""
+    block = parts("float32", 2, 32, 40)
+    x_NPC = torch.randn(5, 21, 32)
+    torch.testing.assert_close(block.call(x_NPC).double(), block.expected(x_NPC), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 @pytest.mark.usefixtures("compiled")
 def test_rows_are_rounded_as_layer_by_layer(scheme: Scheme) -> None:
