@@ -19,8 +19,9 @@ SHAPES = [
     (6, 100, 33),
     (11, 1023, 129),
     (31, 300, 48),
+    (127, 1541, 20),
 ]
-"""Rows, inputs, outputs: every number of rows that a tile has, panels and quads that are not whole."""
+"""Rows, inputs, outputs: every number of rows that a tile has, panels, quads and parts that are not whole."""
 EXACT: dict[Scheme, float] = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.008, "int4": 0.12}
 """How far a weight of a normal distribution may lie from what is stored, in units of its row's largest."""
 
@@ -47,6 +48,15 @@ def test_product_of_what_is_stored(scheme: Scheme, shape: tuple[int, int, int]) 
     torch.testing.assert_close(
         packed_linear(x_TI, packed).double(), expected - bias_O, rtol=1e-5, atol=2e-5 * inputs**0.5
     )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.usefixtures("kernels", "three_threads")
+def test_threads_share_panels(scheme: Scheme) -> None:
+    torch.manual_seed(0)
+    x_TI, packed = torch.randn(61, 1100), pack(torch.randn(70, 1100), scheme)
+    expected = round_rows(x_TI, scheme).double() @ unpack(packed).double().T
+    torch.testing.assert_close(packed_linear(x_TI, packed).double(), expected, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from internvl.config import VisionConfig
 from internvl.errors import ConfigError, InputError
 from internvl.models.layers import MLP, DropPath, Linear, RMSNorm, make_norm, normal
+from internvl.models.packed_block import packed_block
 from internvl.ops.tile_attention import tile_attention
 
 
@@ -83,6 +84,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_NPC: Tensor) -> Tensor:
+        if (fused_NPC := packed_block(self, x_NPC)) is not None:
+            return fused_NPC
         x_NPC = x_NPC + self.drop_path(self.attn(self.norm1(x_NPC)) * self.ls1)
         out: Tensor = x_NPC + self.drop_path(self.mlp(self.norm2(x_NPC)) * self.ls2)
         return out

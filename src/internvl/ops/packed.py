@@ -144,9 +144,12 @@ def round_rows(x_TI: Tensor, scheme: Scheme) -> Tensor:
     low_T1, high_T1 = x_TI.amin(1, keepdim=True).clamp(max=0), x_TI.amax(1, keepdim=True).clamp(min=0)
     step_T1 = (high_T1 - low_T1) / 255 if scheme == "int8" else torch.maximum(high_T1, -low_T1) / 127
     step_T1 = torch.where(step_T1 > 0, step_T1, torch.ones_like(step_T1))
-    zero_T1 = (-low_T1 / step_T1).round() if scheme == "int8" else torch.zeros_like(step_T1)
+    inverse_T1 = (
+        1 / step_T1
+    )  # multiplied with, as the kernels do: a quotient would round some halves otherwise
+    zero_T1 = (-low_T1 * inverse_T1).round() if scheme == "int8" else torch.zeros_like(step_T1)
     least, most = (0, 255) if scheme == "int8" else (-127, 127)
-    values_TI = ((x_TI / step_T1).round() + zero_T1).clamp(least, most) - zero_T1
+    values_TI = ((x_TI * inverse_T1).round() + zero_T1).clamp(least, most) - zero_T1
     return values_TI * (step_T1 + (x_TI * 0).sum(1, keepdim=True))
 
 
