@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from internvl.adapt.quantize import quantize, rules_of
+from internvl.checkpoints.encoders import load_text_encoder
 from internvl.checkpoints.load import load_model, load_vision
 from internvl.checkpoints.mapped import map_tensors
 from internvl.checkpoints.pack import pack_model, write_packed
@@ -19,9 +20,11 @@ from internvl.checkpoints.read import read_tensors
 from internvl.checkpoints.shards import ALIGNMENT
 from internvl.checkpoints.write import Target
 from internvl.errors import CheckpointError, ConfigError, InputError, WeightsError
+from internvl.models.dual_encoder import DualEncoder
 from internvl.models.vlm import VLM
 from internvl.ops.packed import SCHEMES
-from tests.checkpoints.tiny import chat_config, write_official
+from tests.checkpoints.tiny import chat_config, equal, write_official
+from tests.checkpoints.tiny_contrastive import write_pair
 
 WEIGHTS = "model.safetensors"
 
@@ -46,11 +49,7 @@ def test_mapped_equals_packed_in_memory(plain: Path, tmp_path: Path, scheme: str
     out = pack_to(plain, tmp_path / "out", scheme)
     mapped, packed = load_model(out), load_model(plain)
     quantize(packed, rules_of(scheme, packed))
-    found, expected = mapped.state_dict(), packed.state_dict()
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype
-        assert torch.equal(found[name], value), name
+    assert equal(mapped.state_dict(), packed.state_dict())
     assert mapped.config == packed.config
     assert not any(parameter.requires_grad for parameter in mapped.parameters())
     assert not mapped.training
@@ -170,3 +169,16 @@ def test_wrong_device_dtype_and_use(plain: Path, tmp_path: Path) -> None:
         load_model(out, device="meta")
     with pytest.raises(InputError, match="nothing is packed"):
         pack_model(load_model(plain), None, {})
+
+
+def test_a_contrastive_model(tmp_path: Path) -> None:
+    write_pair(tmp_path / "plain")
+    model = load_model(tmp_path / "plain")
+    packing = pack_model(model, "int8", {})
+    assert isinstance(model, DualEncoder)
+    write_packed(model, model.config, packing, Target(directory=tmp_path / "out", source=tmp_path / "plain"))
+    mapped = load_model(tmp_path / "out")
+    assert mapped.config == model.config
+    assert equal(mapped.state_dict(), model.state_dict())
+    with pytest.raises(ConfigError, match="take the checkpoint it was made from"):
+        load_text_encoder(tmp_path / "out")

@@ -52,12 +52,9 @@ def test_tensors_begin_on_multiples_of_their_width(tmp_path: Path) -> None:
 
 
 def test_what_fills_whole_lines_begins_on_one(tmp_path: Path) -> None:
-    state = {
-        "a": torch.ones(3),
-        "b": torch.ones(64, dtype=torch.int8),
-        "c": torch.ones(5),
-        "d": torch.ones(16),
-    }
+    sizes = {"a": 3, "b": 64, "c": 5, "d": 16}
+    state = {name: torch.ones(size) for name, size in sizes.items()}
+    state["b"] = state["b"].to(torch.int8)
     write_weights({name: Held(value, name) for name, value in state.items()}, tmp_path)
     content = (tmp_path / "model.safetensors").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

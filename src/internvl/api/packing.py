@@ -148,7 +148,7 @@ def compare(plain: Sequence[_Seen], packed: Sequence[_Seen]) -> Loss:
         pictures=len(pairs),
         vision_cosine=torch.cat(cosines).mean().item(),
         worst_cosine=min(one.mean().item() for one in cosines),
-        divergence=torch.cat(apart).mean().item() if apart else None,
+        divergence=max(0.0, torch.cat(apart).mean().item()) if apart else None,  # rounding may go below
         agreement=torch.cat(same).float().mean().item() if same else None,
     )
 
