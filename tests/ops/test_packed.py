@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from internvl.ops.packed import PAIR, PANEL, SCHEMES, Scheme, pack, packed_linear, round_rows, unpack
+from internvl.ops.packed import (
+    PAIR,
+    PANEL,
+    SCHEMES,
+    Scheme,
+    layout_digest,
+    pack,
+    packed_form,
+    packed_linear,
+    round_rows,
+    unpack,
+)
 
 SHAPES = [
     (1, 4, 1),
@@ -131,3 +142,25 @@ def test_integers_are_the_same_on_all_machines(scheme: Scheme, kernels: ctypes.C
 
 def test_no_rows() -> None:
     assert packed_linear(torch.empty(0, 8), pack(torch.ones(3, 8), "int8")).shape == (0, 3)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_form_is_that_of_a_packed_weight(scheme: Scheme, shape: tuple[int, int, int]) -> None:
+    _, inputs, outputs = shape
+    packed = pack(torch.randn(outputs, inputs), scheme)
+    tensors = {"panels": packed.panels, "scale_O": packed.scale_O, "sum_O": packed.sum_O}
+    found = {name: (x.dtype, tuple(x.shape)) for name, x in tensors.items() if x is not None}
+    assert packed_form(scheme, (outputs, inputs)) == found
+    assert packed.has_finite_scales
+
+
+def test_digests_of_layouts() -> None:
+    """Files in the world carry these: they may only change together with the layout of the panels."""
+    digests = {scheme: layout_digest(scheme) for scheme in SCHEMES}
+    assert digests == {
+        "float32": "45a32c71bcb9fab0",
+        "bfloat16": "7025f9dd5310df0a",
+        "int8": "df7ceeae65f3368a",
+        "int4": "dc9611aa7b0baba9",
+    }

@@ -1,7 +1,7 @@
 """Frozen linear layers in int8 that gradients pass through: what trained adapters lie on.
 
-QLoRA (arXiv 2305.14314) with a plainer number format, one scale per output row, dequantised for every product:
-a quarter of the memory of float32, no speed. For fast inference see `adapt.quantize`. Knows no adapters and no
+QLoRA (arXiv 2305.14314) with a plainer number format, a scale an output row, dequantised for every product: a
+quarter of the memory of float32, no speed. For fast inference see `adapt.quantize`. Knows no adapters, no
 files.
 Shape letters: O rows and I columns of a weight.
 """
