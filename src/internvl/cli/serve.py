@@ -65,6 +65,8 @@ class Options:
     engine: OmitArgPrefixes[EngineOptions] = field(default_factory=EngineOptions)
     max_num_queued_reqs: Annotated[int, arg(metavar="N")] = 64
     """Requests that may wait; others are answered with 429."""
+    request_timeout: Annotated[float | None, arg(metavar="SECONDS", help_behavior_hint="")] = None
+    """Most time of an answer, from the arrival of its request; no limit by default."""
     default_max_tokens: Annotated[int, arg(metavar="N")] = 1024
     """Length of answers to requests that name none."""
     allowed_local_media_path: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
@@ -151,6 +153,8 @@ def _check(options: Options) -> None:
     options.engine.check()
     if not options.media_timeout > 0:
         raise InputError(f"--media-timeout must be above 0, got {options.media_timeout}")
+    if options.request_timeout is not None and not options.request_timeout > 0:
+        raise InputError(f"--request-timeout must be above 0, got {options.request_timeout}")
     folder = options.allowed_local_media_path
     if folder is not None and not folder.is_dir():
         raise InputError(f"--allowed-local-media-path {folder} is not a folder")
@@ -176,6 +180,7 @@ def _settings(options: Options) -> Settings:
         allowed_origins=_origins(options.allowed_origins),
         adapters=options.engine.adapters,
         engine=options.engine.settings(options.device, options.max_num_queued_reqs),
+        request_seconds=options.request_timeout,
         default_new_tokens=options.default_max_tokens,
         max_num_queued=options.max_num_queued_reqs,
         max_body_bytes=2 * media.max_bytes,

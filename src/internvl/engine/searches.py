@@ -70,6 +70,16 @@ class Search:
         ]
         return [*ends[:-1], self._with_usage(ends[-1], 0)]
 
+    def end_late(self, reason: InternVLError) -> list[Delta]:
+        """The best beams so far as answers; where there are none yet, no answer for this reason."""
+        if self.beams is None or self.beams.running.ids == [[]]:
+            return self.end("error", reason)
+        self.beams.cancel()
+        return [
+            replace(one, finish_reason="deadline") if one.finish_reason == "cancelled" else one
+            for one in self.deltas()
+        ]
+
     def _spell(self, index: int, beam: Finished) -> list[Delta]:
         stream = TextStream(self.decode, ())
         deltas = []
@@ -119,9 +129,16 @@ class Searches:
 
     def end(self, is_over: Callable[[EngineRequest], bool], reason: EndReason) -> list[Delta]:
         """Ends searches where they are."""
+        return [delta for search in self._take_out(is_over) for delta in search.end(reason)]
+
+    def end_late(self, is_late: Callable[[EngineRequest], bool], reason: InternVLError) -> list[Delta]:
+        """Ends searches whose time is over."""
+        return [delta for search in self._take_out(is_late) for delta in search.end_late(reason)]
+
+    def _take_out(self, is_over: Callable[[EngineRequest], bool]) -> list[Search]:
         ended = [search for search in self.waiting if is_over(search.request)]
         self.waiting = [search for search in self.waiting if search not in ended]
-        return [delta for search in ended for delta in search.end(reason)]
+        return ended
 
     def missing_images(self, known: Callable[[list[Wanted]], Mapping[bytes, Tensor]]) -> list[Wanted]:
         """Pictures that the first search waits for; `known` is asked once for what is there already."""

@@ -18,6 +18,7 @@ from internvl.errors import ContextOverflowError, RequestError
 from internvl.generation.result import TokenLogprob
 from internvl.serving import protocol_completions as protocol
 from internvl.serving.answering import deltas, spell
+from internvl.serving.caller import Caller
 from internvl.serving.chat_service import ChatService
 from internvl.serving.prepare import room_for_answer
 from internvl.serving.protocol_completions import CompletionRequest
@@ -37,9 +38,9 @@ class Grown:
 class Completing:
     """One request to continue text."""
 
-    def __init__(self, service: ChatService, asked: CompletionRequest, name: str) -> None:
+    def __init__(self, service: ChatService, asked: CompletionRequest, name: str, caller: Caller) -> None:
         """Raises InputError for prompts that cannot be continued; nothing is computed."""
-        self.service, self.asked = service, asked
+        self.service, self.asked, self.caller = service, asked, caller
         self.tokenizer = service.model.processor.tokenizer
         self.arrived = time.monotonic()
         self.head = Head(id=f"cmpl-{secrets.token_hex(16)}", model=name, created=int(time.time()))
@@ -98,6 +99,8 @@ class Completing:
             sampling=asked.sampling(self.service.model.processor.stop_ids, asked.max_tokens, num_logprobs),
             n=asked.n or 1,
             priority=asked.priority or 0,
+            client=self.caller.client,
+            deadline=self.caller.deadline,
             constraint=asked.constraint(),
             prompt_logprobs=asked.prompt_logprobs,
             adapter=self.service.adapter(self.head.model),

@@ -19,6 +19,7 @@ MAX_TOP_LOGPROBS = 20
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -32,8 +33,8 @@ class Strict(BaseModel):
 class SamplingFields(Strict):
     """Settings of an answer: OpenAI's, and under vLLM's names what else the library has.
 
-    Without `temperature` the best token is taken, as in the published examples of the models. `user` is
-    accepted and kept nowhere.
+    Without `temperature` the best token is taken, as in the published examples of the models. `timeout` are
+    seconds from the arrival of the request. `user` is accepted and kept nowhere.
     """
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -53,6 +54,7 @@ class SamplingFields(Strict):
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     skip_special_tokens: bool | None = None
+    timeout: Seconds | None = None
     user: str | None = None
 
     def sampling(self, stop_ids: tuple[int, ...], max_new_tokens: int, logprobs: int) -> Sampling:

@@ -112,4 +112,12 @@ def chunk(head: Head, choices: list[dict[str, Any]], **more: Any) -> dict[str, A
 
 def choice(index: int, finish_reason: str | None, **content: Any) -> dict[str, Any]:
     """One answer of a completion or a chunk: `message` or `delta`, and perhaps `logprobs`."""
-    return {"index": index, "logprobs": None, **content, "finish_reason": finish_reason}
+    return {"index": index, "logprobs": None, **content, **ending(finish_reason)}
+
+
+def ending(finish_reason: str | None) -> dict[str, Any]:
+    """Why an answer ended, in the protocol's words: one whose time was over is one that was cut short, and
+    vLLM's `stop_reason` says by what."""
+    if finish_reason == "deadline":
+        return {"finish_reason": "length", "stop_reason": "deadline"}
+    return {"finish_reason": finish_reason}

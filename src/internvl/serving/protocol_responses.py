@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from internvl.serving.protocol import Count, Penalty, Strict
+from internvl.serving.protocol import Count, Penalty, Seconds, Strict
 from internvl.serving.protocol_chat import ChatRequest
 
 
@@ -95,6 +95,7 @@ class ResponseRequest(Strict):
     stream: bool | None = None
     store: Literal[False] | None = None
     text: TextOptions | None = None
+    timeout: Seconds | None = None
     user: str | None = None
 
     def as_chat(self) -> ChatRequest:
@@ -171,14 +172,13 @@ def item(id: str, text: str | None, status: str) -> dict[str, Any]:
 
 
 def finished(
-    begun: Mapping[str, Any], message: Mapping[str, Any], finish_reason: str | None, used: Mapping[str, Any]
+    begun: Mapping[str, Any], message: Mapping[str, Any], cut_by: str | None, used: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A whole response; `used` is the usage of a chat completion."""
-    is_cut = finish_reason == "length"
+    """A whole response; `used` is the usage of a chat completion. `cut_by` is what cut it short."""
     return {
         **begun,
-        "status": "incomplete" if is_cut else "completed",
-        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+        "status": "completed" if cut_by is None else "incomplete",
+        "incomplete_details": None if cut_by is None else {"reason": cut_by},
         "output": [message],
         "usage": {
             "input_tokens": used["prompt_tokens"],

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from internvl.errors import (
     CapacityError,
     ContextOverflowError,
+    DeadlineError,
     EngineError,
     InputError,
     InternVLError,
@@ -64,6 +65,8 @@ def as_object(error: InternVLError) -> dict[str, Any]:
         param, code = "messages", "capacity_exceeded"
     elif isinstance(error, QueueFullError):
         code = "queue_full"
+    elif isinstance(error, DeadlineError):
+        code = "deadline_exceeded"
     message = (
         str(error) if status < 500 or isinstance(error, EngineError) else "the server failed; see its log"
     )

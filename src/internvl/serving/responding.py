@@ -12,6 +12,7 @@ from typing import Any
 
 from internvl.serving import protocol_responses as protocol
 from internvl.serving.answering import Exchange
+from internvl.serving.caller import Caller
 from internvl.serving.chat_service import ChatService
 from internvl.serving.protocol_chat import StreamOptions
 from internvl.serving.protocol_responses import ResponseRequest
@@ -29,12 +30,14 @@ class Responding:
         )
 
     @classmethod
-    async def begin(cls, service: ChatService, asked: ResponseRequest, name: str) -> Responding:
+    async def begin(
+        cls, service: ChatService, asked: ResponseRequest, name: str, caller: Caller
+    ) -> Responding:
         """Read and check everything; nothing is computed. Raises InputError and ValidationError."""
         chat = asked.as_chat().model_copy(
             update={"stream": True, "stream_options": StreamOptions(include_usage=True)}
         )
-        return cls(service, asked, await service.begin(chat, name))
+        return cls(service, asked, await service.begin(chat, name, caller))
 
     async def whole(self) -> dict[str, Any]:
         """The response when it is finished."""
@@ -60,22 +63,23 @@ class Responding:
         yield {"type": "response.in_progress", "response": begun}
         yield {"type": "response.output_item.added", "output_index": 0, "item": empty}
         yield {"type": "response.content_part.added", **place, "part": protocol.text_part("")}
-        text, reason, used = "", None, None
+        text, cut_by, used = "", None, None
         async with aclosing(self._chunks()) as chunks:
             async for chunk in chunks:
                 used = chunk["usage"] or used
                 for choice in chunk["choices"]:
-                    reason = choice["finish_reason"] or reason
+                    if choice["finish_reason"] == "length":
+                        cut_by = choice.get("stop_reason", "max_output_tokens")
                     if piece := choice["delta"].get("content"):
                         text += piece
                         yield {"type": "response.output_text.delta", **place, "delta": piece, "logprobs": []}
-        status = "incomplete" if reason == "length" else "completed"
+        status = "completed" if cut_by is None else "incomplete"
         message = protocol.item(self.item_id, text, status)
         assert used is not None, "the engine ended a request without its usage"
         yield {"type": "response.output_text.done", **place, "text": text, "logprobs": []}
         yield {"type": "response.content_part.done", **place, "part": protocol.text_part(text)}
         yield {"type": "response.output_item.done", "output_index": 0, "item": message}
-        response = protocol.finished(begun, message, reason, used)
+        response = protocol.finished(begun, message, cut_by, used)
         yield {"type": f"response.{status}", "response": response}
 
     def _chunks(self) -> Any:

@@ -18,7 +18,8 @@ class Settings:
 
     Without `api_keys` anyone may ask. `engine` says how many answers are computed at once; `max_num_queued`
     more requests may wait, others are sent away with 429. A step of more than `stall_seconds` counts as an
-    engine that has stopped. `body_seconds` is the time in which a request has to arrive,
+    engine that has stopped. `request_seconds` is the most that an answer may take from the arrival of its
+    request; rows of batches may take longer. `body_seconds` is the time in which a request has to arrive,
     `max_bytes_inside` the size of all that are being read or answered. Uploaded files are kept in
     `files_path`; without one, in a folder that goes when the server ends.
     """
@@ -30,6 +31,7 @@ class Settings:
     allowed_origins: tuple[str, ...] = ()
     engine: EngineSettings = field(default_factory=lambda: EngineSettings(max_running=8))
     stall_seconds: float = 300.0
+    request_seconds: float | None = None
     default_new_tokens: int = 1024
     max_num_queued: int = 64
     max_body_bytes: int = 64 * 2**20
