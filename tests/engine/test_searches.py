@@ -103,6 +103,15 @@ def test_late_searches_give_the_best_beams_so_far(vlm: VLM) -> None:
     assert isinstance(last_of(deltas, "waits", 1).error, DeadlineError)
 
 
+def test_clients_take_turns(vlm: VLM) -> None:
+    engine = make_engine(vlm)
+    for number, client in enumerate("aaabb"):
+        engine.submit(make_request(f"{client}{number}", [1], num_beams=2, max_new_tokens=2, client=client))
+    engine.submit(make_request("first", [1], num_beams=2, max_new_tokens=2, client="a", priority=-1))
+    order = [delta.key for delta in finish(engine) if delta.finish_reason]
+    assert order == ["first", "b3", "a0", "b4", "a1", "a2"]
+
+
 def test_scores_that_are_no_numbers_end_the_search_only() -> None:
     vlm = make_vlm()
     with torch.no_grad():

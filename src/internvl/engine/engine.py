@@ -80,6 +80,10 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self.jobs or self.outbox or self.searches.waiting)
 
+    def warm_up(self) -> None:
+        """Makes ready what the first request of its kind would wait for, and others with it."""
+        self.intake.warm_up()
+
     def plan(self, request: EngineRequest) -> Plan:
         """What the request will take. Raises as `submit` does, but for what is there now; changes nothing."""
         return self.intake.plan(request)

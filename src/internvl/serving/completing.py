@@ -15,6 +15,7 @@ from typing import Any
 
 from internvl.engine.request import Delta, EngineRequest, EngineUsage
 from internvl.errors import ContextOverflowError, RequestError
+from internvl.generation.confidence import Piece
 from internvl.generation.result import TokenLogprob
 from internvl.serving import protocol_completions as protocol
 from internvl.serving.answering import deltas, spell
@@ -22,7 +23,13 @@ from internvl.serving.caller import Caller
 from internvl.serving.chat_service import ChatService
 from internvl.serving.prepare import room_for_answer
 from internvl.serving.protocol_completions import CompletionRequest
-from internvl.serving.protocol_replies import Head, prompt_logprobs_object, usage
+from internvl.serving.protocol_replies import (
+    Head,
+    confidence_object,
+    piece_of,
+    prompt_logprobs_object,
+    usage,
+)
 
 
 @dataclass(slots=True)
@@ -31,6 +38,7 @@ class Grown:
 
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprob | None] | None = None
     finish_reason: str | None = None
 
@@ -59,6 +67,7 @@ class Completing:
             {
                 **protocol.text_choice(index, one.text, one.finish_reason, self._logprobs(one.logprobs, 0)),
                 **self._prompt_logprobs(one),
+                **self._confidence(one),
             }
             for index, one in enumerate(answers)
         ]
@@ -69,16 +78,21 @@ class Completing:
         options = self.asked.stream_options
         more: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
         lengths = [0] * self.requests[0].n
+        answers = [Grown() for _ in lengths]
         used: EngineUsage | None = None
         async with aclosing(self._deltas(self.requests[0])) as steps:
             async for delta in steps:
                 used = delta.usage or used
-                entries = [delta.token.logprob] if delta.token and delta.token.logprob else []
+                answers[delta.index].pieces.append(piece_of(delta))
+                wants = self.asked.logprobs is not None
+                entries = [delta.token.logprob] if wants and delta.token and delta.token.logprob else []
                 if not (delta.text or entries or delta.finish_reason):
                     continue
                 logprobs = self._logprobs(entries, lengths[delta.index])
                 lengths[delta.index] += len(delta.text)
                 choice = protocol.text_choice(delta.index, delta.text, delta.finish_reason, logprobs)
+                if delta.finish_reason is not None:
+                    choice |= self._confidence(answers[delta.index])
                 yield protocol.completion(self.head, [choice], None, **more)
         if more and used is not None:
             yield protocol.completion(self.head, [], usage(used, ()))
@@ -92,7 +106,7 @@ class Completing:
             room_for_answer(asked.max_tokens, len(ids), preparer.max_model_len, asked.max_tokens)
         except ContextOverflowError as reason:
             raise RequestError(str(reason), param="prompt", code="context_length_exceeded") from reason
-        num_logprobs = 0 if asked.logprobs is None else max(1, asked.logprobs)
+        num_logprobs = int(bool(asked.confidence)) if asked.logprobs is None else max(1, asked.logprobs)
         request = EngineRequest(
             key=f"{self.head.id}-{index}",
             ids=tuple(ids),
@@ -135,6 +149,13 @@ class Completing:
         found = prompt_logprobs_object(answer.prompt_logprobs, lambda id: spell(self.tokenizer, id))
         return {"prompt_logprobs": found}
 
+    def _confidence(self, answer: Grown) -> dict[str, Any]:
+        if not self.asked.confidence:
+            return {}
+        form = self.requests[0].constraint
+        is_json = form is not None and form.kind == "json_schema"
+        return {"confidence": confidence_object(answer.pieces, is_json=is_json)}
+
     def _logprobs(self, entries: Sequence[TokenLogprob], start: int) -> dict[str, Any] | None:
         if self.asked.logprobs is None:
             return None
@@ -145,6 +166,7 @@ class Completing:
 
 def _take(answer: Grown, delta: Delta) -> None:
     answer.text += delta.text
+    answer.pieces.append(piece_of(delta))
     answer.prompt_logprobs = delta.prompt_logprobs or answer.prompt_logprobs
     answer.finish_reason = delta.finish_reason or answer.finish_reason
     if delta.token is not None and delta.token.logprob is not None:

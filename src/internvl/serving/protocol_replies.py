@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from internvl.api.explanation import PictureExplanation
-from internvl.engine.request import EngineUsage
+from internvl.engine.request import Delta, EngineUsage
+from internvl.generation.confidence import Piece, confidence, field_confidences
 from internvl.generation.result import TokenLogprob
 from internvl.processing.grounding import parse_boxes
 
@@ -71,6 +72,19 @@ def prompt_logprobs_object(
     """vLLM's list: for each token of the prompt the best ones at its place and itself, by id; None for the
     first. `rank` is known of the best ones only."""
     return [None if entry is None else _ranked(entry, spell) for entry in entries]
+
+
+def confidence_object(pieces: Sequence[Piece], *, is_json: bool) -> dict[str, Any]:
+    """Of the whole answer, and of an answer whose form is JSON for each value by its JSON pointer."""
+    logprobs = [logprob for _, logprob in pieces if logprob is not None]
+    found: dict[str, Any] = {"answer": confidence(logprobs)}
+    return {**found, "fields": field_confidences(pieces)} if is_json else found
+
+
+def piece_of(delta: Delta) -> Piece:
+    """A step of an answer as confidence is computed from it."""
+    entry = delta.token.logprob if delta.token is not None else None
+    return delta.text, entry.logprob if entry is not None else None
 
 
 def _ranked(entry: TokenLogprob, spell: Spell) -> dict[str, Any]:

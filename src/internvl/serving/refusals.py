@@ -40,6 +40,7 @@ SOURCES = frozenset({"body", "query", "path", "header"})
 BRANCHES = frozenset(
     {"system", "developer", "user", "assistant", "tool", "text", "image_url", "video_url", "file"}
     | {"input_text", "output_text", "input_image", "input_file"}
+    | {"message", "function_call", "function_call_output"}
 )
 TYPES = frozenset({"str", "int", "float", "bool", "none"})
 
