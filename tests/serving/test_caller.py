@@ -13,6 +13,7 @@ import pytest
 
 from internvl import ChatModel
 from internvl.engine.engine import Engine
+from internvl.engine.settings import EngineSettings
 from internvl.errors import DeadlineError
 from internvl.serving.app import make_app
 from internvl.serving.caller import Caller, deadline_of
@@ -85,6 +86,19 @@ def test_what_had_not_begun_is_refused(served: Served) -> None:
         assert int(refused.headers["retry-after"]) > 0
     last = served.post("/v1/chat/completions", {**CHAT, "stream": True}).text.split("\n\n")[-2]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+
+
+def test_answers_to_other_prompts_are_not_lost(model: ChatModel) -> None:
+    app = make_app(model, Settings(engine=EngineSettings(max_running=1)))
+    with serving(app) as address, httpx.Client(base_url=address, timeout=60) as client:
+        served = Served(client, app.state.server.chat.backend._engine)
+        served.late_after(NUM_WRITTEN)
+        body = {"prompt": ["ab", "cd"], "max_tokens": 50, "ignore_eos": True, "timeout": 60}
+        answer = served.post("/v1/completions", body).json()
+        assert [choice["stop_reason"] for choice in answer["choices"]] == ["deadline"] * 2
+        assert answer["usage"]["completion_tokens"] == NUM_WRITTEN
+        served.late_after(0)
+        assert error_of(served.post("/v1/completions", body), 503)["code"] == "deadline_exceeded"
 
 
 def test_times_that_are_none(served: Served) -> None:

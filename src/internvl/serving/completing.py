@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from internvl.engine.request import Delta, EngineRequest, EngineUsage
-from internvl.errors import ContextOverflowError, RequestError
+from internvl.errors import ContextOverflowError, DeadlineError, RequestError
 from internvl.generation.confidence import Piece
 from internvl.generation.result import TokenLogprob
 from internvl.serving import protocol_completions as protocol
@@ -53,6 +53,7 @@ class Completing:
         self.arrived = time.monotonic()
         self.head = Head(id=f"cmpl-{secrets.token_hex(16)}", model=name, created=int(time.time()))
         self.requests = [self._request(index, one) for index, one in enumerate(asked.prompts())]
+        self.late: list[DeadlineError] = []
 
     async def whole(self) -> dict[str, Any]:
         """All prompts together, the answers to the first one first."""
@@ -62,6 +63,8 @@ class Completing:
         finally:
             for task in tasks:
                 task.cancel()
+        if len(self.late) == len(tasks):
+            raise self.late[0]
         answers = [answer for grown, _ in found for answer in grown]
         choices = [
             {
@@ -125,10 +128,14 @@ class Completing:
     async def _answer(self, request: EngineRequest) -> tuple[list[Grown], EngineUsage]:
         answers = [Grown() for _ in range(request.n)]
         used: EngineUsage | None = None
-        async with aclosing(self._deltas(request)) as steps:
-            async for delta in steps:
-                _take(answers[delta.index], delta)
-                used = delta.usage or used
+        try:
+            async with aclosing(self._deltas(request)) as steps:
+                async for delta in steps:
+                    _take(answers[delta.index], delta)
+                    used = delta.usage or used
+        except DeadlineError as reason:  # the answers to other prompts are not lost with these
+            self.late.append(reason)
+            return [Grown(finish_reason="deadline") for _ in answers], _sum(())
         assert used is not None, "the engine ended a request without its usage"
         return answers, used
 
