@@ -47,6 +47,7 @@ class AsyncEngine:
     async def __aenter__(self) -> AsyncEngine:
         if self._running is not None:
             raise EngineStoppedError("an AsyncEngine is entered once: make another one")
+        await asyncio.to_thread(self._engine.warm_up)
         self._running = self._thread.submit(self._loop)
         return self
 

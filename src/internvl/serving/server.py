@@ -117,7 +117,7 @@ class Server:
 async def open_server(models: Sequence[Model], settings: Settings, stack: AsyncExitStack) -> Server:
     """A server whose parts run until `stack` is closed; they close in the opposite order."""
     metrics = Metrics(settings.served_names[0])
-    admission = Admission(settings.engine.max_running + settings.max_num_queued)
+    admission = Admission(settings.engine.max_running + settings.max_num_queued, settings.max_per_key)
     folder = settings.files_path or Path(stack.enter_context(TemporaryDirectory(prefix="internvl-files-")))
     files = FileStore(folder)
     decoders = await stack.enter_async_context(Decoders(settings.media, num_workers=settings.media_workers))
