@@ -98,3 +98,10 @@ def test_wrong_use(run: Run, model: str, words: list[str]) -> None:
 def test_two_models_are_for_two_things(run: Run, model: str, tower: str) -> None:
     assert "--embedding-model" in run("serve", model, "--embedding-model", model).err
     assert run("serve", tower, "--embedding-model", tower).status == 2
+
+
+def test_what_keeps_the_engine_from_starting_is_said(run: Run, model: str, tmp_path: Path) -> None:
+    finished = run("serve", model, "--port", "0", "--lora-modules", f"a={tmp_path}")
+    assert (finished.status, finished.out) == (1, "")
+    assert "internvl serve: " in finished.err
+    assert str(tmp_path) in finished.err
