@@ -1,7 +1,8 @@
 """What the server and the process of its engine say to each other, and how that travels.
 
 Messages are pickles: both ends are this program, and nobody else has the pipe. Tensors go behind them as the
-bytes they are, so that tiles are copied into the pipe and out of it, and nowhere else.
+bytes they are, so that tiles are copied into the pipe and out of it, and nowhere else. Deadlines hold on both
+sides: the monotonic clock is the machine's.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ Message: TypeAlias = Ready | NotStarted | News
 class _Pickler(pickle.Pickler):
     """Leaves the contents of tensors out."""
 
-    def reducer_override(self, value: Any) -> Any:
-        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
+    def reducer_override(self, obj: Any) -> Any:
+        return (torch.from_numpy, (obj.numpy(),)) if isinstance(obj, Tensor) else NotImplemented
 
 
 def pack(order: Order) -> list[bytes | memoryview]:
