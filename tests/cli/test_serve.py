@@ -123,3 +123,10 @@ def test_a_file_without_keys_does_not_open_the_server(
         finished = run("serve", "m", *words)
         assert finished.status == 2
         assert words[0] in finished.err
+
+
+def test_what_keeps_the_engine_from_starting_is_said(run: Run, model: str, tmp_path: Path) -> None:
+    finished = run("serve", model, "--port", "0", "--lora-modules", f"a={tmp_path}")
+    assert (finished.status, finished.out) == (1, "")
+    assert "internvl serve: " in finished.err
+    assert str(tmp_path) in finished.err

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from internvl.api.chat import ChatModel
+from internvl.api.engine import make_intake
+from internvl.api.load import load_outline
 from internvl.cli import output
 from internvl.cli.arguments import DtypeName, Flag, ModelOptions, SchemeName, Whole, Word, parse
 from internvl.cli.engine_options import EngineOptions
-from internvl.cli.loading import load_any
+from internvl.cli.engine_source import EngineSource
+from internvl.cli.loading import find, load_any
 from internvl.errors import InputError, InternVLError
+from internvl.zoo import template_of
 
 if TYPE_CHECKING:
+    from internvl.serving.engine_process import EngineProcess
+    from internvl.serving.server import Model
     from internvl.serving.settings import Settings
 
 MEGABYTE = 2**20
@@ -110,6 +117,23 @@ def run(words: Sequence[str]) -> int:
         raise InternVLError(
             f"serving needs more packages ({reason}): pip install 'internvl[serve]'"
         ) from reason
+    with ExitStack() as stack:
+        model, second, backend = _load(options, stack)
+        app = make_app(model, _settings(options), embedding_model=second, backend=backend)
+        has_started = listen(
+            app,
+            options.host,
+            options.port,
+            shutdown_seconds=options.shutdown_timeout,
+            log_level=options.log_level,
+            on_start=partial(_announce, options),
+        )
+    return 0 if has_started else 1
+
+
+def _load(options: Options, stack: ExitStack) -> tuple[Model, Model | None, EngineProcess | None]:
+    """The model, the one for vectors beside it, and what answers for a chat model: a process that runs until
+    `stack` is closed. The chat model itself has no weights here."""
     options_of = partial(
         ModelOptions,
         device=options.device,
@@ -117,22 +141,39 @@ def run(words: Sequence[str]) -> int:
         quantize=options.quantization,
         threads=options.threads,
     )
-    model = load_any(options_of(model=options.model), template=options.chat_template)
+    named = options_of(model=options.model)
+    named.use_threads()
+    template = options.chat_template or template_of(options.model)
+    path = find(options.model)
+    outline = load_outline(path, dtype=options.dtype, template=template)
     second = None
     if options.embedding_model is not None:
         second = load_any(options_of(model=options.embedding_model))
-        if isinstance(second, ChatModel) or not isinstance(model, ChatModel):
+        if isinstance(second, ChatModel) or outline is None:
             raise InputError("--embedding-model is a model for vectors (nano-c) beside a chat model")
-    app = make_app(model, _settings(options), embedding_model=second)
-    has_started = listen(
-        app,
-        options.host,
-        options.port,
-        shutdown_seconds=options.shutdown_timeout,
-        log_level=options.log_level,
-        on_start=partial(_announce, options),
+    if outline is None:
+        return load_any(named, template=template), None, None
+    with output.status(f"loading {options.model}"):
+        return outline, second, stack.enter_context(_engine_process(options, path, template, outline))
+
+
+def _engine_process(options: Options, path: Path, template: str | None, outline: ChatModel) -> EngineProcess:
+    from internvl.serving.engine_process import EngineProcess
+
+    settings = _settings(options)
+    source = EngineSource(
+        path=path,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantization,
+        threads=options.threads,
+        template=template,
+        settings=settings.engine,
+        cache_part=options.engine.cache_max_entry_count,
+        adapters=settings.adapters,
     )
-    return 0 if has_started else 1
+    plan_with = partial(make_intake, outline, settings.adapter_names)
+    return EngineProcess(source, plan_with, stall_seconds=settings.stall_seconds)
 
 
 def _announce(options: Options, port: int) -> None:

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from internvl.errors import RequestError
+from internvl.serving.admission import RETRY_SECONDS
 from internvl.serving.answer_row import embed
 from internvl.serving.answering import spell
 from internvl.serving.caller import Caller, deadline_of
@@ -163,8 +164,11 @@ def _model(name: str, server: Server) -> dict[str, Any]:
 
 async def health(server: Here) -> JSONResponse:
     """Whether answers are being computed, not only whether HTTP answers."""
-    is_alive = server.is_alive
-    return JSONResponse({"status": "ok" if is_alive else "stopped"}, status_code=200 if is_alive else 503)
+    if (fault := server.fault) is None:
+        return JSONResponse({"status": "ok"})
+    return JSONResponse(
+        {"status": "stopped", "reason": fault}, status_code=503, headers={"Retry-After": str(RETRY_SECONDS)}
+    )
 
 
 async def metrics(server: Here) -> Response:
