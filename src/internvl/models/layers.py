@@ -31,7 +31,7 @@ class Linear(nn.Linear):
 
 
 def normal(*shape: int) -> Tensor:
-    """Normal values. The meta device has none, and asking it imports torch's compiler, which takes seconds."""
+    """Normal values. The meta device has none, and asking it imports torch.compile, which takes long."""
     values = torch.empty(*shape)
     return values if values.is_meta else values.normal_()
 
