@@ -49,6 +49,13 @@ def shrink(config: ChatConfig) -> ChatConfig:
         config,
         vision=replace(config.vision, width=128, num_layers=2, num_heads=2, mlp_width=256),
         text=replace(
-            config.text, width=128, num_layers=2, num_heads=2, num_kv_heads=1, mlp_width=256, vocab_size=512
+            config.text,
+            width=128,
+            num_layers=2,
+            num_heads=2,
+            num_kv_heads=1,
+            mlp_width=256,
+            vocab_size=512,
+            bos_id=None,
         ),
     )

@@ -21,21 +21,27 @@ from runtimes.files import Files
 from runtimes.workload import QUESTIONS, Pixels
 
 Outcome = tuple[float, Any, dict[str, float]]
-POSITIONS, AT_ONCE, PATIENCE = 2048, 16, 1800
-"""Positions of one sequence, sequences, seconds until an answer is given up."""
+POSITIONS, PATIENCE = 2048, 1800
+"""Positions of one sequence; seconds until an answer is given up."""
 
 
 class Side:
     def __init__(self, files: Files, variant: str, threads: int) -> None:
         self.work = files.workload()
-        settings = xllamacpp.CommonParams()
-        settings.model.path = str(files.path(f"gguf-{variant}") / "model.gguf")
         tower = files.path("mmproj-q8_0" if variant == "q8_0" else "mmproj-f16")
-        settings.mmproj.path = str(tower / "model.gguf")
+        self.paths = [str(one / "model.gguf") for one in (files.path(f"gguf-{variant}"), tower)]
+        self.threads, self.server, self.address, self.marker = threads, None, "", ""
+
+    def serve(self, slots: int) -> None:
+        """Starts the server at the first call: keys and values of so many sequences take memory."""
+        if self.server is not None:
+            return
+        settings = xllamacpp.CommonParams()
+        settings.model.path, settings.mmproj.path = self.paths
         settings.mmproj_use_gpu = False
-        settings.n_parallel, settings.n_ctx = AT_ONCE, AT_ONCE * POSITIONS
+        settings.n_parallel, settings.n_ctx, settings.cache_ram_mib = slots, slots * POSITIONS, 0
         settings.n_batch, settings.n_ubatch = 2048, 512
-        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = self.threads
         self.server = xllamacpp.Server(settings)
         self.address = self.server.listening_address
         self.marker = self._get("/props").get("media_marker", "<__media__>")
@@ -68,6 +74,7 @@ class Side:
         self, pictures: list[Pixels], new: int, question: int = 0, *, is_cached: bool = False
     ) -> tuple[float, list[list[int]]]:
         """Seconds, and the ids of each answer."""
+        self.serve(len(pictures))
         words = f"{self.marker}\n{QUESTIONS[question]}"
         prompts = [{"prompt_string": words, "multimodal_data": [_png(one)]} for one in pictures]
         expected = len(self.work.picture_ids(question=question))
@@ -81,6 +88,7 @@ class Side:
         return seconds, [one["tokens"] for one in found]
 
     def _complete(self, prompt: Any, new: int, *, is_cached: bool = False) -> dict[str, Any]:
+        self.serve(1)
         body = {
             "prompt": prompt, "n_predict": new, "ignore_eos": True, "return_tokens": True,
             "temperature": 0, "samplers": ["temperature"], "cache_prompt": is_cached,
