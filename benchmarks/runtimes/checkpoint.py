@@ -44,10 +44,11 @@ def write(name: str, target: Path) -> None:
 
 
 def shrink(config: ChatConfig) -> ChatConfig:
-    """Two narrow layers each. Widths are what all formats can pack."""
+    """A few narrow layers, of widths that all formats can pack. Four of vision: llama.cpp's converter counts the
+    projector's among them."""
     return replace(
         config,
-        vision=replace(config.vision, width=128, num_layers=2, num_heads=2, mlp_width=256),
+        vision=replace(config.vision, width=128, num_layers=4, num_heads=2, mlp_width=256),
         text=replace(
             config.text,
             width=128,

@@ -33,12 +33,17 @@ def main() -> None:
 
 
 def prepare(checkpoint: Path, folder: Path) -> None:
-    """The checkpoint once more, with links to its weights and a merge of two letters."""
+    """The checkpoint once more, with links to its weights, a merge of two letters, and no word of code that
+    somebody might run."""
     for file in checkpoint.iterdir():
         if file.suffix == ".safetensors":
             (folder / file.name).symlink_to(file.resolve())
         else:
             shutil.copy(file, folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("auto_map", None)
+    path.write_text(json.dumps(config), encoding="utf-8")
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     model = tokenizer["model"]

@@ -42,7 +42,9 @@ class Files:
         if (self.folder / name).exists():
             return
         command = [sys.executable, "-m", "runtimes.files", str(self.folder), name]
-        made = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+        made = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment()
+        )
         if made.returncode:
             lines = made.stderr.strip().splitlines() or ["no word"]
             raise RuntimeError(f"{name} could not be made: {lines[-1][:300]}")
@@ -125,7 +127,7 @@ def make_gguf_packed(files: Files, target: Path, source: str, kind: str) -> None
 
 
 def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, env=environment())
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, env=environment())
 
 
 MAKERS: dict[str, tuple[Callable[..., None], tuple[object, ...]]] = {

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, qu
 
 KINDS = {"q8_0": (GGMLQuantizationType.Q8_0, 7), "q4_0": (GGMLQuantizationType.Q4_0, 2)}
 """The format of weights, and the number that a file says it with."""
-HEADS = ("output.weight", "token_embd.weight")
+HEAD = "output.weight"
 
 
 def quantize(source: Path, target: Path, kind: str) -> None:
@@ -21,14 +21,14 @@ def quantize(source: Path, target: Path, kind: str) -> None:
         if name.startswith("GGUF.") or name == "general.architecture":
             continue
         value = number if name == "general.file_type" else field.contents()
-        inner = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
+        inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
         writer.add_key_value(name, value, field.types[0], inner)
     for tensor in reader.tensors:
         rows = tensor.data
         if not is_packed(tensor):
             writer.add_tensor(tensor.name, rows, raw_dtype=tensor.tensor_type)
             continue
-        chosen = GGMLQuantizationType.Q8_0 if tensor.name in HEADS else format
+        chosen = GGMLQuantizationType.Q8_0 if tensor.name == HEAD else format
         packed = quants.quantize(rows.astype(np.float32), chosen)
         writer.add_tensor(tensor.name, packed, raw_dtype=chosen)
     writer.write_header_to_file()
