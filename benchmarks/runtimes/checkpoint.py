@@ -44,8 +44,8 @@ def write(name: str, target: Path) -> None:
 
 
 def shrink(config: ChatConfig) -> ChatConfig:
-    """A few narrow layers, of widths that all formats can pack. Four of vision: llama.cpp's converter counts the
-    projector's among them."""
+    """A few narrow layers, of widths that all formats can pack. Four of vision, since the converter of
+    llama.cpp counts the projector's among them."""
     return replace(
         config,
         vision=replace(config.vision, width=128, num_layers=4, num_heads=2, mlp_width=256),
