@@ -56,8 +56,10 @@ class Child:
 
     @classmethod
     def start(cls, make: Callable[[], Engine]) -> Child:
-        methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+        context = (
+            multiprocessing.get_context("forkserver") if can_fork else multiprocessing.get_context("spawn")
+        )
         context.set_forkserver_preload(list(IMPORTS))
         ours, theirs = context.Pipe()
         process = context.Process(target=serve, args=(theirs, make), name="internvl-engine", daemon=True)
