@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shlex
 import signal
 import socket
@@ -206,26 +207,12 @@ async def _idle_faults(client: httpx.AsyncClient, seconds: float = 30.0) -> list
 
 @contextmanager
 def server(options: argparse.Namespace, log: IO[str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [
-        sys.executable,
-        "-X",
-        "faulthandler",
-        "-m",
-        "internvl",
-        "serve",
-        options.model,
-        "--port",
-        "0",
-        "--json",
-    ]
-    command += [
-        "--log-level",
-        "warning",
-        "--shutdown-timeout",
-        str(SHUTDOWN_SECONDS),
-        *shlex.split(options.serve),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as running:
+    command = [sys.executable, "-m", "internvl", "serve", options.model, "--port", "0", "--json"]
+    command += ["--log-level", "warning", "--shutdown-timeout", str(SHUTDOWN_SECONDS)]
+    command += shlex.split(options.serve)
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": log, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as running:
         assert running.stdout is not None
         document = ""
         for line in running.stdout:
