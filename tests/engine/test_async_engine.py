@@ -121,6 +121,18 @@ def test_the_end_of_the_front_ends_its_streams(vlm: VLM) -> None:
     run(main())
 
 
+def test_stopping_ends_streams_that_are_open(vlm: VLM) -> None:
+    async def main() -> None:
+        async with AsyncEngine(make_engine(vlm)) as front:
+            stream = front.stream(make_request("a", [1], max_new_tokens=200))
+            await anext(stream)
+            front.stop()
+            with pytest.raises(EngineStoppedError, match="before the answer had ended"):
+                await collect(stream)
+
+    run(main())
+
+
 def test_a_thread_that_fails_says_so(vlm: VLM) -> None:
     class BrokenError(Exception):
         pass

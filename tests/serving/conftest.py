@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -82,6 +83,17 @@ def http(server: str) -> Iterator[httpx.Client]:
 def client(server: str) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=60) as opened:
         yield opened
+
+
+@contextmanager
+def full_disk(num_bytes: int) -> Iterator[None]:
+    """No file of this process grows beyond that: writing more is an error, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 Post = Callable[..., httpx.Response]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -14,9 +15,12 @@ from openai import OpenAI
 from internvl import ChatModel
 from internvl.cli.main import main
 from internvl.engine.settings import EngineSettings
+from internvl.errors import EngineError
 from internvl.serving.app import make_app
+from internvl.serving.batches import Batches
+from internvl.serving.files import FileStore
 from internvl.serving.settings import Settings
-from tests.serving.conftest import encoded, error_of, image_part, picture, serving
+from tests.serving.conftest import encoded, error_of, full_disk, image_part, picture, serving
 
 CHAT = "/v1/chat/completions"
 
@@ -110,6 +114,35 @@ def test_a_batch_goes_on_with_the_next_server(model: ChatModel, tmp_path: Path) 
         after = client.files.content(str(batch.output_file_id)).text
     assert after.startswith(before)
     assert statuses(after) == {f"r{number}": 200 for number in range(8)}
+
+
+def test_a_full_disk_fails_a_batch_and_no_other(tmp_path: Path) -> None:
+    files = FileStore(tmp_path)
+    upload = files.add(row("a").encode(), "rows.jsonl", "batch")
+
+    async def answer(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return 200, {"text": url * 100}
+
+    async def end(batches: Batches, id: str) -> str:
+        while batches.find(id).status == "in_progress":
+            await asyncio.sleep(0.01)
+        return batches.find(id).status
+
+    async def main() -> None:
+        async with Batches(files, answer, concurrency=1) as batches:
+            with full_disk(1000):  # there is room for the description
+                assert await end(batches, batches.create(upload.id, CHAT, "24h", None).id) == "failed"
+            unlucky = batches.create(upload.id, CHAT, "24h", None)
+            with full_disk(100):
+                with pytest.raises(EngineError, match="could not be kept"):
+                    batches.create(upload.id, CHAT, "24h", None)
+                assert await end(batches, unlucky.id) == "failed"
+            assert await end(batches, batches.create(upload.id, CHAT, "24h", None).id) == "completed"
+        async with Batches(files, answer, concurrency=1) as batches:  # it was never written down as failed
+            assert await end(batches, unlucky.id) == "completed"
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_batch_can_be_cancelled(model: ChatModel) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -12,6 +12,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from openai import BadRequestError, NotFoundError, OpenAI
+from pydantic import BaseModel
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
@@ -22,6 +23,11 @@ from internvl.serving.settings import Settings
 from tests.serving.conftest import data_url, encoded, picture, serving
 
 PHOTO = data_url(encoded(picture(112, 56)))
+
+
+class Animal(BaseModel):
+    name: Literal["cat", "dog"]
+    is_old: bool
 
 
 def asked(*parts: Any) -> Any:
@@ -81,6 +87,13 @@ def test_stream(client: OpenAI) -> None:
     assert chunks[-2].choices[0].finish_reason == "length"
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 5
+
+
+def test_an_answer_is_parsed_into_a_class(client: OpenAI) -> None:
+    made = client.chat.completions.parse(
+        model="tiny", messages=asked(), max_tokens=100, response_format=Animal
+    )
+    assert isinstance(made.choices[0].message.parsed, Animal)
 
 
 def test_errors_are_the_clients_own(client: OpenAI) -> None:

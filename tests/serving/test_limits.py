@@ -203,6 +203,26 @@ def test_a_request_that_does_not_arrive_is_not_waited_for(model: ChatModel) -> N
             assert connection.recv(100).startswith(b"HTTP/1.1 408")
 
 
+def test_a_client_that_reads_nothing_is_not_waited_for(model: ChatModel) -> None:
+    """An answer of many megabytes; what the systems of both sides keep of it on the way is less."""
+    body = json.dumps({**LONG, "stream": True, "n": 16, "logprobs": True, "top_logprobs": 20}).encode()
+    with client_of(model, send_seconds=0.3, engine=EngineSettings(max_running=16)) as client:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((client.base_url.host, client.base_url.port))
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            until = time.monotonic() + 60
+            while not numbers(client)[RUNNING]:
+                assert time.monotonic() < until, "the request does not run"
+                time.sleep(0.01)
+            wait_until_idle(client, 120)
+            assert not [
+                name for name in numbers(client) if name.startswith("internvl:request_success_total{")
+            ]
+        assert client.post(CHAT, json=SHORT).status_code == 200
+
+
 def test_a_body_without_length_is_counted(model: ChatModel) -> None:
     with client_of(model, max_body_bytes=1000) as client:
         answer = client.post(CHAT, content=(b" " * 100 for _ in range(20)))

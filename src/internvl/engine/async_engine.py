@@ -57,9 +57,13 @@ class AsyncEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+        await asyncio.to_thread(self._thread.shutdown)
+
+    def stop(self) -> None:
+        """The thread ends after its step; what is unfinished then raises EngineStoppedError."""
         self._is_ending = True
         self._orders.put(lambda: None)
-        await asyncio.to_thread(self._thread.shutdown)
 
     @property
     def is_alive(self) -> bool:

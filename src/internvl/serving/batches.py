@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from internvl.errors import RequestError
+from internvl.errors import EngineError, InternVLError, RequestError
 from internvl.serving.batch_run import Answer, Progress, Row, read_rows, run_rows
 from internvl.serving.files import FileStore
 
@@ -45,6 +45,7 @@ class Batches:
         self.files, self.answer, self.concurrency = files, answer, concurrency
         self._progress: dict[str, Progress] = {}
         self._cancelled: set[str] = set()
+        self._not_kept: dict[str, Batch] = {}
         self._waiting: asyncio.Queue[str] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
 
@@ -64,7 +65,8 @@ class Batches:
     def create(
         self, input_file_id: str, endpoint: str, window: str, metadata: dict[str, str] | None
     ) -> Batch:
-        """Take on a file. Raises RequestError for one that is not there or holds no rows."""
+        """Take on a file. Raises RequestError for one that is not there or holds no rows, and EngineError
+        where there is no room for the description."""
         self._rows(input_file_id)
         batch = Batch(
             id=f"batch-{secrets.token_hex(16)}",
@@ -80,6 +82,8 @@ class Batches:
 
     def find(self, id: str) -> Batch:
         """Raises RequestError with 404 for a batch that is not there."""
+        if id in self._not_kept:
+            return self._not_kept[id]
         if not ID.fullmatch(id) or not self._path(id).is_file():
             raise RequestError(
                 f"there is no batch {id[:80]!r}", status=404, param="batch_id", code="batch_not_found"
@@ -128,9 +132,10 @@ class Batches:
             )
             output = self.files.add(lines.read_bytes(), f"{batch.id}.jsonl", "batch_output").id
             status = "cancelled" if batch.id in self._cancelled else "completed"
-        except RequestError:
+        except* (InternVLError, OSError):
             # The file was deleted meanwhile, or there is no room for the answers.
             output, status = None, "failed"
+        lines.unlink(missing_ok=True)
         ended = replace(
             batch,
             status=status,
@@ -138,10 +143,12 @@ class Batches:
             completed_at=int(time.time()),
             counts=asdict(progress),
         )
-        self._write(ended)
+        try:
+            self._write(ended)
+        except EngineError:
+            self._not_kept[batch.id] = ended  # the next server runs it again
         del self._progress[batch.id]
         self._cancelled.discard(batch.id)
-        lines.unlink(missing_ok=True)
 
     def _of_endpoint(self, row: Row, endpoint: str) -> Row:
         if row.fault is None and row.url != endpoint:
@@ -158,8 +165,12 @@ class Batches:
 
     def _write(self, batch: Batch) -> None:
         beside = self.files.folder / f"{batch.id}.part"
-        beside.write_text(json.dumps(asdict(batch)), encoding="utf-8")
-        beside.replace(self._path(batch.id))
+        try:
+            beside.write_text(json.dumps(asdict(batch)), encoding="utf-8")
+            beside.replace(self._path(batch.id))
+        except OSError as reason:
+            beside.unlink(missing_ok=True)
+            raise EngineError(f"the batch could not be kept: {reason.strerror}") from reason
 
     def _path(self, id: str) -> Path:
         return self.files.folder / f"{id}.json"

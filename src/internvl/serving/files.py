@@ -62,14 +62,15 @@ class FileStore:
             created_at=int(time.time()),
             bytes=len(content),
         )
+        beside = self.folder / f"{upload.id}.part"
         try:
             self._content_path(upload.id).write_bytes(content)
             # The description comes last: a file is there when it is whole.
-            beside = self.folder / f"{upload.id}.part"
             beside.write_text(json.dumps(asdict(upload)), encoding="utf-8")
             beside.replace(self._path(upload.id))
         except OSError as reason:
-            self._content_path(upload.id).unlink(missing_ok=True)
+            for path in (beside, self._content_path(upload.id)):
+                path.unlink(missing_ok=True)
             raise EngineError(f"the file could not be kept: {reason.strerror}") from reason
         return upload
 

@@ -1,4 +1,5 @@
-"""What every request passes first: keys, and a body that is complete, in time and not too large.
+"""What every request passes first: keys, a body that is complete, in time and not too large, and a client
+that reads its answer.
 
 Plain ASGI, so that nothing of the body is parsed before. Knows no routes beyond those open to all.
 """
@@ -24,7 +25,7 @@ OPEN_PATHS = frozenset({"/health"})
 
 
 class ClientGoneError(Exception):
-    """The client left before its request was complete."""
+    """The client left before its request was complete, or does not read its answer."""
 
 
 class Guard:
@@ -42,7 +43,7 @@ class Guard:
         try:
             self._check_key(scope)
             await self._fill(body, scope, receive)
-            await self.inner(scope, _replay(bytes(body), receive), send)
+            await self.inner(scope, _replay(bytes(body), receive), self._in_time(send))
         except RequestError as reason:
             await refuse(reason)(scope, receive, send)
         except ClientGoneError:
@@ -79,6 +80,18 @@ class Guard:
             raise RequestError(
                 f"the request did not arrive within {self.settings.body_seconds:g} s", status=408
             ) from reason
+
+    def _in_time(self, send: Send) -> Send:
+        """Raises ClientGoneError where nobody takes what is sent; the connection is closed then."""
+
+        async def sending(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self.settings.send_seconds):
+                    await send(message)
+            except TimeoutError as reason:
+                raise ClientGoneError from reason
+
+        return sending
 
     def _take(self, body: bytearray, message: Message) -> bool:
         """Add a piece; whether there is more. All bodies inside share the memory."""

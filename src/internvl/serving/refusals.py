@@ -95,6 +95,8 @@ async def on_error(request: Request, error: Exception) -> JSONResponse:
 async def on_http_error(_: Request, error: Exception) -> JSONResponse:
     """No such path, a wrong method, a body that is no JSON."""
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, OSError):  # a large upload is kept in a file while it is read
+        return refuse(EngineError(f"the upload could not be kept: {error.__cause__.strerror}"))
     phrase = str(error.detail or HTTPStatus(error.status_code).phrase)
     kind = KINDS.get(error.status_code, "invalid_request_error")
     return JSONResponse(

@@ -103,6 +103,11 @@ class Server:
         """The same name. Raises RequestError with 404 for a model that is not served."""
         return self._check_name(name, self.names)
 
+    def stop(self) -> None:
+        """Answers that are being computed end with an error."""
+        if self.chat is not None:
+            self.chat.backend.stop()
+
     async def read_pictures(self, references: Sequence[MediaReference]) -> list[Image.Image]:
         """The first picture of each medium. Raises RequestError."""
         policy = self.settings.media

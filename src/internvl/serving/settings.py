@@ -21,8 +21,9 @@ class Settings:
     `max_num_queued` more requests may wait, others are sent away with 429. A step of more than
     `stall_seconds` counts as an engine that has stopped. `request_seconds` is the most that an answer may
     take from the arrival of its request; rows of batches may take longer. `body_seconds` is the time in which
-    a request has to arrive, `max_bytes_inside` the size of all that are being read or answered. Uploaded
-    files are kept in `files_path`; without one, in a folder that goes when the server ends.
+    a request has to arrive, `send_seconds` that in which a client has to take the next piece of its answer,
+    `max_bytes_inside` the size of all that are being read or answered. Uploaded files are kept in
+    `files_path`; without one, in a folder that goes when the server ends.
     """
 
     served_names: tuple[str, ...] = ("internvl",)
@@ -39,6 +40,7 @@ class Settings:
     max_body_bytes: int = 64 * 2**20
     max_bytes_inside: int = 512 * 2**20
     body_seconds: float = 60.0
+    send_seconds: float = 120.0
     media: MediaPolicy = field(default_factory=MediaPolicy)
     media_workers: int = 2
     files_path: Path | None = None
