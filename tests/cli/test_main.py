@@ -15,8 +15,8 @@ from internvl.errors import ContextOverflowError, HubError, ImageError, InternVL
 from tests.cli.conftest import Run
 
 EXPECTED = (
-    "chat explain features caption classify embed index search info pull convert train data eval merge "
-    "serve run-batch bench"
+    "chat explain features caption classify embed index search info pull convert quantize train data eval "
+    "merge serve run-batch bench"
 )
 HEAVY = ("torch", "tyro", "rich", "numpy", "PIL", "huggingface_hub")
 

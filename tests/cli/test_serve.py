@@ -117,9 +117,9 @@ def test_a_file_without_keys_does_not_open_the_server(
 ) -> None:
     monkeypatch.delenv("INTERNVL_API_KEY", raising=False)
     (tmp_path / "keys").write_text("\n", encoding="utf-8")
-    assert "has no keys" in run("serve", "m", "--api-key-file", tmp_path / "keys").err
+    assert "has no keys" in run("serve", "m", "--api-key-file", str(tmp_path / "keys")).err
     assert "needs --api-key" in run("serve", "m", "--max-reqs-per-key", "1").err
-    for words in (["--api-key-file", tmp_path / "none"], ["--request-timeout", "0"]):
+    for words in (["--api-key-file", str(tmp_path / "none")], ["--request-timeout", "0"]):
         finished = run("serve", "m", *words)
         assert finished.status == 2
         assert words[0] in finished.err

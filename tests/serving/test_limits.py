@@ -103,7 +103,8 @@ def test_one_key_does_not_take_all_places(model: ChatModel) -> None:
     with client_of(model, engine=EngineSettings(max_running=17), **settings) as client:
         long = {**LONG, "stream": True, "n": 16, "user": "somebody"}
         with client.stream("POST", CHAT, json=long, headers=headers("secret-one")) as running:
-            next(running.iter_lines())
+            lines = running.iter_lines()  # kept: when it goes, so does the connection
+            next(lines)
             for user in ("somebody", "another"):
                 refused = client.post(CHAT, json={**SHORT, "user": user}, headers=headers("secret-one"))
                 error = error_of(refused, 429)

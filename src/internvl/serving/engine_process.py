@@ -126,8 +126,12 @@ class EngineProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_closing.set()
+        self.stop()
         self._thread.join()
+
+    def stop(self) -> None:
+        """The process is ended, for good; what is unfinished then raises EngineStoppedError."""
+        self._is_closing.set()
 
     @property
     def is_alive(self) -> bool:
