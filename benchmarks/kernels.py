@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from internvl.adapt.quantize import quantize
+from internvl.config import VisionConfig
+from internvl.models.vit import VisionTower
 from internvl.ops.native import kind_in_use, library
 from internvl.ops.packed import SCHEMES, Scheme, pack, packed_linear
 from internvl.ops.tile_attention import tile_attention
@@ -67,18 +70,38 @@ def main() -> None:
             limit = flops() * (2 if scheme.startswith("int") else 1) if rows > 4 else reads()
             call = lambda: packed_linear(x, packed)  # noqa: B023, E731
             row(name, scheme, options.repeats, call, rows, inputs, outputs, limit, BYTES[scheme])
+    attention(options.repeats, flops())
+    for block_scheme in (None, "bfloat16", "int8"):
+        block(block_scheme, options.repeats)
+
+
+def attention(repeats: int, limit: float) -> None:
     qkv = torch.randn(1, 1025, 3072)
-    seconds = timed(options.repeats, lambda: tile_attention(qkv, 16))
-    work = 4 * 1025**2 * 1024
+    seconds = timed(repeats, lambda: tile_attention(qkv, 16))
+    rate = 4 * 1025**2 * 1024 / seconds
     print(
         json.dumps(
             {
                 "what": "vit attention",
-                "ms": seconds * 1e3,
-                "GFLOP/s": work / seconds / 1e9,
-                "share": work / seconds / flops(),
+                "ms": round(seconds * 1e3, 3),
+                "GFLOP/s": round(rate / 1e9, 1),
+                "share": round(rate / limit, 3),
             }
         )
+    )
+
+
+def block(scheme: Scheme | None, repeats: int) -> None:
+    """A whole block of the tower: PyTorch's modules, or packed weights in one call."""
+    config = VisionConfig(width=1024, num_layers=1, num_heads=16, mlp_width=4096)
+    tower = VisionTower(config).eval()
+    if scheme is not None:
+        quantize(tower, [(".*", scheme)])
+    x = torch.randn(1, 1025, 1024)
+    seconds = timed(repeats, lambda: tower.layers[0](x))
+    print(
+        json.dumps({"what": "vit block", "scheme": scheme or "torch", "ms": round(seconds * 1e3, 3)}),
+        flush=True,
     )
 
 

@@ -104,6 +104,10 @@ class QueueFullError(EngineError):
     """Too many requests, tokens or tiles are waiting."""
 
 
+class DeadlineError(EngineError):
+    """A request's time was over before anything of its answer was there."""
+
+
 class EngineStoppedError(EngineError):
     """The engine was closed, or its loop has failed."""
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from internvl.adapt.int8 import Int8Linear, quantize_linears
 from internvl.adapt.lora import (
     LoRA,
     LoRALinear,
@@ -21,6 +20,7 @@ from internvl.adapt.lora import (
     merge_adapters,
     merged_state,
 )
+from internvl.adapt.qlora import Int8Linear, quantize_linears
 from internvl.errors import InputError
 from internvl.models.attention import Packed
 from internvl.models.layers import Linear

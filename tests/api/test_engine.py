@@ -12,12 +12,13 @@ import torch
 
 from internvl import ChatModel
 from internvl.adapt.lora import LoRA, add_adapters
-from internvl.api.engine import make_engine, make_request, make_vocabulary
+from internvl.api.engine import make_engine, make_intake, make_request, make_vocabulary
 from internvl.checkpoints.adapters import load_beside, save_adapters
 from internvl.config import IMG_CONTEXT
 from internvl.engine.constraint import Constraint
 from internvl.engine.request import EngineRequest
 from internvl.engine.settings import EngineSettings
+from internvl.errors import InputError, UnknownNameError
 from internvl.processing.conversation import from_prompt
 from tests.api.conftest import noise
 from tests.engine.tiny import finish, ids_of, last_of
@@ -56,6 +57,18 @@ def test_the_model_and_its_engine_share_vision_tokens(model: ChatModel) -> None:
     finish(engine)
     stats = engine.stats()
     assert (stats.tiles, stats.vision_queries, stats.vision_hits) == (0, 1, 1)
+
+
+def test_plans_can_be_made_elsewhere(model: ChatModel) -> None:
+    engine = make_engine(model, SMALL)
+    intake = make_intake(model, ["mine"], SMALL, engine.intake.sizes)
+    request = ask(model, "a", "What?", [noise(84, 84)], stop=("x",))
+    assert intake.plan(request) == engine.plan(request)
+    assert intake.plan(ask(model, "a", "What?", [], adapter="mine")).tiles == 0
+    with pytest.raises(UnknownNameError, match="there is mine"):
+        intake.plan(ask(model, "a", "What?", [], adapter="yours"))
+    with pytest.raises(InputError, match="cannot be followed"):
+        intake.plan(ask(model, "a", "What?", [], constraint=Constraint(kind="regex", value="(")))
 
 
 def test_bytes_of_tokens_make_up_the_text(model: ChatModel) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import internvl
 from internvl import ChatModel, ContrastiveModel, VisionModel
 from internvl.adapt.quantize import PackedLinear
-from internvl.api.load import load_texts
+from internvl.api.load import load_outline, load_texts
 from internvl.errors import (
     CheckpointError,
     ConfigError,
@@ -53,6 +53,17 @@ def test_saved_models_answer_alike(model: ChatModel, tmp_path: Path, layout: str
     with pytest.raises(CheckpointError, match="out"):
         internvl.save(model, tmp_path / "out", layout)
     internvl.save(model, tmp_path / "out", layout, overwrite=True)
+
+
+def test_an_outline_prepares_and_has_no_weights(
+    golden_dir: Path, model: ChatModel, photo: Image.Image
+) -> None:
+    outline = load_outline(golden_dir / "internvl2_5_qwen2")
+    assert outline is not None
+    assert outline.config == model.config
+    assert outline.device.type == "meta"
+    assert outline.explain("What?", photo) == model.explain("What?", photo)
+    assert load_outline(golden_dir / "internvit_300m") is None
 
 
 def test_saved_towers_give_the_same_features(golden_dir: Path, tmp_path: Path) -> None:

@@ -286,6 +286,19 @@ def test_building_takes_no_storage() -> None:
     assert all(value.is_meta for value in build(chat_config("qwen2")).parameters())
 
 
+def test_no_compiler_is_imported(tmp_path: Path) -> None:
+    """It takes longer than everything else that happens before the first answer."""
+    write_official(tmp_path, chat_config("qwen2"), "qwen2")
+    program = (
+        "import sys; from internvl.checkpoints.load import load_model; load_model(sys.argv[1]); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "False"
+
+
 MEASURE = """
 import os, sys
 from pathlib import Path

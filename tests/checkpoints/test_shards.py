@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from internvl.checkpoints import shards
 from internvl.checkpoints.lazy import Held, Lazy
 from internvl.checkpoints.read import read_tensors
-from internvl.checkpoints.shards import fresh_directory, write_weights
+from internvl.checkpoints.shards import ALIGNMENT, fresh_directory, write_weights
 from internvl.errors import CheckpointError, WeightsError
 
 STATE = {
@@ -46,9 +46,19 @@ def test_tensors_begin_on_multiples_of_their_width(tmp_path: Path) -> None:
     content = (tmp_path / "model.safetensors").read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    assert length % 8 == 0
+    assert (8 + length) % ALIGNMENT == 0
     for name, value in STATE.items():
         assert header[name]["data_offsets"][0] % value.element_size() == 0
+
+
+def test_what_fills_whole_lines_begins_on_one(tmp_path: Path) -> None:
+    sizes = {"a": 3, "b": 64, "c": 5, "d": 16}
+    state = {name: torch.ones(size) for name, size in sizes.items()}
+    state["b"] = state["b"].to(torch.int8)
+    write_weights({name: Held(value, name) for name, value in state.items()}, tmp_path)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert [header[name]["data_offsets"][0] for name in "dbac"] == [0, 64, 128, 140]
 
 
 @pytest.mark.parametrize("limit", [1, 30, 61, 80])

@@ -98,3 +98,35 @@ def test_wrong_use(run: Run, model: str, words: list[str]) -> None:
 def test_two_models_are_for_two_things(run: Run, model: str, tower: str) -> None:
     assert "--embedding-model" in run("serve", model, "--embedding-model", model).err
     assert run("serve", tower, "--embedding-model", tower).status == 2
+
+
+def test_keys_come_from_flags_a_file_and_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("INTERNVL_API_KEY", "c")
+    file = tmp_path / "keys"
+    file.write_text("d\n\n  a \n", encoding="utf-8")
+    words = ["m", "--api-key", "a", "--api-key", "b", "--api-key-file", str(file), "--max-reqs-per-key", "2"]
+    settings = _settings(parse(Options, words, "serve"))
+    assert settings.api_keys == ("a", "b", "c", "d")
+    assert settings.max_per_key == 2
+
+
+def test_a_file_without_keys_does_not_open_the_server(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("INTERNVL_API_KEY", raising=False)
+    (tmp_path / "keys").write_text("\n", encoding="utf-8")
+    assert "has no keys" in run("serve", "m", "--api-key-file", tmp_path / "keys").err
+    assert "needs --api-key" in run("serve", "m", "--max-reqs-per-key", "1").err
+    for words in (["--api-key-file", tmp_path / "none"], ["--request-timeout", "0"]):
+        finished = run("serve", "m", *words)
+        assert finished.status == 2
+        assert words[0] in finished.err
+
+
+def test_what_keeps_the_engine_from_starting_is_said(run: Run, model: str, tmp_path: Path) -> None:
+    finished = run("serve", model, "--port", "0", "--lora-modules", f"a={tmp_path}")
+    assert (finished.status, finished.out) == (1, "")
+    assert "internvl serve: " in finished.err
+    assert str(tmp_path) in finished.err

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from internvl.engine.constraint import Constraint, ConstraintKind, Vocabulary
+from internvl.engine.async_engine import AsyncEngine
+from internvl.engine.constraint import Constraint, ConstraintKind, FormMaker, Vocabulary
 from internvl.engine.engine import Engine
 from internvl.engine.settings import EngineSettings
 from internvl.errors import InputError
 from internvl.models.vlm import VLM
-from tests.engine.tiny import SLOT, finish, ids_of, last_of, make_request, make_vlm
+from tests.engine.tiny import SLOT, finish, ids_of, last_of, make_engine, make_request, make_vlm
 
 pytest.importorskip("llguidance")
 
@@ -131,3 +134,43 @@ def test_bad_forms_are_refused(vlm: VLM) -> None:
             make_request("a", [1], constraint=constraint, stop_ids=(END,), max_new_tokens=9)
         )
     assert not engine.has_work
+
+
+def test_the_vocabulary_is_read_before_the_first_request(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Vocabulary] = []
+    begin = FormMaker.__init__
+
+    def watched(self: FormMaker, vocabulary: Vocabulary) -> None:
+        made.append(vocabulary)
+        begin(self, vocabulary)
+
+    monkeypatch.setattr(FormMaker, "__init__", watched)
+    engine = make(vlm)
+
+    async def ask() -> None:
+        async with AsyncEngine(engine) as front:
+            assert made == [engine.intake.language.vocabulary]
+            request = make_request(
+                "a", [1], constraint=Constraint(kind="regex", value="ab"), stop_ids=(END,), max_new_tokens=9
+            )
+            assert [delta.text async for delta in front.stream(request)][-1] == ""
+
+    asyncio.run(asyncio.wait_for(ask(), 300))
+    engine.warm_up()
+    assert len(made) == 1
+
+
+def test_without_a_vocabulary_there_is_nothing_to_read(vlm: VLM) -> None:
+    engine = make_engine(vlm)
+    engine.warm_up()
+    with pytest.raises(InputError, match="vocabulary"):
+        engine.plan(make_request("a", [1], constraint=Constraint(kind="regex", value="a")))
+
+
+def test_one_form_may_be_asked_for_by_many_threads() -> None:
+    forms = FormMaker(Vocabulary(tokens=WORDS, special_ids=(END, SLOT), end_id=END, encode=encode))
+    constraint = Constraint(kind="regex", value="ab|cd")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: forms.start(constraint).allowed(len(WORDS)).tolist(), range(16)))
+    assert found == [found[0]] * 16
+    assert any(found[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,7 @@ from internvl.engine.settings import EngineSettings
 from internvl.errors import (
     CapacityError,
     ContextOverflowError,
+    DeadlineError,
     ImageError,
     InputError,
     PromptError,
@@ -210,18 +210,48 @@ def test_cancelling_at_any_moment(vlm: VLM) -> None:
         assert engine.stats().pages_used == 0
 
 
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_deadlines_end_waiting_and_running_requests(vlm: VLM) -> None:
-    engine = make_engine(vlm, max_running=1)
-    soon = time.monotonic() + 60
-    engine.submit(make_request("runs", [1], max_new_tokens=20, deadline=soon))
-    engine.submit(make_request("late", [2], max_new_tokens=20, deadline=time.monotonic() - 1))
-    engine.step()
+    engine, clock = make_engine(vlm, max_running=1), Clock()
+    engine.clock = clock
+    engine.submit(make_request("runs", [1], max_new_tokens=20, deadline=105.0))
+    engine.submit(make_request("late", [2], max_new_tokens=20, deadline=101.0))
+    engine.submit(make_request("free", [3], max_new_tokens=20))
+    first = engine.step()
+    clock.now = 101.0
     deltas = engine.step()
-    assert [delta.key for delta in deltas] == ["runs"]
-    for job in engine.jobs.values():
-        job.request = replace(job.request, deadline=time.monotonic() - 1)
-    late = last_of(finish(engine), "runs")
-    assert (late.finish_reason, late.usage.completion_tokens) == ("deadline", 2)  # type: ignore[union-attr]
+    late = last_of(deltas, "late")
+    assert (late.finish_reason, late.text, late.token) == ("error", "", None)
+    assert isinstance(late.error, DeadlineError)
+    assert "2 answers are waiting" in str(late.error)
+    clock.now = 106.0
+    deltas = [*first, *deltas, *finish(engine)]
+    runs = last_of(deltas, "runs")
+    assert (runs.finish_reason, runs.error) == ("deadline", None)
+    assert runs.usage is not None
+    assert runs.usage.completion_tokens == len(ids_of(deltas, "runs")) == 2
+    assert len(ids_of(deltas, "free")) == 20
+    assert engine.stats().pages_used == 0
+
+
+def test_an_answer_that_has_ended_is_not_lost_with_those_that_are_late(vlm: VLM) -> None:
+    engine, clock = make_engine(vlm, max_running=1), Clock()
+    engine.clock = clock
+    engine.submit(make_request("a", [1], max_new_tokens=3, n=2, deadline=101.0))
+    deltas = [delta for _ in range(3) for delta in engine.step()]
+    assert last_of(deltas, "a", 0).finish_reason == "length"
+    clock.now = 101.0
+    (late,) = finish(engine)
+    assert (late.index, late.finish_reason, late.error) == (1, "deadline", None)
 
 
 def test_text_held_back_comes_with_the_end(vlm: VLM) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
 import torch
 
 from internvl.engine.constraint import Constraint
-from internvl.errors import CapacityError, InputError
+from internvl.errors import CapacityError, DeadlineError, InputError
 from internvl.generation.beam import search
 from internvl.models.vlm import VLM
 from tests.engine.tiny import (
@@ -83,10 +82,34 @@ def test_ending_a_search(vlm: VLM) -> None:
         deltas = finish(engine)
         assert [delta.finish_reason for delta in deltas] == ["cancelled"] * 2
         assert not engine.holds("a")
+
+
+def test_late_searches_give_the_best_beams_so_far(vlm: VLM) -> None:
+    now = [0.0]
     engine = make_engine(vlm)
-    late = make_request("a", [1], num_beams=2, max_new_tokens=9, deadline=time.monotonic() - 1)
-    engine.submit(late)
-    assert [delta.finish_reason for delta in finish(engine)] == ["deadline"]
+    engine.clock = lambda: now[0]
+    for key in ("runs", "waits"):
+        engine.submit(make_request(key, [1, 2], num_beams=3, n=2, max_new_tokens=9, deadline=5.0))
+    for _ in range(6):
+        assert engine.step() == []
+    assert engine.searches.waiting[0].beams is not None
+    count = len(engine.searches.waiting[0].beams.running.ids[0])
+    assert count > 1
+    now[0] = 5.0
+    deltas = finish(engine)
+    best = search(vlm.llm, make_prompt(vlm.llm, [1, 2], num_beams=3, max_new_tokens=count)).best(2)
+    assert [ids_of(deltas, "runs", index) for index in range(2)] == [beam.ids for beam in best]
+    assert [last_of(deltas, "runs", index).finish_reason for index in range(2)] == ["deadline"] * 2
+    assert isinstance(last_of(deltas, "waits", 1).error, DeadlineError)
+
+
+def test_clients_take_turns(vlm: VLM) -> None:
+    engine = make_engine(vlm)
+    for number, client in enumerate("aaabb"):
+        engine.submit(make_request(f"{client}{number}", [1], num_beams=2, max_new_tokens=2, client=client))
+    engine.submit(make_request("first", [1], num_beams=2, max_new_tokens=2, client="a", priority=-1))
+    order = [delta.key for delta in finish(engine) if delta.finish_reason]
+    assert order == ["first", "b3", "a0", "b4", "a1", "a2"]
 
 
 def test_scores_that_are_no_numbers_end_the_search_only() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from internvl.adapt.int8 import quantize_linears
+from internvl.adapt.qlora import quantize_linears
 from internvl.api.contrastive import TextModel
 from internvl.errors import InputError
 from internvl.integrations.diffusion import encode_prompts, install, prompt_embeds

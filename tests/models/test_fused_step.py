@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 
-from internvl.adapt.lora import LoRA, add_adapters
+from internvl.adapt.lora import LoRA, add_adapters, merge_adapters
 from internvl.adapt.quantize import quantize
 from internvl.config import RopeConfig, TextConfig
 from internvl.generation.prefill import prefill
 from internvl.generation.prompt import Prompt
 from internvl.generation.sampling import Sampling
+from internvl.models import fused_step as fused_step_module
 from internvl.models.attention import KVCache
 from internvl.models.decoder import Decoder
 from internvl.models.fused_step import fused_step
@@ -108,3 +111,51 @@ def test_serves_only_what_it_knows() -> None:
     add_adapters(llm, [(r"layers\.1\.mlp\.down", LoRA(rank=2))])
     assert fused_step(llm, cache, [0], x_BD) is None
     assert cache.lengths[0] == LENGTHS[0]
+
+
+def move(llm: Decoder) -> None:
+    """Every tensor to another place, as `.to` does."""
+    for parameter in llm.layers.parameters():
+        parameter.data = parameter.data * 0.9
+
+
+def replace_weight(llm: Decoder) -> None:
+    llm.layers[1].mlp.down.weight = torch.nn.Parameter(torch.randn_like(llm.layers[1].mlp.down.weight))
+
+
+def replace_block(llm: Decoder) -> None:
+    llm.layers[2] = decoder(replace(CONFIG, qkv_bias=True)).layers[2]
+
+
+def merge(llm: Decoder) -> None:
+    torch.manual_seed(3)
+    add_adapters(llm, [(r"layers\.1\.mlp\.down", LoRA(rank=2))])
+    torch.nn.init.normal_(llm.layers[1].mlp.down.lora_up)
+    merge_adapters(llm)
+
+
+def pack(llm: Decoder) -> None:
+    quantize(llm, [(r"layers\.0\..*", "bfloat16")])
+
+
+def load(llm: Decoder) -> None:
+    llm.load_state_dict({name: value * 1.1 for name, value in llm.state_dict().items()}, assign=True)
+
+
+@pytest.mark.parametrize("change", [move, replace_weight, replace_block, merge, pack, load])
+def test_weights_that_change_between_steps(change: Callable[[Decoder], None]) -> None:
+    llm = decoder(CONFIG)
+    before, _ = both(llm, [0], steps=1)
+    change(llm)
+    found, expected = both(llm, [0], steps=1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found[0], before[0], rtol=1e-2)
+
+
+def test_the_table_is_kept_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = decoder(CONFIG)
+    both(llm, [0], steps=1)
+    monkeypatch.setattr(fused_step_module, "_layer", None)  # would be called to make another table
+    both(llm, [0, 1], steps=2)
+    assert llm.step_table.read() is not None
+    assert deepcopy(llm).step_table.read() is None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import pytest
+import torch
 
-from internvl.ops import causal_attention, decoder_step, packed, tile_attention
+from internvl.ops import causal_attention, decoder_step, packed, tile_attention, tower_block
 from internvl.ops.native import KINDS, load_library, runs_here
 
 
@@ -21,6 +23,15 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         assert library is not None, (
             "not built: is there a C++ compiler? scripts/test installs again after a change"
         )
-    for module in (packed, tile_attention, causal_attention, decoder_step):
+    for module in (packed, tile_attention, causal_attention, decoder_step, tower_block):
         monkeypatch.setattr(module, "library", lambda: library)
     return library
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """So that work is divided, unevenly."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)

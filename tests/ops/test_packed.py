@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from internvl.ops.packed import PAIR, PANEL, SCHEMES, Scheme, pack, packed_linear, round_rows, unpack
+from internvl.ops.packed import (
+    PAIR,
+    PANEL,
+    SCHEMES,
+    Scheme,
+    layout_digest,
+    pack,
+    packed_form,
+    packed_linear,
+    round_rows,
+    unpack,
+)
 
 SHAPES = [
     (1, 4, 1),
@@ -19,8 +30,9 @@ SHAPES = [
     (6, 100, 33),
     (11, 1023, 129),
     (31, 300, 48),
+    (127, 1541, 20),
 ]
-"""Rows, inputs, outputs: every number of rows that a tile has, panels and quads that are not whole."""
+"""Rows, inputs, outputs: every number of rows that a tile has, panels, quads and parts that are not whole."""
 EXACT: dict[Scheme, float] = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.008, "int4": 0.12}
 """How far a weight of a normal distribution may lie from what is stored, in units of its row's largest."""
 
@@ -47,6 +59,15 @@ def test_product_of_what_is_stored(scheme: Scheme, shape: tuple[int, int, int]) 
     torch.testing.assert_close(
         packed_linear(x_TI, packed).double(), expected - bias_O, rtol=1e-5, atol=2e-5 * inputs**0.5
     )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.usefixtures("kernels", "three_threads")
+def test_threads_share_panels(scheme: Scheme) -> None:
+    torch.manual_seed(0)
+    x_TI, packed = torch.randn(61, 1100), pack(torch.randn(70, 1100), scheme)
+    expected = round_rows(x_TI, scheme).double() @ unpack(packed).double().T
+    torch.testing.assert_close(packed_linear(x_TI, packed).double(), expected, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -121,3 +142,25 @@ def test_integers_are_the_same_on_all_machines(scheme: Scheme, kernels: ctypes.C
 
 def test_no_rows() -> None:
     assert packed_linear(torch.empty(0, 8), pack(torch.ones(3, 8), "int8")).shape == (0, 3)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_form_is_that_of_a_packed_weight(scheme: Scheme, shape: tuple[int, int, int]) -> None:
+    _, inputs, outputs = shape
+    packed = pack(torch.randn(outputs, inputs), scheme)
+    tensors = {"panels": packed.panels, "scale_O": packed.scale_O, "sum_O": packed.sum_O}
+    found = {name: (x.dtype, tuple(x.shape)) for name, x in tensors.items() if x is not None}
+    assert packed_form(scheme, (outputs, inputs)) == found
+    assert packed.has_finite_scales
+
+
+def test_digests_of_layouts() -> None:
+    """Files in the world carry these: they may only change together with the layout of the panels."""
+    digests = {scheme: layout_digest(scheme) for scheme in SCHEMES}
+    assert digests == {
+        "float32": "45a32c71bcb9fab0",
+        "bfloat16": "7025f9dd5310df0a",
+        "int8": "df7ceeae65f3368a",
+        "int4": "dc9611aa7b0baba9",
+    }

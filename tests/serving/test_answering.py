@@ -31,6 +31,8 @@ class Scripted:
 
     is_alive = True
     last_step_age = 0.0
+    failure = None
+    num_restarts = 0
 
     def __init__(self, pieces: Sequence[str], error: EngineError | None = None) -> None:
         self.pieces, self.error = pieces, error

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import httpx
 import numpy as np
 import pytest
 import torch
-from openai import OpenAI
+from openai import NotFoundError, OpenAI
 from torch.nn.functional import normalize
 
 import internvl
 from internvl import ChatModel, ContrastiveModel, VisionModel, zoo
+from internvl.api.contrastive import Mode
 from internvl.config import VisionConfig
+from internvl.models.dual_encoder import DualEncoder
 from internvl.models.vit import VisionTower
 from internvl.serving.app import make_app
 from internvl.serving.settings import Settings
@@ -125,3 +129,55 @@ def test_refusals(both: str, fields: dict[str, object], status: int, param: str 
 
 def test_a_chat_server_has_no_vectors_unless_asked_to(http: httpx.Client) -> None:
     assert error_of(http.post("/v1/embeddings", json={"input": "x"}), 404)["code"] == "model_not_found"
+
+
+@pytest.fixture(scope="module")
+def alone(pair: ContrastiveModel) -> Iterator[OpenAI]:
+    """A dual encoder without a chat model, as `internvl serve nano-c` has it."""
+    with (
+        serving(make_app(pair, Settings(served_names=("nano-c",)))) as address,
+        OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client,
+    ):
+        yield client
+
+
+def test_a_dual_encoder_alone_has_vectors_and_no_chat(alone: OpenAI) -> None:
+    assert [one.id for one in alone.models.list()] == ["nano-c"]
+    with pytest.raises(NotFoundError, match="no chat model is served"):
+        alone.chat.completions.create(model="nano-c", messages=[{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("mode", ["C", "G"])
+@pytest.mark.parametrize("encoding", ["float", "base64", None])
+def test_the_official_client_gets_vectors_of_pictures(
+    alone: OpenAI, pair: ContrastiveModel, mode: Mode, encoding: Literal["float", "base64"] | None
+) -> None:
+    photo = picture(60, 40)
+    items: Any = [image_part(encoded(photo)), "a dog"]
+    options: Any = {} if encoding is None else {"encoding_format": encoding}
+    made = alone.embeddings.create(model="nano-c", input=items, extra_body={"mode": mode}, **options)
+    vectors = [
+        np.frombuffer(base64.b64decode(one.embedding), "<f4")
+        if isinstance(one.embedding, str)
+        else np.array(one.embedding)
+        for one in made.data
+    ]
+    image, text = pair.embed_images(photo, mode, normalize=True), pair.embed_texts("a dog", normalize=True)
+    assert np.allclose(np.stack(vectors), torch.cat((image, text)).numpy(), atol=1e-5)
+    assert made.model == "nano-c"
+    other: Mode = "G" if mode == "C" else "C"
+    assert not np.allclose(vectors[0], pair.embed_images(photo, other, normalize=True)[0].numpy(), atol=1e-3)
+
+
+def test_mode_g_without_query_tokens_is_refused(pair: ContrastiveModel) -> None:
+    torch.manual_seed(0)
+    config = replace(pair.encoder.config, num_queries=0)
+    plain = ContrastiveModel(DualEncoder(config), pair.processor)
+    body = {"input": [image_part(encoded(picture(60, 40)))]}
+    with (
+        serving(make_app(plain, Settings())) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        assert client.post("/v1/embeddings", json=body).status_code == 200
+        error = error_of(client.post("/v1/embeddings", json={**body, "mode": "G"}), 400)
+        assert error["param"] == "mode"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -156,3 +157,33 @@ def test_text_is_no_form() -> None:
         assert ChatRequest.model_validate({"messages": messages, **fields}).constraint() is None
     asked = ChatRequest.model_validate({"messages": messages, "response_format": {"type": "json_object"}})
     assert asked.constraint() == Constraint(kind="json_schema", value='{"type": "object"}')
+
+
+def test_each_value_has_its_confidence(post: Post, http: httpx.Client) -> None:
+    fields: dict[str, Any] = {"response_format": FORMAT, "max_tokens": 100, "confidence": True}
+    choice = post("hi", logprobs=True, **fields).json()["choices"][0]
+    logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+    sure = choice["confidence"]
+    assert sure["answer"] == pytest.approx(math.exp(sum(logprobs) / len(logprobs)))
+    assert sure["fields"].keys() == {"/colour", "/is_old"}
+    # A token is a byte here, so that those of a value can be counted.
+    text = choice["message"]["content"]
+    colour = json.loads(text)["colour"]
+    start = text.index(f'"{colour}"') + 1
+    wrote = logprobs[start : start + len(colour) + 1]
+    assert sure["fields"]["/colour"] == pytest.approx(math.exp(sum(wrote) / len(wrote)))
+
+    without = post("hi", **fields).json()["choices"][0]
+    assert (without["logprobs"], without["confidence"]) == (None, sure)
+    chunks = [chunk["choices"][0] for chunk in events(post("hi", stream=True, **fields))]
+    assert [chunk["confidence"] for chunk in chunks if "confidence" in chunk] == [sure]
+    assert "confidence" in chunks[-1]
+    plain = post("hi", confidence=True).json()["choices"][0]["confidence"]
+    assert plain.keys() == {"answer"}
+    assert 0 < plain["answer"] < 1
+    body = {"prompt": "ab", "max_tokens": 90, "guided_json": SCHEMA, "confidence": True, "n": 2}
+    for choice in http.post("/v1/completions", json=body).json()["choices"]:
+        assert choice["confidence"]["fields"].keys() == {"/colour", "/is_old"}
+    streamed = http.post("/v1/completions", json={**body, "n": 1, "stream": True})
+    assert events(streamed)[-1]["choices"][0]["confidence"]["fields"]
+    assert error_of(http.post("/v1/responses", json={"input": "x", "confidence": True}), 400)["param"]

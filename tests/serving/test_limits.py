@@ -20,6 +20,7 @@ from openai import APIConnectionError, AuthenticationError, OpenAI
 
 from internvl import ChatModel
 from internvl.engine.settings import EngineSettings
+from internvl.errors import InputError
 from internvl.serving.app import make_app
 from internvl.serving.settings import Settings
 from tests.serving.conftest import encoded, error_of, image_part, picture, serving
@@ -91,6 +92,45 @@ def test_a_full_server_sends_away_at_once(model: ChatModel) -> None:
         wait_until_idle(client)
         assert client.post(CHAT, json=SHORT).status_code == 200
         assert numbers(client)['internvl:admission_rejections_total{model_name="internvl"}'] == 1
+
+
+def headers(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_one_key_does_not_take_all_places(model: ChatModel) -> None:
+    settings: dict[str, Any] = {"api_keys": ("secret-one", "secret-two"), "max_per_key": 1}
+    with client_of(model, engine=EngineSettings(max_running=17), **settings) as client:
+        long = {**LONG, "stream": True, "n": 16, "user": "somebody"}
+        with client.stream("POST", CHAT, json=long, headers=headers("secret-one")) as running:
+            next(running.iter_lines())
+            for user in ("somebody", "another"):
+                refused = client.post(CHAT, json={**SHORT, "user": user}, headers=headers("secret-one"))
+                error = error_of(refused, 429)
+                assert error["code"] == "key_limit_reached"
+                assert "its limit is 1" in error["message"]
+                assert "secret" not in refused.text
+                assert int(refused.headers["retry-after"]) > 0
+            body = {**SHORT, "user": "somebody"}
+            assert client.post(CHAT, json=body, headers=headers("secret-two")).status_code == 200
+    with pytest.raises(InputError, match="needs keys"):
+        Settings(max_per_key=1)
+
+
+def test_the_engine_knows_clients_by_their_keys_alone(model: ChatModel) -> None:
+    app, found = make_app(model, Settings(api_keys=("one", "two"))), []
+    with serving(app) as address, httpx.Client(base_url=address, timeout=60) as client:
+        engine = app.state.server.chat.backend._engine
+        submit = engine.submit
+        engine.submit = lambda request: found.append(request.client) or submit(request)
+        for path, body in (
+            (CHAT, {**SHORT, "user": "x"}),
+            ("/v1/completions", {"prompt": "a", "max_tokens": 1, "user": "x"}),
+            ("/v1/responses", {"input": "hi", "max_output_tokens": 1, "user": "x"}),
+        ):
+            for key in ("one", "two"):
+                assert client.post(path, json=body, headers=headers(key)).status_code == 200
+    assert found == ["key 0", "key 1"] * 3
 
 
 def test_what_the_engine_can_never_hold_is_refused_with_the_numbers(model: ChatModel) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from internvl.adapt.int8 import Int8Linear
 from internvl.adapt.lora import LoRA, LoRAInt8Linear, adapters
+from internvl.adapt.qlora import Int8Linear
 from internvl.checkpoints.adapters import save_adapters
 from internvl.checkpoints.write import save_model
 from internvl.errors import InputError, TrainingError

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from internvl.adapt.int8 import Int8Linear
+from internvl.adapt.qlora import Int8Linear
 from internvl.adapt.targets import choose, linear_modules, replace_module
 from internvl.errors import InputError
 from internvl.models.layers import Linear

@@ -15,9 +15,19 @@ from torch.nn import functional as F
 
 from internvl.adapt.patterns import match
 from internvl.adapt.targets import linear_modules, replace_module
-from internvl.errors import InputError
+from internvl.errors import InputError, WeightsError
 from internvl.models.layers import Linear
-from internvl.ops.packed import PANEL, SCHEMES, PackedWeight, Scheme, pack, packed_linear, unpack
+from internvl.ops.packed import (
+    PANEL,
+    SCHEMES,
+    PackedWeight,
+    Scheme,
+    layout_digest,
+    pack,
+    packed_form,
+    packed_linear,
+    unpack,
+)
 
 Rules = Sequence[tuple[str, Scheme]]
 
@@ -43,18 +53,14 @@ class PackedLinear(Linear):
     sum_O: Tensor | None
     padded_bias_O: Tensor | None
 
-    def __init__(self, base: Linear, scheme: Scheme) -> None:
+    def __init__(self, packed: PackedWeight, padded_bias_O: Tensor | None) -> None:
         nn.Module.__init__(self)  # nn.Linear would allocate a weight
-        self.in_features, self.out_features, self.scheme = base.in_features, base.out_features, scheme
-        packed = pack(base.weight, scheme)
+        self.out_features, self.in_features = packed.shape
+        self.scheme = packed.scheme
         self.register_buffer("panels", packed.panels)
         self.register_buffer("scale_O", packed.scale_O)
         self.register_buffer("sum_O", packed.sum_O)
-        bias = (
-            None if base.bias is None else F.pad(base.bias.detach().float(), (0, -base.out_features % PANEL))
-        )
-        self.register_buffer("padded_bias_O", bias)
-        self.train(base.training)
+        self.register_buffer("padded_bias_O", padded_bias_O)
 
     @property
     def packed(self) -> PackedWeight:
@@ -82,9 +88,9 @@ def rules_of(scheme: str | Mapping[str, str], model: nn.Module) -> list[tuple[st
     """
     if isinstance(scheme, str):
         names = list(linear_modules(model))
-        rules = DEFAULTS[_known(scheme)]
+        rules = DEFAULTS[known_scheme(scheme)]
         return [(pattern, value) for pattern, value in rules if _matches(pattern, value, names)]
-    return [(pattern, _known(value)) for pattern, value in scheme.items()]
+    return [(pattern, known_scheme(value)) for pattern, value in scheme.items()]
 
 
 def quantize(model: nn.Module, rules: Rules) -> list[str]:
@@ -117,7 +123,43 @@ def pack_layer(model: nn.Module, name: str, scheme: Scheme) -> None:
     """Puts a packed layer in the place of a linear one."""
     base = model.get_submodule(name)
     assert isinstance(base, Linear)
-    replace_module(model, name, PackedLinear(base, scheme))
+    bias_O = None if base.bias is None else F.pad(base.bias.detach().float(), (0, -base.out_features % PANEL))
+    _put(model, name, PackedLinear(pack(base.weight, scheme), bias_O))
+
+
+def place_packed(model: nn.Module, name: str, scheme: str, buffers: Mapping[str, Tensor]) -> None:
+    """Puts a packed layer whose buffers are at hand, as `packed_buffers` says, in the place of a linear one.
+
+    Raises:
+        WeightsError: scales that are not finite.
+    """
+    base = model.get_submodule(name)
+    assert isinstance(base, Linear)
+    shape = base.out_features, base.in_features
+    packed = PackedWeight(
+        known_scheme(scheme), shape, buffers["panels"], buffers.get("scale_O"), buffers.get("sum_O")
+    )
+    if not packed.has_finite_scales:
+        raise WeightsError(f"{name} ({scheme}) has scales that are NaN or infinite: the file is damaged")
+    _put(model, name, PackedLinear(packed, buffers.get("padded_bias_O")))
+
+
+def packed_buffers(layer: Linear, scheme: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """dtype and shape of each buffer that a linear layer has once it is packed."""
+    form = packed_form(known_scheme(scheme), (layer.out_features, layer.in_features))
+    if layer.bias is not None:
+        form["padded_bias_O"] = (torch.float32, (layer.out_features + -layer.out_features % PANEL,))
+    return form
+
+
+def digest_of(scheme: str) -> str:
+    """Of the bytes that a weight is packed into (`ops.packed.layout_digest`). InputError: no such scheme."""
+    return layout_digest(known_scheme(scheme))
+
+
+def _put(model: nn.Module, name: str, layer: PackedLinear) -> None:
+    layer.train(model.get_submodule(name).training)
+    replace_module(model, name, layer)
 
 
 def _matches(pattern: str, scheme: Scheme, names: Sequence[str]) -> bool:
@@ -127,7 +169,8 @@ def _matches(pattern: str, scheme: Scheme, names: Sequence[str]) -> bool:
         return False
 
 
-def _known(scheme: str) -> Scheme:
+def known_scheme(scheme: str) -> Scheme:
+    """A scheme by its name. Raises InputError for another."""
     for known in SCHEMES:
         if scheme == known:
             return known

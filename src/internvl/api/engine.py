@@ -7,7 +7,7 @@ engine.submit(make_request("a", inputs, model.sampling(max_new_tokens=64)))
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from internvl.checkpoints.adapters import load_beside
 from internvl.config import IMG_CONTEXT
 from internvl.engine.constraint import Vocabulary
 from internvl.engine.engine import Engine
+from internvl.engine.intake import Intake, Language
+from internvl.engine.planner import Sizes
 from internvl.engine.request import EngineImage, EngineRequest
 from internvl.engine.settings import EngineSettings
 from internvl.generation.sampling import Sampling
@@ -53,14 +55,28 @@ def make_engine(
         beside[name] = made
     return Engine(
         model.vlm,
-        decode=model.decoder(keep_tags=keep_tags),
-        slot_id=model.processor.tokenizer.token_id(IMG_CONTEXT),
-        seen_ids=model.seen_ids,
-        vocabulary=make_vocabulary(model.processor),
+        **_language(model, keep_tags=keep_tags),
         settings=settings,
         adapters=beside,
         vision_cache=None if settings.is_batch_invariant else model.vision_cache,
     )
+
+
+def make_intake(model: ChatModel, adapters: Iterable[str], settings: EngineSettings, sizes: Sizes) -> Intake:
+    """What plans requests as an engine with these adapters, settings and sizes does, for one that runs
+    elsewhere; `model` may be an outline (`api.load.load_outline`)."""
+    towers = dict.fromkeys(("", *adapters), "")
+    return Intake(model.config, settings, sizes, Language(**_language(model)), towers, {"": b""})
+
+
+def _language(model: ChatModel, *, keep_tags: bool = False) -> dict[str, Any]:
+    """The fields of `intake.Language`."""
+    return {
+        "decode": model.decoder(keep_tags=keep_tags),
+        "slot_id": model.processor.tokenizer.token_id(IMG_CONTEXT),
+        "seen_ids": model.seen_ids,
+        "vocabulary": make_vocabulary(model.processor),
+    }
 
 
 def make_request(key: str, inputs: Inputs, sampling: Sampling, **fields: Any) -> EngineRequest:

@@ -28,6 +28,7 @@ class Explanation:
     """The prompt as the model reads it, and what it takes. Bytes are estimates of the largest parts.
 
     `tokens` are the ids as the vocabulary writes them; `activation_bytes` is the tower's peak on a CPU.
+    `packed` says how the checkpoint's weights are packed, if they are; `weight_bytes` then are its files'.
     """
 
     pictures: tuple[PictureExplanation, ...]
@@ -39,6 +40,7 @@ class Explanation:
     weight_bytes: int
     cache_bytes: int
     activation_bytes: int
+    packed: str | None = None
 
     @property
     def num_tokens(self) -> int:

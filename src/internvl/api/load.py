@@ -14,10 +14,11 @@ from internvl.api.vision import VisionModel
 from internvl.checkpoints.configs import describe_normalization
 from internvl.checkpoints.encoders import load_text_encoder
 from internvl.checkpoints.hub import resolve
-from internvl.checkpoints.load import load_opened, resolve_device
+from internvl.checkpoints.load import build, choose_dtype, load_opened, resolve_device
 from internvl.checkpoints.resolve import open_checkpoint
 from internvl.checkpoints.write import save_model
 from internvl.config import IMG_CONTEXT, ChatConfig, ContrastiveConfig
+from internvl.models.vlm import VLM
 from internvl.processing.colour import ImagePolicy
 from internvl.processing.image import ImageLimits
 from internvl.processing.processor import Processor
@@ -86,6 +87,24 @@ def load(
     processor = Processor(config, words, limits=limits, policy=policy)
     model = load_opened(checkpoint, dtype=dtype, device=device, quantize=quantize)
     return ChatModel(model, processor, source=source)  # type: ignore[arg-type]
+
+
+def load_outline(
+    path: str | Path, *, dtype: str | torch.dtype = "float32", template: str | None = None
+) -> ChatModel | None:
+    """A chat model without its weights, for whoever prepares and explains requests that another process
+    answers; None for a model that does not chat.
+
+    Arguments and errors are those of `load`, but `path` must be on this disk, and tensors are not read.
+    """
+    checkpoint = open_checkpoint(path, template=template)
+    config = checkpoint.description.config
+    if not isinstance(config, ChatConfig):
+        return None
+    words, source = _tokenizer(Path(path), None)
+    vlm = build(config)
+    assert isinstance(vlm, VLM)
+    return ChatModel(vlm.to(choose_dtype(dtype, checkpoint)), Processor(config, words), source=source)
 
 
 def load_texts(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from internvl.generation.confidence import confidence
 from internvl.generation.result import FinishReason, TokenLogprob
 from internvl.processing.conversation import Conversation
 from internvl.processing.grounding import Box, Quad, parse_boxes, parse_quads
@@ -49,6 +50,12 @@ class Reply:
     logprobs: tuple[TokenLogprob, ...] = ()
     score: float | None = None
     usage: Usage
+
+    @property
+    def confidence(self) -> float | None:
+        """How sure the model was, from 0 to 1 (`generation.confidence`); None unless `logprobs` were asked
+        for."""
+        return confidence([entry.logprob for entry in self.logprobs])
 
     @property
     def boxes(self) -> tuple[Box, ...]:

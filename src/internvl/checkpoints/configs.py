@@ -6,7 +6,7 @@ Chooses the form and the layouts its weights may have. Reads no weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from internvl.checkpoints.chat_config import RECORD, read_chat, read_hf_chat, read_llava
@@ -30,6 +30,7 @@ from internvl.checkpoints.layouts import (
     family_called,
 )
 from internvl.checkpoints.normalization import read_normalization
+from internvl.checkpoints.packing import FIELD, Packing, read_packing
 from internvl.checkpoints.read import read_json
 from internvl.checkpoints.rules import Heads
 from internvl.checkpoints.text_config import read_text
@@ -48,7 +49,8 @@ class Description:
     """A config.json understood.
 
     `family` is how the language model is packed here, `origin` what it was before a conversion.
-    `lora_ranks` are those of the tower and of the language model (0: no adapter was trained).
+    `lora_ranks` are those of the tower and of the language model (0: no adapter was trained). `packing` says
+    how linear layers are packed; then the one layout is that of our own names.
     """
 
     kind: Kind
@@ -59,6 +61,7 @@ class Description:
     lora_ranks: tuple[int, int] = (0, 0)
     is_head_tied: bool = False
     dtype: str | None = None
+    packing: Packing | None = None
     raw: Mapping[str, object]
 
     @property
@@ -101,6 +104,18 @@ def describe_json(
     fields: Fields, preprocessor: Fields, *, template: str | None = None, vision: VisionConfig | None = None
 ) -> Description:
     """The same for JSON objects at hand."""
+    packing = read_packing(fields)
+    if packing is None:
+        return _describe_plain(fields, preprocessor, template, vision)
+    bare = Fields({key: value for key, value in fields.values.items() if key != FIELD}, fields.place)
+    found = _describe_plain(bare, preprocessor, template, vision)
+    layout = Layout(name="packed", kind=found.kind, anchor="")
+    return replace(found, layouts=(layout,), is_head_tied=False, packing=packing)
+
+
+def _describe_plain(
+    fields: Fields, preprocessor: Fields, template: str | None, vision: VisionConfig | None
+) -> Description:
     dtype = fields.values.get("torch_dtype") or fields.values.get("dtype")
     stored = dtype if isinstance(dtype, str) else None
     if fields.has("llm_config"):

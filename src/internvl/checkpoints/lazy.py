@@ -7,6 +7,7 @@ Knows no files (see `checkpoints.read`) and no names of layouts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from internvl.adapt.lora import merge
 
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 20
 """Upper bound of a temporary; converting the dtype of a large embedding must not hold it twice."""
 
 
@@ -46,11 +47,14 @@ def num_rows(lazy: Lazy) -> int:
     return lazy.shape[0] if lazy.shape else 1
 
 
+def rows_at_once(lazy: Lazy, dtype: torch.dtype) -> int:
+    """How many rows in `dtype` CHUNK_BYTES hold, at least one."""
+    return max(1, CHUNK_BYTES // max(1, dtype.itemsize * math.prod(lazy.shape[1:])))
+
+
 def pieces(lazy: Lazy, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
     """Ranges of rows of at most CHUNK_BYTES in `dtype` (one row at least)."""
-    total = num_rows(lazy)
-    row_bytes = dtype.itemsize * torch.Size(lazy.shape[1:]).numel()
-    step = max(1, CHUNK_BYTES // max(row_bytes, 1))
+    total, step = num_rows(lazy), rows_at_once(lazy, dtype)
     for start in range(0, total, step):
         yield start, min(start + step, total)
 

@@ -14,6 +14,7 @@ import torch
 from internvl.checkpoints.fill import fill, fill_packed, place
 from internvl.checkpoints.layouts import LLAVA_PROJECTOR, MLP1
 from internvl.checkpoints.lazy import Lazy
+from internvl.checkpoints.mapped import map_packed
 from internvl.checkpoints.read import read_tensors
 from internvl.checkpoints.resolve import Checkpoint, open_checkpoint, open_tower
 from internvl.checkpoints.rules import Heads, convert, strictly, under
@@ -76,25 +77,45 @@ def load_opened(
     """As `load_model`, for a checkpoint whose configuration was looked at first.
 
     With `quantize`, a scheme or {pattern: scheme} (see `adapt.quantize`), linear layers are packed; the rest
-    is float32, and weights are read in the dtype of the file. Raises InputError for another device or dtype,
-    and for schemes and patterns that do not exist.
+    is float32, and weights are read in the dtype of the file. A checkpoint that is packed itself is mapped.
+    Raises InputError for another device or dtype, and for schemes and patterns that do not exist.
     """
-    target = resolve_device(device)
-    if quantize is not None:
-        _check_packable(target, dtype)
-        dtype = "auto"
     config = checkpoint.description.config
     if isinstance(config, TextConfig):
         raise ConfigError(
             f"{checkpoint.path} is a language model alone: join it with a tower by checkpoints.load.compose"
         )
     model = build(config)
-    chosen = choose_dtype(dtype, checkpoint)
-    if quantize is None:
-        fill(model, checkpoint, chosen, target, check_finite=check_finite)
-    else:
-        fill_packed(model, checkpoint, chosen, quantize, check_finite=check_finite)
+    _fill(model, checkpoint, dtype, device, quantize, check_finite=check_finite)
     return model.eval()
+
+
+def _fill(
+    model: Model,
+    checkpoint: Checkpoint,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+    quantize: str | Mapping[str, str] | None,
+    *,
+    check_finite: bool,
+) -> None:
+    """As they are, packed, or mapped from a packed checkpoint."""
+    target = resolve_device(device)
+    packing = checkpoint.description.packing
+    if quantize is not None or packing is not None:
+        _check_packable(target, dtype)
+    if packing is not None:
+        if quantize is not None:
+            raise InputError(
+                f"{checkpoint.path} is packed already ({packing.summary}): leave quantize out, or pack the "
+                "checkpoint it was made from"
+            )
+        map_packed(model, checkpoint)
+    elif quantize is not None:
+        weights = choose_dtype("auto", checkpoint)
+        fill_packed(model, checkpoint, weights, quantize, check_finite=check_finite)
+    else:
+        fill(model, checkpoint, choose_dtype(dtype, checkpoint), target, check_finite=check_finite)
 
 
 def _check_packable(device: torch.device, dtype: str | torch.dtype) -> None:
@@ -123,21 +144,13 @@ def load_vision(
 ) -> VisionTower:
     """Load only the vision tower, from its own checkpoint or from inside a chat model's; `quantize` as in
     `load_opened`."""
-    target = resolve_device(device)
-    if quantize is not None:
-        _check_packable(target, dtype)
-        dtype = "auto"
     checkpoint = open_tower(path)
     config = checkpoint.description.config
     if not isinstance(config, VisionConfig):
         raise ConfigError(f"{path} describes no vision tower")
     with torch.device("meta"):
         tower = VisionTower(config)
-    chosen = choose_dtype(dtype, checkpoint)
-    if quantize is None:
-        fill(tower, checkpoint, chosen, target, check_finite=check_finite)
-    else:
-        fill_packed(tower, checkpoint, chosen, quantize, check_finite=check_finite)
+    _fill(tower, checkpoint, dtype, device, quantize, check_finite=check_finite)
     return tower.eval()
 
 

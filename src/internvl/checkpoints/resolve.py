@@ -7,7 +7,7 @@ Builds no model (see `checkpoints.load`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from internvl.adapt.lora import ALPHA_PER_RANK
@@ -15,12 +15,13 @@ from internvl.checkpoints.configs import Description, describe, describe_vision
 from internvl.checkpoints.contrastive_config import infer_contrastive
 from internvl.checkpoints.layouts import LAYOUTS, TIMM, TIMM_CONTRASTIVE, VISION, Layout, family_called
 from internvl.checkpoints.lazy import Lazy, Merged
+from internvl.checkpoints.packing import is_packed
 from internvl.checkpoints.peft_names import Role, parse_name
 from internvl.checkpoints.read import read_json, read_tensors
 from internvl.checkpoints.rules import Heads, Rule, convert, original_names
 from internvl.checkpoints.vision_config import infer_vision
 from internvl.config import TextConfig, VisionConfig
-from internvl.errors import WeightsError
+from internvl.errors import ConfigError, WeightsError
 
 NUM_LISTED = 10
 
@@ -64,6 +65,8 @@ def open_checkpoint(
         return _open_bare_tower(path, tensors) if is_tower else _open_bare_pair(path, tensors)
     tower = describe_vision(vision_path) if vision_path else _inner_tower(tensors)
     description = describe(path, template=template, vision=tower)
+    if description.packing is not None:
+        return Checkpoint(path=path, description=description, layout=description.layouts[0], tensors=tensors)
     tensors = unwrap_adapters(tensors, description.lora_ranks)
     layout = find_layout(tensors, description.layouts, path)
     converted = convert(tensors, layout.rules(description.family), description.heads)
@@ -88,6 +91,8 @@ def open_tower(path: str | Path) -> Checkpoint:
     if _is_bare(path, tensors):
         return _open_bare_tower(path, tensors)
     config = describe_vision(path)
+    if is_packed(path):
+        return _packed_tower(open_checkpoint(path), config)
     tensors = unwrap_adapters(tensors, (0, 0))
     layout = find_layout(tensors, tuple(LAYOUTS.values()), path)
     is_inside = layout.kind != "vision"
@@ -141,7 +146,18 @@ def check(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None
 
     Raises:
         WeightsError: listing missing, unexpected and misshapen tensors by their names on disk.
+        ConfigError: weights are packed, so that there are no tensors to rename, convert, merge or train.
     """
+    if checkpoint.description.packing is not None:
+        raise ConfigError(
+            f"{checkpoint.path} holds weights packed for the CPU's kernels, which only `internvl.load` "
+            "reads, and whose plain values are lost: take the checkpoint it was made from"
+        )
+    check_shapes(checkpoint, shapes)
+
+
+def check_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """As `check`, also for packed weights, where shapes are those of their buffers."""
     found, rules = checkpoint.tensors, checkpoint.rules
     missing = [key for name in shapes if name not in found for key in _missing(name, checkpoint)]
     extra = [key for name in found if name not in shapes for key in original_names(name, rules) or (name,)]
@@ -228,6 +244,21 @@ def _open_bare_tower(path: Path, tensors: Mapping[str, Lazy]) -> Checkpoint:
         unexpected=converted.unexpected,
         incomplete=converted.incomplete,
     )
+
+
+def _packed_tower(checkpoint: Checkpoint, config: VisionConfig) -> Checkpoint:
+    """The tower of a packed model."""
+    description = checkpoint.description
+    prefix = "" if description.kind == "vision" else "vit."
+    assert description.packing is not None
+    packing = description.packing.part(prefix)
+    own = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(prefix)
+    }
+    alone = replace(description, kind="vision", config=config, packing=packing)
+    return replace(checkpoint, description=alone, tensors=own)
 
 
 def _inner_tower(tensors: Mapping[str, Lazy]) -> VisionConfig | None:

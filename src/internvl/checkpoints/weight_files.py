@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from internvl.checkpoints.lazy import CHUNK_BYTES, Lazy, pieces, section
+from internvl.checkpoints.lazy import Lazy, rows_at_once, section
 from internvl.errors import WeightsError
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
@@ -71,11 +71,11 @@ class SafeTensor:
         if out.dtype == self.dtype and out.is_contiguous():
             self._read(out, start)
             return
-        for low, high in pieces(self, self.dtype) if out.dim() else [(0, 1)]:
-            first, last = max(low, start), min(high, start + (len(out) if out.dim() else 1))
-            if first < last:
-                target = section(out, first - start, last - start)
-                target.copy_(self._read(torch.empty(target.shape, dtype=self.dtype), first))
+        step = rows_at_once(self, self.dtype)
+        stop = start + (len(out) if out.dim() else 1)
+        for low in range(start, stop, step):
+            target = section(out, low - start, min(low + step, stop) - start)
+            target.copy_(self._read(torch.empty(target.shape, dtype=self.dtype), low))
 
     def _read(self, out: Tensor, start: int) -> Tensor:
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
@@ -136,7 +136,7 @@ class TorchTensor:
     dtype: torch.dtype
 
     def rows(self, out: Tensor, start: int) -> None:
-        step = max(1, CHUNK_BYTES // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
+        step = rows_at_once(self, self.dtype)
         count = len(out) if out.dim() else 1
         for low in range(0, count, step):
             high = min(low + step, count)

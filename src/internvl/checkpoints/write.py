@@ -100,13 +100,13 @@ def save_model(
     if packed := [name for name, module in model.named_modules() if isinstance(module, PackedLinear)]:
         raise CheckpointError(
             f"{len(packed)} layers are packed for the kernels, first {packed[0]}: save the model as it is "
-            "loaded without quantize"
+            "loaded without quantize; `internvl quantize` writes packed ones"
         )
     source = _source(extra_files_from, is_needed=not tokenizer_files)
     target = Target(
         directory=Path(directory),
         layout=layout,
-        family=_family(config, family, source),
+        family=family_for(config, family, source),
         max_shard_bytes=max_shard_bytes,
         source=source,
         tokenizer_files=tokenizer_files or {},
@@ -179,7 +179,7 @@ def _source(directory: str | Path | None, *, is_needed: bool) -> Path | None:
     return None
 
 
-def _family(
+def family_for(
     config: ChatConfig | ContrastiveConfig | VisionConfig, name: str | None, source: Path | None
 ) -> Family | None:
     """As asked for, as the source directory says, or as the configuration implies."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,8 @@ from internvl.api.explanation import (
 from internvl.api.request import Request, read_request
 from internvl.checkpoints.configs import describe
 from internvl.checkpoints.hub import resolve
+from internvl.checkpoints.read import read_tensors
+from internvl.checkpoints.shards import num_bytes
 from internvl.cli import media, output
 from internvl.cli.arguments import DtypeName, Flag, MediaOptions, Word, parse
 from internvl.cli.chat import split
@@ -98,11 +100,16 @@ def explain_request(request: Request, options: Options) -> Explanation:
         config = _chat_config(zoo.find(options.model).config, options.model)
         return explain_row(config, request, options.max_new_tokens, value_bytes)
     template = options.template or template_of(options.model)
-    config = _chat_config(describe(folder, template=template).config, options.model)
+    description = describe(folder, template=template)
+    config = _chat_config(description.config, options.model)
     processor = Processor(config, load_tokenizer(folder))
     inputs = processor(request.conversation, total_tiles=request.total_tiles)
     tokens = [processor.tokenizer.token(id) or "" for id in inputs.ids]
-    return explain_inputs(config, inputs, tokens, options.max_new_tokens, value_bytes)
+    explained = explain_inputs(config, inputs, tokens, options.max_new_tokens, value_bytes)
+    if description.packing is None:
+        return explained
+    mapped = sum(num_bytes(tensor) for tensor in read_tensors(folder).values())
+    return replace(explained, weight_bytes=mapped, packed=description.packing.summary)
 
 
 def explain_row(config: ChatConfig, request: Request, max_new_tokens: int, value_bytes: int) -> Explanation:
@@ -132,6 +139,7 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         "prompt_tokens": explanation.num_tokens if is_known else None,
         "max_new_tokens": explanation.max_new_tokens,
         "max_positions": explanation.max_positions,
+        "packed": explanation.packed,
         "memory": {
             "weight_bytes": explanation.weight_bytes,
             "cache_bytes": explanation.cache_bytes,
@@ -186,7 +194,7 @@ def _show(options: Options, explanation: Explanation) -> None:
     counted = known if explanation.ids else f"{explanation.num_vision_tokens} vision tokens, and the text"
     sizes = ("weight_bytes", "cache_bytes", "activation_bytes")
     output.write_pairs(
-        f"{options.model}, {options.dtype}",
+        f"{options.model}, {explanation.packed or options.dtype}",
         [
             ("prompt tokens", counted),
             ("answer tokens", f"{explanation.max_new_tokens} at most"),

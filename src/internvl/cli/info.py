@@ -121,7 +121,9 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         }
     family = description.family.name if description.family else None
     named = {"kind": description.kind, "family": family, "dtype": description.dtype}
-    return {**found, **named, **describe_config(description.config), **weights}
+    packing = description.packing
+    packed = {} if packing is None else {"packed": packing.summary, "measured": dict(packing.measured)}
+    return {**found, **named, **packed, **describe_config(description.config), **weights}
 
 
 def _count(tensors: Mapping[str, Any]) -> dict[str, Any]:

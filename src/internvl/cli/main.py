@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "info": ("internvl.cli.info:run", "this installation and machine, or one model"),
     "pull": ("internvl.cli.pull:run", "download a model of the zoo, or finish a download"),
     "convert": ("internvl.cli.convert:run", "rewrite a checkpoint in another layout"),
+    "quantize": ("internvl.cli.quantize:run", "write a copy of a model with packed weights, for the CPU"),
     "train": ("internvl.cli.train:run", "train a model by a recipe, or tell what that would take"),
     "data": ("internvl.cli.data:run", "check training data before a run: broken records, tokens, tiles"),
     "eval": ("internvl.cli.evaluate:run", "ask a model the questions of held-out data and score the answers"),

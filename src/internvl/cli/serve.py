@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from internvl.api.chat import ChatModel
+from internvl.api.engine import make_intake
+from internvl.api.load import load_outline
 from internvl.cli import output
 from internvl.cli.arguments import DtypeName, Flag, ModelOptions, SchemeName, Whole, Word, parse
 from internvl.cli.engine_options import EngineOptions
-from internvl.cli.loading import load_any
+from internvl.cli.engine_source import EngineSource
+from internvl.cli.loading import find, load_any
 from internvl.errors import InputError, InternVLError
+from internvl.zoo import template_of
 
 if TYPE_CHECKING:
+    from internvl.serving.engine_process import EngineProcess
+    from internvl.serving.server import Model
     from internvl.serving.settings import Settings
 
 MEGABYTE = 2**20
@@ -46,6 +53,10 @@ class Options:
     """Port to listen on; 0 takes a free one."""
     api_key: Annotated[Words, arg(metavar="KEY", aliases=["--api-keys"], help_behavior_hint="")] = ()
     """Key that requests must carry; may be repeated. INTERNVL_API_KEY in the environment is another way."""
+    api_key_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """More keys, one a line."""
+    max_reqs_per_key: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Requests of one key that may run or wait; others of it are answered with 429. No limit by default."""
     served_model_name: Annotated[
         Words, arg(metavar="NAME", aliases=["--model-name"], help_behavior_hint="")
     ] = ()
@@ -65,6 +76,8 @@ class Options:
     engine: OmitArgPrefixes[EngineOptions] = field(default_factory=EngineOptions)
     max_num_queued_reqs: Annotated[int, arg(metavar="N")] = 64
     """Requests that may wait; others are answered with 429."""
+    request_timeout: Annotated[float | None, arg(metavar="SECONDS", help_behavior_hint="")] = None
+    """Most time of an answer, from the arrival of its request; no limit by default."""
     default_max_tokens: Annotated[int, arg(metavar="N")] = 1024
     """Length of answers to requests that name none."""
     allowed_local_media_path: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
@@ -104,6 +117,23 @@ def run(words: Sequence[str]) -> int:
         raise InternVLError(
             f"serving needs more packages ({reason}): pip install 'internvl[serve]'"
         ) from reason
+    with ExitStack() as stack:
+        model, second, backend = _load(options, stack)
+        app = make_app(model, _settings(options), embedding_model=second, backend=backend)
+        has_started = listen(
+            app,
+            options.host,
+            options.port,
+            shutdown_seconds=options.shutdown_timeout,
+            log_level=options.log_level,
+            on_start=partial(_announce, options),
+        )
+    return 0 if has_started else 1
+
+
+def _load(options: Options, stack: ExitStack) -> tuple[Model, Model | None, EngineProcess | None]:
+    """The model, the one for vectors beside it, and what answers for a chat model: a process that runs until
+    `stack` is closed. The chat model itself has no weights here."""
     options_of = partial(
         ModelOptions,
         device=options.device,
@@ -111,22 +141,39 @@ def run(words: Sequence[str]) -> int:
         quantize=options.quantization,
         threads=options.threads,
     )
-    model = load_any(options_of(model=options.model), template=options.chat_template)
+    named = options_of(model=options.model)
+    named.use_threads()
+    template = options.chat_template or template_of(options.model)
+    path = find(options.model)
+    outline = load_outline(path, dtype=options.dtype, template=template)
     second = None
     if options.embedding_model is not None:
         second = load_any(options_of(model=options.embedding_model))
-        if isinstance(second, ChatModel) or not isinstance(model, ChatModel):
+        if isinstance(second, ChatModel) or outline is None:
             raise InputError("--embedding-model is a model for vectors (nano-c) beside a chat model")
-    app = make_app(model, _settings(options), embedding_model=second)
-    has_started = listen(
-        app,
-        options.host,
-        options.port,
-        shutdown_seconds=options.shutdown_timeout,
-        log_level=options.log_level,
-        on_start=partial(_announce, options),
+    if outline is None:
+        return load_any(named, template=template), None, None
+    with output.status(f"loading {options.model}"):
+        return outline, second, stack.enter_context(_engine_process(options, path, template, outline))
+
+
+def _engine_process(options: Options, path: Path, template: str | None, outline: ChatModel) -> EngineProcess:
+    from internvl.serving.engine_process import EngineProcess
+
+    settings = _settings(options)
+    source = EngineSource(
+        path=path,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantization,
+        threads=options.threads,
+        template=template,
+        settings=settings.engine,
+        cache_part=options.engine.cache_max_entry_count,
+        adapters=settings.adapters,
     )
-    return 0 if has_started else 1
+    plan_with = partial(make_intake, outline, settings.adapter_names)
+    return EngineProcess(source, plan_with, stall_seconds=settings.stall_seconds)
 
 
 def _announce(options: Options, port: int) -> None:
@@ -151,6 +198,14 @@ def _check(options: Options) -> None:
     options.engine.check()
     if not options.media_timeout > 0:
         raise InputError(f"--media-timeout must be above 0, got {options.media_timeout}")
+    if options.request_timeout is not None and not options.request_timeout > 0:
+        raise InputError(f"--request-timeout must be above 0, got {options.request_timeout}")
+    if options.api_key_file is not None and not options.api_key_file.is_file():
+        raise InputError(f"--api-key-file {options.api_key_file} is not a file")
+    if options.max_reqs_per_key is not None and (options.max_reqs_per_key < 1 or not _keys(options)):
+        raise InputError("--max-reqs-per-key is at least 1 and needs --api-key or --api-key-file")
+    if options.api_key_file is not None and not _keys(options):
+        raise InputError(f"--api-key-file {options.api_key_file} has no keys, so that anyone might ask")
     folder = options.allowed_local_media_path
     if folder is not None and not folder.is_dir():
         raise InputError(f"--allowed-local-media-path {folder} is not a folder")
@@ -160,7 +215,6 @@ def _settings(options: Options) -> Settings:
     from internvl.serving.media import MediaPolicy
     from internvl.serving.settings import Settings
 
-    keys = (*options.api_key, *filter(None, [os.environ.get(KEY_VARIABLE)]))
     media = MediaPolicy(
         allowed_domains=options.allowed_media_domains,
         allowed_local_path=options.allowed_local_media_path,
@@ -172,10 +226,12 @@ def _settings(options: Options) -> Settings:
     return Settings(
         served_names=options.served_model_name or (Path(options.model).name,),
         embedding_names=(Path(options.embedding_model or "embeddings").name,),
-        api_keys=keys,
+        api_keys=_keys(options),
+        max_per_key=options.max_reqs_per_key,
         allowed_origins=_origins(options.allowed_origins),
         adapters=options.engine.adapters,
         engine=options.engine.settings(options.device, options.max_num_queued_reqs),
+        request_seconds=options.request_timeout,
         default_new_tokens=options.default_max_tokens,
         max_num_queued=options.max_num_queued_reqs,
         max_body_bytes=2 * media.max_bytes,
@@ -183,6 +239,14 @@ def _settings(options: Options) -> Settings:
         media_workers=options.media_workers,
         files_path=options.files_path,
     )
+
+
+def _keys(options: Options) -> tuple[str, ...]:
+    """All keys, each once."""
+    found = [*options.api_key, os.environ.get(KEY_VARIABLE, "")]
+    if options.api_key_file is not None:
+        found += [line.strip() for line in options.api_key_file.read_text(encoding="utf-8").splitlines()]
+    return tuple(dict.fromkeys(filter(None, found)))
 
 
 def _origins(words: Sequence[str]) -> tuple[str, ...]:

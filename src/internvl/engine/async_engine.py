@@ -20,23 +20,26 @@ from threading import Lock
 from types import TracebackType
 
 from internvl.engine.engine import Engine
+from internvl.engine.listener import Listener, follow
 from internvl.engine.planner import Plan
 from internvl.engine.request import Delta, EngineRequest
 from internvl.engine.settings import EngineStats
 from internvl.errors import EngineStoppedError, InternVLError
 
-Item = Delta | InternVLError
 IDLE_SECONDS = 0.5
 """An engine without work looks this often whether it is alive, for `last_step_age`."""
 
 
 class AsyncEngine:
-    """`async with` starts and ends the thread; what is unfinished at the end is cancelled."""
+    """`async with` starts and ends the thread; what is unfinished at the end is cancelled. A thread that has
+    failed is not started again."""
+
+    num_restarts = 0
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._streams: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Item]]] = {}
+        self._listeners: dict[str, Listener] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._running: Future[None] | None = None
         self._is_ending = False
@@ -47,6 +50,7 @@ class AsyncEngine:
     async def __aenter__(self) -> AsyncEngine:
         if self._running is not None:
             raise EngineStoppedError("an AsyncEngine is entered once: make another one")
+        await asyncio.to_thread(self._engine.warm_up)
         self._running = self._thread.submit(self._loop)
         return self
 
@@ -84,27 +88,17 @@ class AsyncEngine:
         """As `Engine.stats`; the numbers may be those of different moments of one step."""
         return self._engine.stats()
 
-    async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+    def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """The pieces of all answers of a request, as they come.
 
         Raises what `Engine.submit` raises, before the first piece; EngineStoppedError when the engine is not
         running, or stops before the answers have ended.
         """
-        items: asyncio.Queue[Item] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        self._order(lambda: self._submit(request, loop, items))
-        num_ended = 0
-        try:
-            while num_ended < request.n:
-                item = await items.get()
-                if isinstance(item, InternVLError):
-                    num_ended = request.n
-                    raise item
-                num_ended += item.finish_reason is not None
-                yield item
-        finally:
-            if num_ended < request.n:
-                self._orders.put(lambda: self._cancel(request.key))
+        return follow(
+            request.n,
+            lambda listener: self._order(lambda: self._submit(request, listener)),
+            lambda: self._orders.put(lambda: self._cancel(request.key)),
+        )
 
     def _order(self, order: Callable[[], None]) -> None:
         with self._lock:
@@ -124,8 +118,8 @@ class AsyncEngine:
             with self._lock:
                 self._is_closed = True
             self._obey(waits=False)
-            for loop, items in self._streams.values():
-                _put(loop, items, EngineStoppedError("the engine has stopped before the answer had ended"))
+            for listener in self._listeners.values():
+                listener.put(EngineStoppedError("the engine has stopped before the answer had ended"))
 
     def _obey(self, *, waits: bool) -> None:
         try:
@@ -136,31 +130,23 @@ class AsyncEngine:
         except Empty:
             return
 
-    def _submit(
-        self, request: EngineRequest, loop: asyncio.AbstractEventLoop, items: asyncio.Queue[Item]
-    ) -> None:
+    def _submit(self, request: EngineRequest, listener: Listener) -> None:
         try:
             self._engine.submit(request)
         except InternVLError as error:
-            _put(loop, items, error)
+            listener.put(error)
         else:
-            self._streams[request.key] = (loop, items)
+            self._listeners[request.key] = listener
 
     def _cancel(self, key: str) -> None:
         """Nobody listens any more."""
-        if self._streams.pop(key, None):
+        if self._listeners.pop(key, None):
             self._engine.cancel(key)
 
     def _deliver(self, deltas: Sequence[Delta]) -> None:
         for delta in deltas:
-            if stream := self._streams.get(delta.key):
-                _put(*stream, delta)
+            if listener := self._listeners.get(delta.key):
+                listener.put(delta)
         for key in {delta.key for delta in deltas if delta.finish_reason}:
             if not self._engine.holds(key):
-                self._streams.pop(key, None)
-
-
-def _put(loop: asyncio.AbstractEventLoop, items: asyncio.Queue[Item], item: Item) -> None:
-    """Hands over to the thread of the stream, unless its loop is closed: then nobody listens."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(items.put_nowait, item)
+                self._listeners.pop(key, None)

@@ -10,6 +10,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from threading import Lock
 from typing import Any, Literal
 
@@ -97,12 +98,15 @@ class FormMaker:
     def start(self, constraint: Constraint) -> Form:
         """A form to be filled. Raises InputError for one that is not valid."""
         with self._lock:
-            if constraint not in self._compiled:
-                self._compiled[constraint] = self._compile(constraint)
+            known = self._compiled.get(constraint)
+        if known is None:
+            known = self._compile(constraint)  # not under the lock, for which the engine may wait
+        with self._lock:
+            self._compiled[constraint] = known
             self._compiled.move_to_end(constraint)
             if len(self._compiled) > NUM_COMPILED:
                 self._compiled.popitem(last=False)
-            return Form(self._compiled[constraint].deep_copy(), self.vocabulary.end_id)
+            return Form(known.deep_copy(), self.vocabulary.end_id)
 
     def _compile(self, constraint: Constraint) -> Any:
         matcher = self._library.LLMatcher(self._tokenizer, self._grammar(constraint), log_level=0)
@@ -139,6 +143,11 @@ class _Words:
 
     def __call__(self, text: bytes | str) -> list[int]:
         return self._encode(text.decode(errors="replace") if isinstance(text, bytes) else text)
+
+
+def can_make_forms() -> bool:
+    """Whether what forms are made with is installed."""
+    return find_spec("llguidance") is not None
 
 
 def _import_llguidance() -> Any:

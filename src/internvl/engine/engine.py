@@ -31,7 +31,7 @@ from internvl.engine.searches import Searches
 from internvl.engine.settings import EngineSettings, EngineStats
 from internvl.engine.towers import find_towers, fingerprint
 from internvl.engine.vision_cache import VisionCache
-from internvl.errors import InputError, InternVLError, QueueFullError, WeightsError
+from internvl.errors import DeadlineError, InputError, InternVLError, QueueFullError, WeightsError
 from internvl.generation import scores
 from internvl.generation.stream import Decode
 from internvl.models.vlm import VLM
@@ -51,11 +51,13 @@ class Engine:
         settings: EngineSettings | None = None,
         adapters: Mapping[str, VLM] | None = None,
         vision_cache: VisionCache | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`decode`, `slot_id`, `seen_ids` and `vocabulary`: see `intake.Language`. `adapters` are models by
         name that share their weights with `vlm` but for what they adapt (`checkpoints.adapters`).
-        `vision_cache` may be one that others use too.
+        `vision_cache` may be one that others use too. `clock` gives the seconds that deadlines are in.
         """
+        self.clock = clock
         self.settings = settings = settings or EngineSettings()
         models = {"": vlm, **(adapters or {})}
         towers = find_towers(models)
@@ -77,6 +79,10 @@ class Engine:
     @property
     def has_work(self) -> bool:
         return bool(self.jobs or self.outbox or self.searches.waiting)
+
+    def warm_up(self) -> None:
+        """Makes ready what the first request of its kind would wait for, and others with it."""
+        self.intake.warm_up()
 
     def plan(self, request: EngineRequest) -> Plan:
         """What the request will take. Raises as `submit` does, but for what is there now; changes nothing."""
@@ -115,8 +121,7 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """Admits, encodes some tiles, runs one batch; returns what became known, and who ended."""
-        now = time.monotonic()
-        self._end_requests(lambda request: (request.deadline or now) < now, "deadline")
+        self._end_late(self.clock())
         for row in self.scheduler.admit():
             self._book_admission(row)
         self._encode()
@@ -265,6 +270,22 @@ class Engine:
         for job in jobs:
             self.outbox.append(job.end(reason, error))
             self._drop(job)
+
+    def _end_late(self, now: float) -> None:
+        """Ends requests whose time is over: with what is written, or where nothing is with an error."""
+
+        def is_late(request: EngineRequest) -> bool:
+            return request.deadline is not None and request.deadline <= now
+
+        reason = DeadlineError(
+            "the request's time was over before its answer had begun: allow it more, or come back when fewer "
+            f"than {len(self.scheduler.waiting) + len(self.searches.waiting)} answers are waiting"
+        )
+        self.outbox += self.searches.end_late(is_late, reason)
+        late = [job for job in self.jobs.values() if is_late(job.request)]
+        begun = {job.request.key for job in late if job.answer.ids or job.tally.new_tokens}
+        self._end([job for job in late if job.request.key in begun], "deadline")
+        self._end([job for job in late if job.request.key not in begun], "error", reason)
 
     def _end_requests(self, is_over: Callable[[EngineRequest], bool], reason: EndReason) -> None:
         self.outbox += self.searches.end(is_over, reason)

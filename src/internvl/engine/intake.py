@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 
 from internvl.config import ChatConfig
-from internvl.engine.constraint import Form, FormMaker, Vocabulary
+from internvl.engine.constraint import Form, FormMaker, Vocabulary, can_make_forms
 from internvl.engine.job import Job, Tally
 from internvl.engine.page_keys import KeyChain
 from internvl.engine.planner import Plan, Sizes, find_spans, plan_request
@@ -55,6 +56,13 @@ class Intake:
         self.config, self.settings, self.sizes, self.language = config, settings, sizes, language
         self.towers, self.roots = dict(towers), dict(roots)
         self._forms: FormMaker | None = None
+        self._lock = Lock()
+
+    def warm_up(self) -> None:
+        """Reads the vocabulary for answers of a given form, where these can be: of a large one that takes
+        long."""
+        if self.language.vocabulary is not None and can_make_forms():
+            self._form_maker(self.language.vocabulary)
 
     def plan(self, request: EngineRequest) -> Plan:
         """What the request will take; raises for what cannot be, see `Engine.submit`."""
@@ -136,9 +144,14 @@ class Intake:
                 f"an answer of a given form ends with id {vocabulary.end_id}: put it into stop_ids, which "
                 f"are {request.sampling.stop_ids}"
             )
-        if self._forms is None:
-            self._forms = FormMaker(vocabulary)
-        return self._forms.start(request.constraint)
+        return self._form_maker(vocabulary).start(request.constraint)
+
+    def _form_maker(self, vocabulary: Vocabulary) -> FormMaker:
+        """Made once, whichever thread comes first."""
+        with self._lock:
+            if self._forms is None:
+                self._forms = FormMaker(vocabulary)
+            return self._forms
 
 
 def check_ids_of(language: Language, config: ChatConfig) -> None:

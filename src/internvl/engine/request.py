@@ -17,7 +17,8 @@ from internvl.generation.result import FinishReason, Token, TokenLogprob
 from internvl.generation.sampling import Sampling
 
 EndReason = FinishReason | Literal["deadline", "error"]
-"""As in `generation.result`; or the request's time was over, or its answer could not go on."""
+"""As in `generation.result`; or the request's time was over and something of it is written, or its answer
+could not go on."""
 
 MAX_ANSWERS = 128
 
@@ -36,8 +37,9 @@ class EngineRequest:
 
     `key` is the caller's, and unique among the requests that have not ended. `images` come in the order of
     their slots. `slots` are the positions that vision tokens fill; None: wherever the slot id stands. Smaller
-    `priority` goes first. Clients of equal priority share the engine evenly. `deadline` is in seconds of
-    `time.monotonic()`. Answer i > 0 is drawn with `seed + i`; beams give
+    `priority` goes first. Clients of equal priority share the engine evenly. `deadline` is in seconds of the
+    engine's clock, `time.monotonic()`, which the processes of a machine share: answers end there with what is
+    written, and with an error where nothing is. Answer i > 0 is drawn with `seed + i`; beams give
     the n best, all at the end. `prompt_logprobs=k` reports every prompt token
     and the k best at its place. `adapter` is one of the engine's names. `constraint` is a form that the
     answers have; log-probabilities are those without it.

@@ -70,6 +70,16 @@ class Search:
         ]
         return [*ends[:-1], self._with_usage(ends[-1], 0)]
 
+    def end_late(self, reason: InternVLError) -> list[Delta]:
+        """The best beams so far as answers; where there are none yet, no answer for this reason."""
+        if self.beams is None or self.beams.running.ids == [[]]:
+            return self.end("error", reason)
+        self.beams.cancel()
+        return [
+            replace(one, finish_reason="deadline") if one.finish_reason == "cancelled" else one
+            for one in self.deltas()
+        ]
+
     def _spell(self, index: int, beam: Finished) -> list[Delta]:
         stream = TextStream(self.decode, ())
         deltas = []
@@ -103,25 +113,50 @@ class Search:
 
 
 class Searches:
-    """Those that wait, and the one that runs: best priority first, then who came first."""
+    """Those that wait, and the one that runs: best priority first, then the client that has waited longest
+    for a turn, then who came first."""
 
     def __init__(self, models: Mapping[str, VLM], chunk: int) -> None:
         self.models, self.chunk = models, chunk
         self.waiting: list[Search] = []
+        self.num_begun = 0
+        self._turns: dict[str, int] = {}
 
     def add(self, search: Search) -> None:
         """Queues a search, behind the one that runs."""
         self.waiting.append(search)
-        self.waiting.sort(key=lambda one: (one.beams is None, one.request.priority))
+        self._sort()
+
+    def _sort(self) -> None:
+        def turn(search: Search) -> tuple[bool, int, int]:
+            request = search.request
+            return search.beams is None, request.priority, self._turns.get(request.client, 0)
+
+        self.waiting.sort(key=turn)  # stable: who came first stays first
+
+    def _book_turn(self, client: str) -> None:
+        """A search of this client begins. Clients of whom nothing is here are forgotten."""
+        self.num_begun += 1
+        here = {search.request.client for search in self.waiting}
+        self._turns = {name: turn for name, turn in self._turns.items() if name in here}
+        self._turns[client] = self.num_begun
 
     def holds(self, key: str) -> bool:
         return any(search.request.key == key for search in self.waiting)
 
     def end(self, is_over: Callable[[EngineRequest], bool], reason: EndReason) -> list[Delta]:
         """Ends searches where they are."""
+        return [delta for search in self._take_out(is_over) for delta in search.end(reason)]
+
+    def end_late(self, is_late: Callable[[EngineRequest], bool], reason: InternVLError) -> list[Delta]:
+        """Ends searches whose time is over."""
+        return [delta for search in self._take_out(is_late) for delta in search.end_late(reason)]
+
+    def _take_out(self, is_over: Callable[[EngineRequest], bool]) -> list[Search]:
         ended = [search for search in self.waiting if is_over(search.request)]
         self.waiting = [search for search in self.waiting if search not in ended]
-        return [delta for search in ended for delta in search.end(reason)]
+        self._sort()
+        return ended
 
     def missing_images(self, known: Callable[[list[Wanted]], Mapping[bytes, Tensor]]) -> list[Wanted]:
         """Pictures that the first search waits for; `known` is asked once for what is there already."""
@@ -141,12 +176,18 @@ class Searches:
         search.vision.update(found)
         if search.missing_images():
             return []
+        if search.beams is None:
+            self._book_turn(search.request.client)
         try:
             is_done = search.step(self.models[search.request.adapter or ""], self.chunk)
         except WeightsError as error:
-            self.waiting.remove(search)
+            self._remove(search)
             return search.end("error", error)
         if not is_done:
             return []
-        self.waiting.remove(search)
+        self._remove(search)
         return search.deltas()
+
+    def _remove(self, search: Search) -> None:
+        self.waiting.remove(search)
+        self._sort()

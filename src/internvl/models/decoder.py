@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from internvl.config import TextConfig
 from internvl.errors import ConfigError
 from internvl.models.attention import Attend
-from internvl.models.layers import GatedMLP, Linear, RMSNorm
+from internvl.models.layers import Embedding, GatedMLP, Linear, RMSNorm
 from internvl.models.rope import Rotate, make_rotation
+from internvl.models.step_table import StepTable
 
 
 class Attention(nn.Module):
@@ -63,10 +64,11 @@ class Decoder(nn.Module):
                 f"{config.num_heads} heads cannot share {config.num_kv_heads} key-value heads evenly"
             )
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.embed = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(make_block(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = Linear(config.width, config.vocab_size, bias=False)
+        self.step_table = StepTable()
 
     def forward(self, x_TD: Tensor, pos_T: Tensor, attend: Attend) -> Tensor:
         """Embeddings (T, D) at positions (T,) of their sequences to final hidden states (T, D)."""

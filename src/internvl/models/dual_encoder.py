@@ -19,7 +19,7 @@ from internvl.config import ContrastiveConfig
 from internvl.errors import ConfigError, InputError
 from internvl.models.attention import Looks, Packed
 from internvl.models.decoder import Decoder
-from internvl.models.layers import Linear
+from internvl.models.layers import Linear, normal
 from internvl.models.pooling import AttentionPool
 from internvl.models.qllama import QLlama
 from internvl.models.vit import VisionTower
@@ -37,7 +37,7 @@ class TextEncoder(nn.Module):
         if not config.is_generative:
             del self.qllama.head  # embeds, never writes
         self.text_projection = nn.Parameter(
-            torch.randn(config.text.width, config.embed_dim) * config.text.width**-0.5
+            normal(config.text.width, config.embed_dim) * config.text.width**-0.5
         )
 
     def text_states(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -7,6 +7,7 @@ Shape letters: B sequences, D width.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -52,14 +53,13 @@ def step_in_places(
     """The same over any caches, a tensor a layer; `rope_lengths_B` are the lengths that rotations go by."""
     if not _serves(llm, x_BD, keys[0]):
         return None
-    layers = [_layer(block) for block in llm.layers]
-    whole = [layer for layer in layers if layer is not None]
-    if len(whole) < len(layers):
+    layers = _layers(llm)
+    if layers is None:
         return None
-    for layer, key, value in zip(whole, keys, values, strict=True):
+    for layer, key, value in zip(layers, keys, values, strict=True):
         layer.keys, layer.values = address(key), address(value)
     turns = make_angles(llm.config, places.lengths_B, rope_lengths_B)
-    return decoder_step(_sizes(llm.config), whole, llm.norm.weight, x_BD, turns, places)
+    return decoder_step(_sizes(llm.config), layers, llm.norm.weight, x_BD, turns, places)
 
 
 def _serves(llm: Decoder, x_BD: Tensor, keys: Tensor) -> bool:
@@ -82,6 +82,23 @@ def _sizes(config: TextConfig) -> Sizes:
         mlp_width=config.mlp_width,
         eps=config.norm_eps,
     )
+
+
+def _layers(llm: Decoder) -> ctypes.Array[Layer] | None:
+    """The kernel's view of all blocks, None if there is one that it cannot serve.
+
+    The caller's own: threads that answer at once have different keys and values.
+    """
+    form = Layer * len(llm.layers)
+    table = llm.step_table.read()
+    if table is None:
+        layers = [_layer(block) for block in llm.layers]
+        whole = [layer for layer in layers if layer is not None]
+        if len(whole) < len(layers):
+            return None
+        table = bytes(form(*whole))
+        llm.step_table.keep(llm.layers, table)
+    return form.from_buffer_copy(table)
 
 
 def _layer(block: nn.Module) -> Layer | None:

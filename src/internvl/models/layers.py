@@ -30,6 +30,20 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def normal(*shape: int) -> Tensor:
+    """Normal values. The meta device has none, and asking it imports torch.compile, which takes long."""
+    values = torch.empty(*shape)
+    return values if values.is_meta else values.normal_()
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors, drawn as by `normal`."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm: statistics in float32, result in the input's dtype, weight only."""
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from internvl.config import VisionConfig
 from internvl.errors import ConfigError, InputError
-from internvl.models.layers import MLP, DropPath, Linear, RMSNorm, make_norm
+from internvl.models.layers import MLP, DropPath, Linear, RMSNorm, make_norm, normal
+from internvl.models.packed_block import packed_block
 from internvl.ops.tile_attention import tile_attention
 
 
@@ -37,9 +38,9 @@ class PatchEmbedding(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.patch_size = config.patch_size
-        self.class_token = nn.Parameter(torch.randn(1, 1, config.width))
+        self.class_token = nn.Parameter(normal(1, 1, config.width))
         self.patch = nn.Conv2d(3, config.width, config.patch_size, config.patch_size)
-        self.position = nn.Parameter(torch.randn(1, 1 + config.grid**2, config.width))
+        self.position = nn.Parameter(normal(1, 1 + config.grid**2, config.width))
 
     def forward(self, tiles_N3HW: Tensor) -> Tensor:
         patches_NCYX = self.patch(tiles_N3HW.to(self.position.dtype))
@@ -83,6 +84,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_NPC: Tensor) -> Tensor:
+        if (fused_NPC := packed_block(self, x_NPC)) is not None:
+            return fused_NPC
         x_NPC = x_NPC + self.drop_path(self.attn(self.norm1(x_NPC)) * self.ls1)
         out: Tensor = x_NPC + self.drop_path(self.mlp(self.norm2(x_NPC)) * self.ls2)
         return out

@@ -7,7 +7,6 @@ Shape letters: B sequences, D width, H head width, L blocks of a sequence.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,7 +72,7 @@ class Places(NamedTuple):
 
 def decoder_step(
     sizes: Sizes,
-    layers: Sequence[Layer],
+    layers: ctypes.Array[Layer],
     norm_D: Tensor,
     x_BD: Tensor,
     turns: tuple[Tensor, Tensor],
@@ -85,7 +84,7 @@ def decoder_step(
     """
     native, out_BD = library(), x_BD.clone(memory_format=torch.contiguous_format)
     assert native is not None
-    table = (Layer * len(layers))(*layers)
+    table = ctypes.cast(layers, ctypes.POINTER(Layer))
     decoder = _Decoder(len(layers), *sizes, table, address(norm_D))
     native.decoder_step(
         ctypes.byref(decoder),

@@ -15,6 +15,7 @@ G groups.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -80,8 +81,15 @@ class PackedWeight:
     @property
     def padded(self) -> int:
         """Inputs with their padding."""
-        whole = {"int8": QUAD, "int4": GROUP}.get(self.scheme, 1)
-        return -(-self.shape[1] // whole) * whole
+        return _padded(self.scheme, self.shape[1])
+
+    @property
+    def has_finite_scales(self) -> bool:
+        """False for a damaged weight: a scale, or a least value of four bits, that is NaN or infinite."""
+        scales = self.scale_O
+        if self.scheme == "int4":
+            scales = self.panels[..., GROUP * PANEL // 2 :].contiguous().view(torch.float16)
+        return scales is None or bool(scales.isfinite().all())
 
     def matrix(self, bias_O: Tensor | None = None) -> Matrix:
         """The kernels' view; `bias_O` is padded to whole panels. Valid as long as the tensors live."""
@@ -91,6 +99,37 @@ class PackedWeight:
             self.padded,
             *(None if x is None else address(x) for x in (self.panels, self.scale_O, self.sum_O, bias_O)),
         )
+
+
+def packed_form(scheme: Scheme, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """dtype and shape of the tensors that a weight (outputs, inputs) is packed in, by their names."""
+    panels, padded = -(-shape[0] // PANEL), _padded(scheme, shape[1])
+    if scheme == "int8":
+        per_output = (panels * PANEL,)
+        return {
+            "panels": (torch.int8, (panels, padded // QUAD, PANEL, QUAD)),
+            "scale_O": (torch.float32, per_output),
+            "sum_O": (torch.int32, per_output),
+        }
+    if scheme == "int4":
+        return {"panels": (torch.uint8, (panels, padded // GROUP, (GROUP // 2 + 4) * PANEL))}
+    dtype = torch.float32 if scheme == "float32" else torch.bfloat16
+    return {"panels": (dtype, (panels, padded, PANEL))}
+
+
+def layout_digest(scheme: Scheme) -> str:
+    """Changes when a weight of the scheme would be packed into other bytes: how files know their layout.
+
+    Of a small weight of whole numbers, which every processor rounds alike.
+    """
+    outputs, inputs = PANEL + 1, GROUP + QUAD
+    weight_OI = (torch.arange(outputs)[:, None] * 3 + torch.arange(inputs) * 7) % 16
+    packed = pack(weight_OI.float(), scheme)
+    digest = hashlib.sha256()
+    for tensor in (packed.panels, packed.scale_O, packed.sum_O):
+        if tensor is not None:
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def plain_matrix(weight_OI: Tensor, bias_O: Tensor | None) -> Matrix:
@@ -144,10 +183,18 @@ def round_rows(x_TI: Tensor, scheme: Scheme) -> Tensor:
     low_T1, high_T1 = x_TI.amin(1, keepdim=True).clamp(max=0), x_TI.amax(1, keepdim=True).clamp(min=0)
     step_T1 = (high_T1 - low_T1) / 255 if scheme == "int8" else torch.maximum(high_T1, -low_T1) / 127
     step_T1 = torch.where(step_T1 > 0, step_T1, torch.ones_like(step_T1))
-    zero_T1 = (-low_T1 / step_T1).round() if scheme == "int8" else torch.zeros_like(step_T1)
+    inverse_T1 = (
+        1 / step_T1
+    )  # multiplied with, as the kernels do: a quotient would round some halves otherwise
+    zero_T1 = (-low_T1 * inverse_T1).round() if scheme == "int8" else torch.zeros_like(step_T1)
     least, most = (0, 255) if scheme == "int8" else (-127, 127)
-    values_TI = ((x_TI / step_T1).round() + zero_T1).clamp(least, most) - zero_T1
+    values_TI = ((x_TI * inverse_T1).round() + zero_T1).clamp(least, most) - zero_T1
     return values_TI * (step_T1 + (x_TI * 0).sum(1, keepdim=True))
+
+
+def _padded(scheme: Scheme, inputs: int) -> int:
+    whole = {"int8": QUAD, "int4": GROUP}.get(scheme, 1)
+    return -(-inputs // whole) * whole
 
 
 def _pack_floats(weight_OI: Tensor, dtype: torch.dtype) -> tuple[Tensor]:

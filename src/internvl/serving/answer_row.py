@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from internvl.errors import InternVLError, QueueFullError, RequestError
 from internvl.serving.admission import RETRY_SECONDS
+from internvl.serving.caller import Caller, deadline_of
 from internvl.serving.protocol_chat import ChatRequest
 from internvl.serving.protocol_embeddings import EmbeddingRequest, embedding_list
 from internvl.serving.protocol_messages import MediaReference
@@ -17,6 +18,7 @@ from internvl.serving.refusals import as_object, invalid_object, status_of
 from internvl.serving.server import Server
 
 PATHS = ("/v1/chat/completions", "/v1/embeddings")
+CLIENT = "batches"
 BATCH_PRIORITY = 1000
 """Rows of batches run when nobody waits for an answer."""
 
@@ -44,7 +46,8 @@ async def _chat(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:
         chat = chat.model_copy(update={"priority": BATCH_PRIORITY})
     while True:
         try:
-            return await service.complete(chat, name)
+            deadline = deadline_of(chat.timeout, None)  # the server's own limit is for those who wait
+            return await service.complete(chat, name, Caller(client=CLIENT, deadline=deadline))
         except QueueFullError:
             await asyncio.sleep(RETRY_SECONDS)  # nobody waits for a row, so the row does
 

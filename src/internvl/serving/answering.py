@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from internvl.engine.request import Delta, EngineRequest, EngineUsage
+from internvl.generation.confidence import Piece
 from internvl.generation.result import TokenLogprob
 from internvl.processing.tokenizer import Tokenizer
 from internvl.serving import protocol_replies as replies
@@ -34,10 +35,12 @@ class Line:
     marked: str = ""
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     finish_reason: str | None = None
 
     def take(self, delta: Delta) -> str:
         """The text to be shown with this step."""
+        self.pieces.append(replies.piece_of(delta))
         text = self.reader.push(delta.text)
         if delta.finish_reason is not None:
             text += self.reader.finish()
@@ -81,6 +84,14 @@ class Exchange:
             return None
         return replies.logprobs_object(entries, self.chat.top_logprobs or 0, self.spell)
 
+    def confidence(self, line: Line) -> dict[str, Any]:
+        """A field of the choice, if it was asked for."""
+        if not self.chat.confidence:
+            return {}
+        form = self.prepared.request.constraint
+        is_json = form is not None and form.kind == "json_schema"
+        return {"confidence": replies.confidence_object(line.pieces, is_json=is_json)}
+
     def boxes(self, line: Line) -> list[dict[str, Any]]:
         return replies.boxes(line.marked, self.prepared.pictures)
 
@@ -112,6 +123,7 @@ async def complete(exchange: Exchange, backend: Backend) -> dict[str, Any]:
                 line.text, exchange.boxes(line), [call.as_json() for call in line.reader.calls]
             ),
             logprobs=exchange.logprobs(line.logprobs),
+            **exchange.confidence(line),
         )
         for index, line in enumerate(lines)
     ]
@@ -139,7 +151,7 @@ def _step(exchange: Exchange, line: Line, delta: Delta) -> dict[str, Any] | None
     """What one step adds to a stream; None while nothing is certain."""
     num_calls = len(line.reader.calls)
     text = line.take(delta)
-    entries = [delta.token.logprob] if delta.token and delta.token.logprob else []
+    entries = [delta.token.logprob] if exchange.chat.logprobs and delta.token and delta.token.logprob else []
     content: dict[str, Any] = {"content": text} if text else {}
     if calls := line.reader.calls[num_calls:]:
         numbered = enumerate(calls, start=num_calls)
@@ -149,7 +161,8 @@ def _step(exchange: Exchange, line: Line, delta: Delta) -> dict[str, Any] | None
     if not (content or entries or delta.finish_reason):
         return None
     logprobs = exchange.logprobs(entries) if entries else None
-    return replies.choice(delta.index, line.finish_reason, delta=content, logprobs=logprobs)
+    more = exchange.confidence(line) if delta.finish_reason is not None else {}
+    return replies.choice(delta.index, line.finish_reason, delta=content, logprobs=logprobs, **more)
 
 
 async def deltas(

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from internvl.errors import InternVLError
 from internvl.serving import refusals, routes, routes_batches, routes_files
 from internvl.serving.answer_row import answer_row
+from internvl.serving.backend import Backend
 from internvl.serving.batches import Batches
 from internvl.serving.guard import Guard
 from internvl.serving.server import Model, open_server
@@ -48,14 +49,20 @@ ROUTES: tuple[tuple[str, str, Callable[..., Awaitable[Any]]], ...] = (
 )
 
 
-def make_app(model: Model, settings: Settings, *, embedding_model: Model | None = None) -> FastAPI:
-    """A server for one model, and perhaps another that makes vectors."""
+def make_app(
+    model: Model,
+    settings: Settings,
+    *,
+    embedding_model: Model | None = None,
+    backend: Backend | None = None,
+) -> FastAPI:
+    """A server for one model, and perhaps another that makes vectors. `backend` as in `open_server`."""
     models = [model] if embedding_model is None else [model, embedding_model]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            server = await open_server(models, settings, stack)
+            server = await open_server(models, settings, stack, backend)
             app.state.server = server
             batches = Batches(
                 server.files, partial(answer_row, server), concurrency=settings.engine.max_running

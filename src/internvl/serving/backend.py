@@ -1,4 +1,4 @@
-"""What the server asks of whatever computes answers: an `AsyncEngine`, or in tests something that speaks.
+"""What the server asks of whatever computes answers: an `EngineProcess`, or an `AsyncEngine` in this one.
 
 Knows the engine's values; no HTTP, no messages and no files.
 """
@@ -14,12 +14,19 @@ from internvl.engine.settings import EngineStats
 
 
 class Backend(Protocol):
-    """Answers requests, any number at once. Closing the iterator of `stream` cancels its request."""
+    """Answers requests, any number at once. Closing the iterator of `stream` cancels its request.
+
+    `failure` is why it is not alive. While it is not, `plan` and `stream` may raise EngineStoppedError.
+    """
 
     @property
     def is_alive(self) -> bool: ...
     @property
     def last_step_age(self) -> float: ...
+    @property
+    def failure(self) -> BaseException | None: ...
+    @property
+    def num_restarts(self) -> int: ...
     def plan(self, request: EngineRequest) -> Plan: ...
     def stop(self) -> None: ...
     def stats(self) -> EngineStats: ...

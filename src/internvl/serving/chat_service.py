@@ -15,6 +15,7 @@ from typing import Any
 from internvl.api.chat import ChatModel
 from internvl.serving import answering
 from internvl.serving.backend import Backend
+from internvl.serving.caller import Caller
 from internvl.serving.metrics import Metrics
 from internvl.serving.prepare import Preparer
 from internvl.serving.protocol_chat import ChatRequest
@@ -35,13 +36,14 @@ class ChatService:
         """The adapter that answers under this name of a model."""
         return name if name in self.adapters else None
 
-    async def begin(self, chat: ChatRequest, name: str) -> answering.Exchange:
-        """Read and check everything about a request; nothing is computed. Raises InputError, and
-        CapacityError for what the engine can never hold."""
+    async def begin(self, chat: ChatRequest, name: str, caller: Caller) -> answering.Exchange:
+        """Read and check everything about a request; nothing is computed. Raises InputError, CapacityError
+        for what the engine can never hold, and DeadlineError."""
         arrived = time.monotonic()
         key = f"chatcmpl-{secrets.token_hex(16)}"
-        prepared = await self.preparer.chat(chat, key, self.adapter(name))
-        await asyncio.to_thread(self.backend.plan, prepared.request)
+        async with caller.in_time():
+            prepared = await self.preparer.chat(chat, key, caller, self.adapter(name))
+            await asyncio.to_thread(self.backend.plan, prepared.request)
         return answering.Exchange(
             chat=chat,
             prepared=prepared,
@@ -51,9 +53,9 @@ class ChatService:
             observe=self.metrics.observe,
         )
 
-    async def complete(self, chat: ChatRequest, name: str) -> dict[str, Any]:
+    async def complete(self, chat: ChatRequest, name: str, caller: Caller) -> dict[str, Any]:
         """One chat completion."""
-        exchange = await self.begin(chat, name)
+        exchange = await self.begin(chat, name, caller)
         try:
             return await answering.complete(exchange, self.backend)
         finally:

@@ -14,14 +14,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from internvl.engine.request import Delta, EngineRequest, EngineUsage
-from internvl.errors import ContextOverflowError, RequestError
+from internvl.errors import ContextOverflowError, DeadlineError, RequestError
+from internvl.generation.confidence import Piece
 from internvl.generation.result import TokenLogprob
 from internvl.serving import protocol_completions as protocol
 from internvl.serving.answering import deltas, spell
+from internvl.serving.caller import Caller
 from internvl.serving.chat_service import ChatService
 from internvl.serving.prepare import room_for_answer
 from internvl.serving.protocol_completions import CompletionRequest
-from internvl.serving.protocol_replies import Head, prompt_logprobs_object, usage
+from internvl.serving.protocol_replies import (
+    Head,
+    confidence_object,
+    piece_of,
+    prompt_logprobs_object,
+    usage,
+)
 
 
 @dataclass(slots=True)
@@ -30,6 +38,7 @@ class Grown:
 
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprob | None] | None = None
     finish_reason: str | None = None
 
@@ -37,13 +46,14 @@ class Grown:
 class Completing:
     """One request to continue text."""
 
-    def __init__(self, service: ChatService, asked: CompletionRequest, name: str) -> None:
+    def __init__(self, service: ChatService, asked: CompletionRequest, name: str, caller: Caller) -> None:
         """Raises InputError for prompts that cannot be continued; nothing is computed."""
-        self.service, self.asked = service, asked
+        self.service, self.asked, self.caller = service, asked, caller
         self.tokenizer = service.model.processor.tokenizer
         self.arrived = time.monotonic()
         self.head = Head(id=f"cmpl-{secrets.token_hex(16)}", model=name, created=int(time.time()))
         self.requests = [self._request(index, one) for index, one in enumerate(asked.prompts())]
+        self.late: list[DeadlineError] = []
 
     async def whole(self) -> dict[str, Any]:
         """All prompts together, the answers to the first one first."""
@@ -53,11 +63,14 @@ class Completing:
         finally:
             for task in tasks:
                 task.cancel()
+        if len(self.late) == len(tasks):
+            raise self.late[0]
         answers = [answer for grown, _ in found for answer in grown]
         choices = [
             {
                 **protocol.text_choice(index, one.text, one.finish_reason, self._logprobs(one.logprobs, 0)),
                 **self._prompt_logprobs(one),
+                **self._confidence(one),
             }
             for index, one in enumerate(answers)
         ]
@@ -68,16 +81,21 @@ class Completing:
         options = self.asked.stream_options
         more: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
         lengths = [0] * self.requests[0].n
+        answers = [Grown() for _ in lengths]
         used: EngineUsage | None = None
         async with aclosing(self._deltas(self.requests[0])) as steps:
             async for delta in steps:
                 used = delta.usage or used
-                entries = [delta.token.logprob] if delta.token and delta.token.logprob else []
+                answers[delta.index].pieces.append(piece_of(delta))
+                wants = self.asked.logprobs is not None
+                entries = [delta.token.logprob] if wants and delta.token and delta.token.logprob else []
                 if not (delta.text or entries or delta.finish_reason):
                     continue
                 logprobs = self._logprobs(entries, lengths[delta.index])
                 lengths[delta.index] += len(delta.text)
                 choice = protocol.text_choice(delta.index, delta.text, delta.finish_reason, logprobs)
+                if delta.finish_reason is not None:
+                    choice |= self._confidence(answers[delta.index])
                 yield protocol.completion(self.head, [choice], None, **more)
         if more and used is not None:
             yield protocol.completion(self.head, [], usage(used, ()))
@@ -91,13 +109,15 @@ class Completing:
             room_for_answer(asked.max_tokens, len(ids), preparer.max_model_len, asked.max_tokens)
         except ContextOverflowError as reason:
             raise RequestError(str(reason), param="prompt", code="context_length_exceeded") from reason
-        num_logprobs = 0 if asked.logprobs is None else max(1, asked.logprobs)
+        num_logprobs = int(bool(asked.confidence)) if asked.logprobs is None else max(1, asked.logprobs)
         request = EngineRequest(
             key=f"{self.head.id}-{index}",
             ids=tuple(ids),
             sampling=asked.sampling(self.service.model.processor.stop_ids, asked.max_tokens, num_logprobs),
             n=asked.n or 1,
             priority=asked.priority or 0,
+            client=self.caller.client,
+            deadline=self.caller.deadline,
             constraint=asked.constraint(),
             prompt_logprobs=asked.prompt_logprobs,
             adapter=self.service.adapter(self.head.model),
@@ -108,10 +128,14 @@ class Completing:
     async def _answer(self, request: EngineRequest) -> tuple[list[Grown], EngineUsage]:
         answers = [Grown() for _ in range(request.n)]
         used: EngineUsage | None = None
-        async with aclosing(self._deltas(request)) as steps:
-            async for delta in steps:
-                _take(answers[delta.index], delta)
-                used = delta.usage or used
+        try:
+            async with aclosing(self._deltas(request)) as steps:
+                async for delta in steps:
+                    _take(answers[delta.index], delta)
+                    used = delta.usage or used
+        except DeadlineError as reason:  # the answers to other prompts are not lost with these
+            self.late.append(reason)
+            return [Grown(finish_reason="deadline") for _ in answers], _sum(())
         assert used is not None, "the engine ended a request without its usage"
         return answers, used
 
@@ -132,6 +156,13 @@ class Completing:
         found = prompt_logprobs_object(answer.prompt_logprobs, lambda id: spell(self.tokenizer, id))
         return {"prompt_logprobs": found}
 
+    def _confidence(self, answer: Grown) -> dict[str, Any]:
+        if not self.asked.confidence:
+            return {}
+        form = self.requests[0].constraint
+        is_json = form is not None and form.kind == "json_schema"
+        return {"confidence": confidence_object(answer.pieces, is_json=is_json)}
+
     def _logprobs(self, entries: Sequence[TokenLogprob], start: int) -> dict[str, Any] | None:
         if self.asked.logprobs is None:
             return None
@@ -142,6 +173,7 @@ class Completing:
 
 def _take(answer: Grown, delta: Delta) -> None:
     answer.text += delta.text
+    answer.pieces.append(piece_of(delta))
     answer.prompt_logprobs = delta.prompt_logprobs or answer.prompt_logprobs
     answer.finish_reason = delta.finish_reason or answer.finish_reason
     if delta.token is not None and delta.token.logprob is not None:

@@ -63,6 +63,8 @@ class Embedder:
 
     def _images(self, images: list[Any], asked: EmbeddingRequest) -> Tensor:
         if isinstance(self.model, ContrastiveModel):
+            if asked.mode == "G" and not self.model.encoder.config.num_queries:
+                raise RequestError("this model has no query tokens: leave mode out, or C", param="mode")
             return self.model.embed_images(images, asked.mode, fit=asked.fit or "squash")
         if asked.mode != "C" or asked.fit == "squash":
             raise RequestError(

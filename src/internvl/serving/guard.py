@@ -65,6 +65,8 @@ class Guard:
                 status=401,
                 code="invalid_api_key",
             )
+        # Whose requests these are is known by the place of the key; nothing behind here sees the key itself.
+        scope.setdefault("state", {})["client"] = f"key {matches.index(True)}"
 
     async def _fill(self, body: bytearray, scope: Message, receive: Receive) -> None:
         announced = _header(scope["headers"], b"content-length")

@@ -29,6 +29,7 @@ class _Numbers(Collector):
     def collect(self) -> Iterable[Metric]:
         stats = self.backend.stats()
         gauges, counters = gauges_of(stats), counters_of(stats)
+        counters["engine_restarts"] = "Times the engine was started again.", self.backend.num_restarts
         counters["admission_rejections"] = "Requests sent away with 429.", self.admission.num_refused
         for name, (help, value) in gauges.items():
             gauge = GaugeMetricFamily(f"internvl:{name}", help, labels=["model_name"])

@@ -18,6 +18,7 @@ from internvl.engine.request import EngineRequest
 from internvl.errors import ContextOverflowError, RequestError
 from internvl.generation.prompt import context_limit
 from internvl.processing.processor import Inputs
+from internvl.serving.caller import Caller
 from internvl.serving.decoders import Decoders
 from internvl.serving.media import MediaPolicy, Medium, check_bytes, find_medium
 from internvl.serving.protocol_chat import ChatRequest
@@ -56,10 +57,10 @@ class Preparer:
         self.max_model_len = min(max_model_len or limit, limit)
         self.default_new_tokens = default_new_tokens
 
-    async def chat(self, chat: ChatRequest, key: str, adapter: str | None = None) -> Prepared:
+    async def chat(self, chat: ChatRequest, key: str, caller: Caller, adapter: str | None = None) -> Prepared:
         """Raises InputError for whatever the request has that cannot be answered."""
         pictures = await self._pictures(find_media(chat.messages))
-        return await asyncio.to_thread(self._prepare, chat, pictures, key, adapter)
+        return await asyncio.to_thread(self._prepare, chat, pictures, key, caller, adapter)
 
     async def explain(self, chat: ChatRequest) -> Explanation:
         """What `chat` would run. Nothing is computed."""
@@ -71,7 +72,7 @@ class Preparer:
         return await self.decoders.read_all([find_source(one, policy, self.find_file) for one in references])
 
     def _prepare(
-        self, chat: ChatRequest, pictures: list[list[Any]], key: str, adapter: str | None
+        self, chat: ChatRequest, pictures: list[list[Any]], key: str, caller: Caller, adapter: str | None
     ) -> Prepared:
         inputs = self._inputs(chat, pictures)
         new_tokens = self._new_tokens(chat.new_tokens, len(inputs.ids))
@@ -82,6 +83,8 @@ class Preparer:
                 chat.sampling(self.model.processor.stop_ids, new_tokens, chat.num_logprobs),
                 n=chat.n or 1,
                 priority=chat.priority or 0,
+                client=caller.client,
+                deadline=caller.deadline,
                 constraint=chat.constraint(),
                 prompt_logprobs=chat.prompt_logprobs,
                 adapter=adapter,

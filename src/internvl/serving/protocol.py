@@ -5,9 +5,9 @@ Fields that are not declared are refused by name. Pure values; knows no HTTP, no
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from internvl.errors import RequestError
 from internvl.generation.sampling import Sampling
@@ -15,10 +15,13 @@ from internvl.generation.sampling import Sampling
 MAX_STOPS = 16
 MAX_ANSWERS = 16
 MAX_TOP_LOGPROBS = 20
+NOT_WITH_BEAMS = ("stream", "temperature", "stop", "logprobs", "confidence")
+"""What a search for the best beams has no room for, or does not know of them."""
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -32,7 +35,9 @@ class Strict(BaseModel):
 class SamplingFields(Strict):
     """Settings of an answer: OpenAI's, and under vLLM's names what else the library has.
 
-    Without `temperature` the best token is taken, as in the published examples of the models. `user` is
+    Without `temperature` the best token is taken, as in the published examples of the models. `timeout` are
+    seconds from the arrival of the request. `use_beam_search` gives the `n` best of `best_of` beams, of `n`
+    if that is not given. `confidence` asks how sure the model was (`generation.confidence`). `user` is
     accepted and kept nowhere.
     """
 
@@ -53,7 +58,34 @@ class SamplingFields(Strict):
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     skip_special_tokens: bool | None = None
+    timeout: Seconds | None = None
+    confidence: bool | None = None
+    use_beam_search: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
+    early_stopping: bool | None = None
     user: str | None = None
+
+    @model_validator(mode="after")
+    def _searches_with_beams(self) -> Self:
+        beams = {name: getattr(self, name) for name in ("best_of", "length_penalty", "early_stopping")}
+        if not self.use_beam_search:
+            if given := [name for name, value in beams.items() if value is not None]:
+                raise ValueError(f"{given[0]} needs use_beam_search=true")
+            return self
+        if self.num_beams < (self.n or 1):
+            raise ValueError(f"n={self.n} answers of best_of={self.best_of} beams: raise best_of")
+        for name in NOT_WITH_BEAMS:
+            if getattr(self, name, None):
+                raise ValueError(f"use_beam_search cannot be combined with {name}: leave it out")
+        if self.prompt_logprobs is not None:
+            raise ValueError("use_beam_search cannot be combined with prompt_logprobs: leave it out")
+        return self
+
+    @property
+    def num_beams(self) -> int:
+        """1 is no search."""
+        return (self.best_of or self.n or 1) if self.use_beam_search else 1
 
     def sampling(self, stop_ids: tuple[int, ...], max_new_tokens: int, logprobs: int) -> Sampling:
         """As the library has it. `stop_ids` are those of the model. Raises InputError for what cannot be."""
@@ -69,6 +101,9 @@ class SamplingFields(Strict):
             "seed": None if self.seed is None else self.seed % 2**63,
             "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,
             "min_new_tokens": self.min_tokens,
+            "num_beams": self.num_beams,
+            "length_penalty": self.length_penalty,
+            "early_stopping": self.early_stopping,
         }
         ends = () if self.ignore_eos else stop_ids
         settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

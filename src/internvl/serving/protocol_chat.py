@@ -93,7 +93,7 @@ class ChatRequest(FormFields):
     @property
     def num_logprobs(self) -> int:
         """As `Sampling.logprobs`: 0 is none, and reporting the chosen token alone needs 1."""
-        return max(1, self.top_logprobs or 0) if self.logprobs else 0
+        return max(1, self.top_logprobs or 0) if self.logprobs else int(bool(self.confidence))
 
     def options(self) -> dict[str, Any]:
         """The words of `ChatModel.chat` that say how pictures are cut."""

@@ -11,7 +11,7 @@ from internvl.generation.result import TokenLogprob
 from internvl.serving.protocol import MAX_TOP_LOGPROBS, Count, TokenId
 from internvl.serving.protocol_chat import StreamOptions
 from internvl.serving.protocol_forms import FormFields
-from internvl.serving.protocol_replies import Head, Spell
+from internvl.serving.protocol_replies import Head, Spell, ending
 
 MAX_PROMPTS = 64
 
@@ -60,7 +60,7 @@ def completion(
 def text_choice(
     index: int, text: str, finish_reason: str | None, logprobs: dict[str, Any] | None
 ) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+    return {"index": index, "text": text, "logprobs": logprobs, **ending(finish_reason)}
 
 
 def text_logprobs(entries: Sequence[TokenLogprob], num_top: int, spell: Spell, start: int) -> dict[str, Any]:

@@ -69,6 +69,8 @@ class FormFields(SamplingFields):
     def _has_one_form(self) -> Self:
         if len(self._constraints()) > 1:
             raise ValueError("an answer has one form: response_format, structured_outputs or one of guided_*")
+        if self.use_beam_search and self.constraint() is not None:
+            raise ValueError("use_beam_search cannot be combined with a form of the answer: leave one out")
         return self
 
     def constraint(self) -> Constraint | None:

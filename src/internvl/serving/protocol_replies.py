@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from internvl.api.explanation import PictureExplanation
-from internvl.engine.request import EngineUsage
+from internvl.engine.request import Delta, EngineUsage
+from internvl.generation.confidence import Piece, confidence, field_confidences
 from internvl.generation.result import TokenLogprob
 from internvl.processing.grounding import parse_boxes
 
@@ -73,6 +74,19 @@ def prompt_logprobs_object(
     return [None if entry is None else _ranked(entry, spell) for entry in entries]
 
 
+def confidence_object(pieces: Sequence[Piece], *, is_json: bool) -> dict[str, Any]:
+    """Of the whole answer, and of an answer whose form is JSON for each value by its JSON pointer."""
+    logprobs = [logprob for _, logprob in pieces if logprob is not None]
+    found: dict[str, Any] = {"answer": confidence(logprobs)}
+    return {**found, "fields": field_confidences(pieces)} if is_json else found
+
+
+def piece_of(delta: Delta) -> Piece:
+    """A step of an answer as confidence is computed from it."""
+    entry = delta.token.logprob if delta.token is not None else None
+    return delta.text, entry.logprob if entry is not None else None
+
+
 def _ranked(entry: TokenLogprob, spell: Spell) -> dict[str, Any]:
     ranks = {id: rank for rank, (id, _) in enumerate(entry.top, start=1)}
     values = dict([*entry.top, (entry.id, entry.logprob)])
@@ -112,4 +126,12 @@ def chunk(head: Head, choices: list[dict[str, Any]], **more: Any) -> dict[str, A
 
 def choice(index: int, finish_reason: str | None, **content: Any) -> dict[str, Any]:
     """One answer of a completion or a chunk: `message` or `delta`, and perhaps `logprobs`."""
-    return {"index": index, "logprobs": None, **content, "finish_reason": finish_reason}
+    return {"index": index, "logprobs": None, **content, **ending(finish_reason)}
+
+
+def ending(finish_reason: str | None) -> dict[str, Any]:
+    """Why an answer ended, in the protocol's words: one whose time was over is one that was cut short, and
+    vLLM's `stop_reason` says by what."""
+    if finish_reason == "deadline":
+        return {"finish_reason": "length", "stop_reason": "deadline"}
+    return {"finish_reason": finish_reason}

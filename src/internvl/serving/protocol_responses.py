@@ -5,18 +5,23 @@ Nothing is stored, so each request brings its whole conversation. Pure values; k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from internvl.serving.protocol import Count, Penalty, Strict
+from internvl.serving.protocol import Count, Penalty, Seconds, Strict
 from internvl.serving.protocol_chat import ChatRequest
-
-
-class InputText(Strict):
-    type: Literal["input_text"]
-    text: str
+from internvl.serving.protocol_items import (
+    CallItem,
+    CallOutputItem,
+    InputText,
+    ResponseToolChoice,
+    ResponseTools,
+    add_call,
+    choice_as_chat,
+    tool_fields,
+)
 
 
 class OutputText(Strict):
@@ -60,6 +65,20 @@ class InputMessage(Strict):
     phase: None = None
 
 
+def _kind(item: Any) -> str | None:
+    """Messages may leave their type out."""
+    kind = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+    return kind if isinstance(kind, str) else None
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[CallOutputItem, Tag("function_call_output")],
+    Discriminator(_kind),
+]
+
+
 class TextFormat(Strict):
     """`response_format` with the schema in one object."""
 
@@ -81,11 +100,16 @@ class TextOptions(Strict):
     format: TextFormat | None = None
 
 
+AS_IN_CHAT = (
+    "model", "temperature", "top_p", "presence_penalty", "frequency_penalty", "parallel_tool_calls", "user"
+)  # fmt: skip
+
+
 class ResponseRequest(Strict):
     """`/v1/responses`."""
 
     model: str | None = None
-    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=1024)]
+    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=1024)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -95,6 +119,10 @@ class ResponseRequest(Strict):
     stream: bool | None = None
     store: Literal[False] | None = None
     text: TextOptions | None = None
+    tools: ResponseTools | None = None
+    tool_choice: ResponseToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    timeout: Seconds | None = None
     user: str | None = None
 
     def as_chat(self) -> ChatRequest:
@@ -105,14 +133,26 @@ class ResponseRequest(Strict):
         if isinstance(self.input, str):
             messages.append({"role": "user", "content": self.input})
         else:
-            messages += [{"role": one.role, "content": _content(one.content)} for one in self.input]
-        names = ("model", "temperature", "top_p", "presence_penalty", "frequency_penalty", "user")
-        fields = {name: getattr(self, name) for name in names}
+            for one in self.input:
+                _add(messages, one)
+        fields = {name: getattr(self, name) for name in AS_IN_CHAT}
+        if self.tools is not None:
+            fields["tools"] = [tool.as_chat() for tool in self.tools]
+        fields["tool_choice"] = choice_as_chat(self.tool_choice)
         if self.text is not None and self.text.format is not None:
             fields["response_format"] = self.text.format.as_chat()
         return ChatRequest.model_validate(
             {**fields, "messages": messages, "max_tokens": self.max_output_tokens}
         )
+
+
+def _add(messages: list[dict[str, Any]], item: InputMessage | CallItem | CallOutputItem) -> None:
+    if isinstance(item, CallItem):
+        add_call(messages, item)
+    elif isinstance(item, CallOutputItem):
+        messages.append(item.as_chat())
+    else:
+        messages.append({"role": item.role, "content": _content(item.content)})
 
 
 def _content(content: str | list[Any]) -> str | list[dict[str, Any]]:
@@ -145,9 +185,8 @@ def response_object(asked: ResponseRequest, id: str, model: str, created: int) -
         "temperature": asked.temperature or 0.0,
         "top_p": 1.0 if asked.top_p is None else asked.top_p,
         "text": {"format": _format(asked)},
-        "tools": [],
-        "tool_choice": "none",
-        "parallel_tool_calls": False,
+        **tool_fields(asked.tools, asked.tool_choice),
+        "parallel_tool_calls": bool(asked.parallel_tool_calls),
         "previous_response_id": None,
         "store": False,
         "metadata": {},
@@ -171,15 +210,14 @@ def item(id: str, text: str | None, status: str) -> dict[str, Any]:
 
 
 def finished(
-    begun: Mapping[str, Any], message: Mapping[str, Any], finish_reason: str | None, used: Mapping[str, Any]
+    begun: Mapping[str, Any], output: Sequence[Any], cut_by: str | None, used: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A whole response; `used` is the usage of a chat completion."""
-    is_cut = finish_reason == "length"
+    """A whole response; `used` is the usage of a chat completion. `cut_by` is what cut it short."""
     return {
         **begun,
-        "status": "incomplete" if is_cut else "completed",
-        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-        "output": [message],
+        "status": "completed" if cut_by is None else "incomplete",
+        "incomplete_details": None if cut_by is None else {"reason": cut_by},
+        "output": list(output),
         "usage": {
             "input_tokens": used["prompt_tokens"],
             "input_tokens_details": used["prompt_tokens_details"],

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from internvl.errors import (
     CapacityError,
     ContextOverflowError,
+    DeadlineError,
     EngineError,
     InputError,
     InternVLError,
@@ -39,6 +40,7 @@ SOURCES = frozenset({"body", "query", "path", "header"})
 BRANCHES = frozenset(
     {"system", "developer", "user", "assistant", "tool", "text", "image_url", "video_url", "file"}
     | {"input_text", "output_text", "input_image", "input_file"}
+    | {"message", "function_call", "function_call_output"}
 )
 TYPES = frozenset({"str", "int", "float", "bool", "none"})
 
@@ -64,6 +66,8 @@ def as_object(error: InternVLError) -> dict[str, Any]:
         param, code = "messages", "capacity_exceeded"
     elif isinstance(error, QueueFullError):
         code = "queue_full"
+    elif isinstance(error, DeadlineError):
+        code = "deadline_exceeded"
     message = (
         str(error) if status < 500 or isinstance(error, EngineError) else "the server failed; see its log"
     )

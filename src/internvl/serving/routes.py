@@ -14,8 +14,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from internvl.errors import RequestError
+from internvl.serving.admission import RETRY_SECONDS
 from internvl.serving.answer_row import embed
 from internvl.serving.answering import spell
+from internvl.serving.caller import Caller, deadline_of
 from internvl.serving.completing import Completing
 from internvl.serving.connection import Events, NamedEvents, unless_gone
 from internvl.serving.protocol_chat import ChatRequest
@@ -37,21 +39,34 @@ def get_server(request: Request) -> Server:
 Here = Annotated[Server, Depends(get_server)]
 
 
+def caller_of(request: Request, timeout: float | None) -> Caller:
+    """Who asks, and the end of the time that the request and the server allow."""
+    cap = get_server(request).settings.request_seconds
+    return Caller(client=client_of(request), deadline=deadline_of(timeout, cap))
+
+
+def client_of(request: Request) -> str:
+    """Whose key was given; "" where none is needed."""
+    return str(getattr(request.state, "client", ""))
+
+
 async def chat_completions(chat: ChatRequest, request: Request, server: Here) -> Response:
     """Answer the messages, at once or as server-sent events."""
     service, name = server.chat_service(chat.model)
-    with server.admission.enter() as place:
+    caller = caller_of(request, chat.timeout)
+    with server.admission.enter(caller.client) as place:
         if not chat.stream:
-            return JSONResponse(await unless_gone(request, service.complete(chat, name)))
-        exchange = await unless_gone(request, service.begin(chat, name))
+            return JSONResponse(await unless_gone(request, service.complete(chat, name, caller)))
+        exchange = await unless_gone(request, service.begin(chat, name, caller))
         return Events(service.stream(exchange), place.hand_over())
 
 
 async def completions(asked: CompletionRequest, request: Request, server: Here) -> Response:
     """Continue text as it stands."""
     service, name = server.chat_service(asked.model)
-    with server.admission.enter() as place:
-        work = await asyncio.to_thread(Completing, service, asked, name)
+    caller = caller_of(request, asked.timeout)
+    with server.admission.enter(caller.client) as place:
+        work = await asyncio.to_thread(Completing, service, asked, name, caller)
         if not asked.stream:
             return JSONResponse(await unless_gone(request, work.whole()))
         return Events(work.stream(), place.hand_over())
@@ -60,9 +75,10 @@ async def completions(asked: CompletionRequest, request: Request, server: Here) 
 async def responses(asked: ResponseRequest, request: Request, server: Here) -> Response:
     """Answer messages of text, pictures and files; nothing is stored."""
     service, name = server.chat_service(asked.model)
-    with server.admission.enter() as place:
+    caller = caller_of(request, asked.timeout)
+    with server.admission.enter(caller.client) as place:
         try:
-            work = await unless_gone(request, Responding.begin(service, asked, name))
+            work = await unless_gone(request, Responding.begin(service, asked, name, caller))
         except ValidationError as reason:
             raise as_request_error(reason.errors()) from reason
         if not asked.stream:
@@ -72,14 +88,14 @@ async def responses(asked: ResponseRequest, request: Request, server: Here) -> R
 
 async def embeddings(asked: EmbeddingRequest, request: Request, server: Here) -> dict[str, Any]:
     """Vectors of texts and pictures."""
-    with server.admission.enter():
+    with server.admission.enter(client_of(request)):
         return await unless_gone(request, embed(server, asked))
 
 
 async def explain(chat: ChatRequest, request: Request, server: Here) -> dict[str, Any]:
     """What a chat completion would run: pictures, tokens, prompt and memory. Nothing runs."""
     service, _ = server.chat_service(chat.model)
-    with server.admission.enter():
+    with server.admission.enter(client_of(request)):
         found = await unless_gone(request, service.preparer.explain(chat))
     document = asdict(found)
     document["pictures"] = [picture_object(picture) for picture in found.pictures]
@@ -97,7 +113,7 @@ async def tokenize(body: TokenizeRequest, request: Request, server: Here) -> dic
     service, _ = server.chat_service(body.model)
     tokenizer = service.model.processor.tokenizer
     if body.messages is not None:
-        with server.admission.enter():
+        with server.admission.enter(client_of(request)):
             chat = ChatRequest(messages=body.messages)
             ids = list((await unless_gone(request, service.preparer.explain(chat))).ids)
     else:
@@ -148,8 +164,11 @@ def _model(name: str, server: Server) -> dict[str, Any]:
 
 async def health(server: Here) -> JSONResponse:
     """Whether answers are being computed, not only whether HTTP answers."""
-    is_alive = server.is_alive
-    return JSONResponse({"status": "ok" if is_alive else "stopped"}, status_code=200 if is_alive else 503)
+    if (fault := server.fault) is None:
+        return JSONResponse({"status": "ok"})
+    return JSONResponse(
+        {"status": "stopped", "reason": fault}, status_code=503, headers={"Retry-After": str(RETRY_SECONDS)}
+    )
 
 
 async def metrics(server: Here) -> Response:

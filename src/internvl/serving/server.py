@@ -20,8 +20,9 @@ from internvl.api.contrastive import ContrastiveModel
 from internvl.api.engine import make_engine
 from internvl.api.vision import VisionModel
 from internvl.engine.async_engine import AsyncEngine
-from internvl.errors import RequestError
+from internvl.errors import EngineError, RequestError
 from internvl.serving.admission import Admission
+from internvl.serving.backend import Backend
 from internvl.serving.chat_service import ChatService
 from internvl.serving.decoders import Decoders
 from internvl.serving.embedding import Embedder
@@ -48,12 +49,17 @@ class Server:
     embedder: Embedder | None
 
     @property
-    def is_alive(self) -> bool:
-        """Whether answers are being computed: the engine runs, and its step does not take forever."""
+    def fault(self) -> str | None:
+        """Why no answers are computed: the engine does not run, or its step takes forever. None if all is
+        well."""
         if self.chat is None:
-            return True
-        backend = self.chat.backend
-        return backend.is_alive and backend.last_step_age < self.settings.stall_seconds
+            return None
+        backend, limit = self.chat.backend, self.settings.stall_seconds
+        if backend.is_alive:
+            is_late = backend.last_step_age >= limit
+            return f"a step of the engine takes more than {limit:g} s" if is_late else None
+        # What failed inside is not told to strangers.
+        return str(backend.failure) if isinstance(backend.failure, EngineError) else "the engine has stopped"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,10 +125,16 @@ class Server:
         return name or names[0]
 
 
-async def open_server(models: Sequence[Model], settings: Settings, stack: AsyncExitStack) -> Server:
-    """A server whose parts run until `stack` is closed; they close in the opposite order."""
+async def open_server(
+    models: Sequence[Model], settings: Settings, stack: AsyncExitStack, backend: Backend | None = None
+) -> Server:
+    """A server whose parts run until `stack` is closed; they close in the opposite order.
+
+    `backend` computes the answers of the chat model, which may be an outline then; without one, an engine in
+    this process does.
+    """
     metrics = Metrics(settings.served_names[0])
-    admission = Admission(settings.engine.max_running + settings.max_num_queued)
+    admission = Admission(settings.engine.max_running + settings.max_num_queued, settings.max_per_key)
     folder = settings.files_path or Path(stack.enter_context(TemporaryDirectory(prefix="internvl-files-")))
     files = FileStore(folder)
     decoders = await stack.enter_async_context(Decoders(settings.media, num_workers=settings.media_workers))
@@ -130,8 +142,11 @@ async def open_server(models: Sequence[Model], settings: Settings, stack: AsyncE
     embedders = [model for model in models if not isinstance(model, ChatModel)]
     chat = None
     if talkers:
-        engine = make_engine(talkers[0], settings.engine, adapters=dict(settings.adapters), keep_tags=True)
-        backend = await stack.enter_async_context(AsyncEngine(engine))
+        if backend is None:
+            engine = make_engine(
+                talkers[0], settings.engine, adapters=dict(settings.adapters), keep_tags=True
+            )
+            backend = await stack.enter_async_context(AsyncEngine(engine))
         metrics.watch(backend, admission)
         preparer = Preparer(
             talkers[0],

@@ -16,12 +16,14 @@ class Settings:
     those of a second model, which makes vectors. `adapters` are names and PEFT directories of the chat
     model's, each a model of its own to requests.
 
-    Without `api_keys` anyone may ask. `engine` says how many answers are computed at once; `max_num_queued`
-    more requests may wait, others are sent away with 429. A step of more than `stall_seconds` counts as an
-    engine that has stopped. `body_seconds` is the time in which a request has to arrive,
-    `send_seconds` that in which a client has to take the next piece of its answer, `max_bytes_inside` the
-    size of all that are being read or answered. Uploaded files are kept in `files_path`; without one, in a
-    folder that goes when the server ends.
+    Without `api_keys` anyone may ask. Requests of different keys take turns, and one key may have
+    `max_per_key` of them running or waiting. `engine` says how many answers are computed at once;
+    `max_num_queued` more requests may wait, others are sent away with 429. A step of more than
+    `stall_seconds` counts as an engine that has stopped. `request_seconds` is the most that an answer may
+    take from the arrival of its request; rows of batches may take longer. `body_seconds` is the time in which
+    a request has to arrive, `send_seconds` that in which a client has to take the next piece of its answer,
+    `max_bytes_inside` the size of all that are being read or answered. Uploaded files are kept in
+    `files_path`; without one, in a folder that goes when the server ends.
     """
 
     served_names: tuple[str, ...] = ("internvl",)
@@ -31,8 +33,10 @@ class Settings:
     allowed_origins: tuple[str, ...] = ()
     engine: EngineSettings = field(default_factory=lambda: EngineSettings(max_running=8))
     stall_seconds: float = 300.0
+    request_seconds: float | None = None
     default_new_tokens: int = 1024
     max_num_queued: int = 64
+    max_per_key: int | None = None
     max_body_bytes: int = 64 * 2**20
     max_bytes_inside: int = 512 * 2**20
     body_seconds: float = 60.0
@@ -42,6 +46,11 @@ class Settings:
     files_path: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.max_per_key is not None and (self.max_per_key < 1 or not self.api_keys):
+            raise InputError(
+                f"a limit of requests for each key is at least 1 and needs keys, got {self.max_per_key} for "
+                f"{len(self.api_keys)} keys"
+            )
         names = [*self.served_names, *self.embedding_names, *self.adapter_names]
         doubled = [name for name in self.adapter_names if names.count(name) > 1]
         if doubled:

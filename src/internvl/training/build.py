@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from internvl.adapt.int8 import quantize_linears
+from internvl.adapt.qlora import quantize_linears
 from internvl.checkpoints.hub import resolve
 from internvl.checkpoints.load import load_opened, resolve_dtype
 from internvl.checkpoints.resolve import Checkpoint, open_checkpoint

@@ -4,6 +4,8 @@
 // both products are a broadcast, two loads and twelve fused multiply-adds for a tile of 6 rows x 16 columns: the
 // sums and what they need fill the registers of AVX2. A block of 48 queries shares a pass over keys and
 // values; its scores stay in the second cache. Rows never see keys beyond their limit, so nothing is masked by adding.
+#include "attention.h"
+
 #include <vector>
 
 #include "simd.h"
@@ -134,19 +136,20 @@ void attend(const Panels& panels, const float* q, float* out, int64_t stride, in
 
 }  // namespace
 
-// Every tile's patches among themselves: qkv (N, P, 3 H D), each of the three by heads; out (N, P, H D). D is a
-// multiple of 16.
-extern "C" void tile_attention(const float* qkv, int64_t tiles_, int64_t patches, int64_t heads, int64_t width, float* out) {
+void attend_tile(const float* qkv, int64_t patches, int64_t heads, int64_t width, int64_t head, float* out) {
     const int64_t stride = 3 * heads * width, out_stride = heads * width;
+    const float* q = qkv + head * width;
+    scratch.panels.fill(q + heads * width, q + 2 * heads * width, stride, patches, width);
+    for (int64_t first = 0; first < patches; first += BLOCK)
+        attend(scratch.panels, q, out + head * width, stride, out_stride, first, std::min(first + BLOCK, patches), -1);
+}
+
+// Every tile's patches among themselves: qkv (N, P, 3 H D), each of the three by heads; out (N, P, H D).
+extern "C" void tile_attention(const float* qkv, int64_t tiles_, int64_t patches, int64_t heads, int64_t width, float* out) {
+    const int64_t size = patches * heads * width;
 #pragma omp parallel for schedule(dynamic)
-    for (int64_t job = 0; job < tiles_ * heads; job++) {
-        const int64_t head = job % heads, tile = job / heads;
-        const float* q = qkv + tile * patches * stride + head * width;
-        float* to = out + tile * patches * out_stride + head * width;
-        scratch.panels.fill(q + heads * width, q + 2 * heads * width, stride, patches, width);
-        for (int64_t first = 0; first < patches; first += BLOCK)
-            attend(scratch.panels, q, to, stride, out_stride, first, std::min(first + BLOCK, patches), -1);
-    }
+    for (int64_t job = 0; job < tiles_ * heads; job++)
+        attend_tile(qkv + job / heads * 3 * size, patches, heads, width, job % heads, out + job / heads * size);
 }
 
 // Causal attention of T new tokens after `length` - T old ones: q (T, heads, D), keys and values (kv_heads, length, D) with

@@ -1,13 +1,15 @@
 // Float rows and weights stored as float32 or bfloat16; products and sums are float32 either way.
 //
 // A panel has 16 outputs for each input. The tile is 6 rows x 16 outputs. Inputs are taken in stretches, so
-// that their part of a panel stays in the first cache while the rows pass; sums of stretches meet in the output.
+// that their part of a panel stays in the first cache while the rows pass. Where rows come in parts (`multiply_rows`), sums
+// of parts meet in the output.
 #include "matrix.h"
 
 namespace {
 
 constexpr int ROWS = 6;
 constexpr int64_t STRETCH = 256;
+constexpr int64_t KEPT = 120;  // rows whose sums wait in the first cache from stretch to stretch
 
 static inline f32x8 weights(const float* from) { return load<f32x8>(from); }
 
@@ -22,43 +24,52 @@ static inline f32x8 weights(const uint16_t* from) {
 #endif
 }
 
+// Sums of R rows over `length` inputs with one panel, from and to `kept`, which holds 16 for each row.
 template <int R, class W>
-void tile(const Matrix& m, const float* x, const W* b, int64_t length, int64_t row, int64_t column, const Sink& to) {
+void tile(const float* x, int64_t stride, const W* b, int64_t length, bool begins, float* kept) {
     f32x8 sums[R][2] = {};
+    if (!begins)
+        UNROLL for (int r = 0; r < R; r++)
+            for (int half = 0; half < 2; half++) sums[r][half] = load<f32x8>(kept + r * COLUMNS + half * LANES);
     for (int64_t k = 0; k < length; k++, b += COLUMNS) {
         const f32x8 left = weights(b), right = weights(b + LANES);
         UNROLL for (int r = 0; r < R; r++) {
-            const f32x8 value = splat(x[r * m.inputs + k]);
+            const f32x8 value = splat(x[r * stride + k]);
             sums[r][0] += value * left;
             sums[r][1] += value * right;
         }
     }
-    UNROLL for (int r = 0; r < R; r++) {
-        put(m, to, row + r, column, sums[r][0]);
-        put(m, to, row + r, column + LANES, sums[r][1]);
+    UNROLL for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) store(kept + r * COLUMNS + half * LANES, sums[r][half]);
+}
+
+template <class W>
+void tiles(int64_t count, const float* x, int64_t stride, const W* b, int64_t length, bool begins, float* kept) {
+    for (; count >= ROWS; count -= ROWS, x += ROWS * stride, kept += ROWS * COLUMNS)
+        tile<ROWS>(x, stride, b, length, begins, kept);
+    switch (count) {
+        case 5: tile<5>(x, stride, b, length, begins, kept); break;
+        case 4: tile<4>(x, stride, b, length, begins, kept); break;
+        case 3: tile<3>(x, stride, b, length, begins, kept); break;
+        case 2: tile<2>(x, stride, b, length, begins, kept); break;
+        case 1: tile<1>(x, stride, b, length, begins, kept); break;
     }
 }
 
 template <class W>
 void stretches(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to) {
-    const int64_t column = panel * COLUMNS;
-    for (int64_t k = 0; k < m.inputs; k += STRETCH) {
-        const int64_t length = std::min(STRETCH, m.inputs - k);
-        const W* b = (const W*)m.panels + (panel * m.padded + k) * COLUMNS;
-        Matrix part = m;
-        if (k) part.bias = nullptr;
-        const Sink sink = {to.values, to.stride, to.add || k > 0};
-        int64_t row = first;
-        const float* x = rows.x + k;
-        for (; row + ROWS <= last; row += ROWS) tile<ROWS>(part, x + row * m.inputs, b, length, row, column, sink);
-        x += row * m.inputs;
-        switch (last - row) {
-            case 5: tile<5>(part, x, b, length, row, column, sink); break;
-            case 4: tile<4>(part, x, b, length, row, column, sink); break;
-            case 3: tile<3>(part, x, b, length, row, column, sink); break;
-            case 2: tile<2>(part, x, b, length, row, column, sink); break;
-            case 1: tile<1>(part, x, b, length, row, column, sink); break;
-        }
+    alignas(64) float kept[KEPT * COLUMNS];
+    Matrix part = m;
+    if (rows.from) part.bias = nullptr;
+    const Sink sink = {to.values, to.stride, to.add || rows.from > 0, to.scale};
+    for (; first < last; first += KEPT) {
+        const int64_t count = std::min(KEPT, last - first);
+        for (int64_t k = rows.from; k < rows.to; k += STRETCH)
+            tiles(count, rows.x + first * rows.stride + k - rows.from, rows.stride,
+                  (const W*)m.panels + (panel * m.padded + k) * COLUMNS, std::min(STRETCH, rows.to - k), k == rows.from, kept);
+        for (int64_t r = 0; r < count; r++)
+            for (int half = 0; half < 2; half++)
+                put(part, sink, first + r, panel * COLUMNS + half * LANES, load<f32x8>(kept + r * COLUMNS + half * LANES));
     }
 }
 

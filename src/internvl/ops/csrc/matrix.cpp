@@ -1,6 +1,8 @@
 // Rows into the format of a matrix, and the loop over panels.
 #include "matrix.h"
 
+#include <omp.h>
+
 #include "memory.h"
 
 namespace {
@@ -83,6 +85,14 @@ void to_signed(const float* x, int64_t width, int64_t padded, uint8_t* q, float*
 
 }  // namespace
 
+void put_some(const Matrix& m, const Sink& to, int64_t row, int64_t column, const f32x8& value) {
+    float* place = to.values + row * to.stride + column;
+    for (int64_t lane = 0; lane < m.outputs - column; lane++) {
+        const float sum = value[lane] + (m.bias ? m.bias[column + lane] : 0.0f);
+        place[lane] = sum * (to.scale ? to.scale[column + lane] : 1.0f) + (to.add ? place[lane] : 0.0f);
+    }
+}
+
 int64_t scratch_bytes(const Matrix& m, int64_t count) {
     if (!is_integer(m)) return 0;
     const int64_t last = m.kind == INT8 ? aligned(count * 4) : aligned(count * (m.padded / GROUP) * 4);
@@ -90,10 +100,10 @@ int64_t scratch_bytes(const Matrix& m, int64_t count) {
 }
 
 Rows rows_in(const Matrix& m, const float* x, int64_t count, char* scratch) {
-    if (!is_integer(m)) return {x, nullptr, nullptr, nullptr, nullptr};
+    if (!is_integer(m)) return {x, nullptr, nullptr, nullptr, nullptr, m.inputs, 0, m.inputs};
     char* scale = scratch + aligned(count * m.padded);
     char* rest = scale + aligned(count * 4);
-    return {x, (uint8_t*)scratch, (float*)scale, (int32_t*)rest, (float*)rest};
+    return {x, (uint8_t*)scratch, (float*)scale, (int32_t*)rest, (float*)rest, m.padded, 0, m.padded};
 }
 
 void prepare_row(const Matrix& m, const Rows& rows, int64_t row) {
@@ -112,24 +122,58 @@ void multiply(const Matrix& m, const Rows& rows, int64_t first, int64_t last, in
     else multiply_float(m, rows, first, last, panel, to);
 }
 
+namespace {
+
+// Inputs of float rows that are taken at a time where there are many: so a block of rows and its part of a panel stay in
+// the caches. The part of the rows is copied: at their own distance, often a power of two, they would push out each other.
+constexpr int64_t CHUNK = 512, MANY = 1024, ROOM = 16;
+
+int64_t chunk_of(const Matrix& m) {
+    const bool splits = (m.kind == FLOAT32 || m.kind == BFLOAT16) && m.inputs > MANY;
+    return splits ? CHUNK : m.padded;
+}
+
+// Rows first..last, inputs k..k + chunk.
+Rows part_of(const Rows& rows, int64_t first, int64_t last, int64_t k, int64_t chunk) {
+    if (k == 0 && chunk >= rows.to) return rows;
+    thread_local Scratch scratch;
+    const int64_t stride = chunk + ROOM, end = std::min(k + chunk, rows.to);
+    float* copy = scratch.floats((last - first) * stride);
+    for (int64_t row = first; row < last; row++)
+        std::memcpy(copy + (row - first) * stride, rows.x + row * rows.stride + k, (end - k) * sizeof(float));
+    Rows part = rows;
+    part.x = copy - first * stride;
+    part.stride = stride, part.from = k, part.to = end;
+    return part;
+}
+
+}  // namespace
+
+void multiply_rows(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to) {
+    const int64_t chunk = chunk_of(m);
+    // A block of rows stays in the second cache while the panels pass.
+    const int64_t row_bytes = chunk * (is_integer(m) ? 1 : 4);
+    const int64_t block = std::max<int64_t>((1 << 18) / row_bytes / 30, 1) * 30;
+    for (int64_t k = 0; k < m.padded; k += chunk) {
+        for (int64_t row = first; row < last; row += block) {
+            const int64_t stop = std::min(row + block, last);
+            const Rows part = part_of(rows, row, stop, k, chunk);
+            for (int64_t p = panel; p < end; p++) multiply(m, part, row, stop, p, to);
+        }
+    }
+}
+
 // x (count, inputs) times the weight: out (count, outputs), plus what `out` holds if `add`.
 extern "C" void linear(const Matrix* m, const float* x, int64_t count, float* out, int64_t add) {
     thread_local Scratch scratch;
     const Rows rows = rows_in(*m, x, count, scratch.at_least(scratch_bytes(*m, count)));
-    const Sink to = {out, m->outputs, add != 0};
-    // A block of rows stays in the second cache while the panels pass.
-    const int64_t row_bytes = m->padded * (is_integer(*m) ? 1 : 4);
-    const int64_t block = std::max<int64_t>((1 << 18) / row_bytes / 30, 1) * 30;
 #pragma omp parallel
     {
         if (is_integer(*m)) {
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < count; row++) prepare_row(*m, rows, row);
         }
-        for (int64_t first = 0; first < count; first += block) {
-#pragma omp for schedule(static) nowait
-            for (int64_t panel = 0; panel < m->num_panels(); panel++)
-                multiply(*m, rows, first, std::min(first + block, count), panel, to);
-        }
+        const int64_t panels = m->num_panels(), thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        multiply_rows(*m, rows, 0, count, panels * thread / threads, panels * (thread + 1) / threads, {out, m->outputs, add != 0});
     }
 }

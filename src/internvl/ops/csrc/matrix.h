@@ -24,13 +24,14 @@ struct Matrix {
 };
 
 // Rows in the form that a kind multiplies: floats as they are; bytes with a scale and a zero point; signed bytes with a
-// scale and their sums by groups.
+// scale and their sums by groups. Float rows may be only the inputs from..to, `stride` apart.
 struct Rows {
     const float* x;
     uint8_t* q;
     float* scale;
     int32_t* zero;
     float* sums;
+    int64_t stride, from, to;
 };
 
 static inline bool is_integer(const Matrix& m) { return m.kind == INT8 || m.kind == INT4; }
@@ -42,17 +43,22 @@ Rows rows_in(const Matrix& m, const float* x, int64_t count, char* scratch);
 // Brings row number `row` to the matrix's format.
 void prepare_row(const Matrix& m, const Rows& rows, int64_t row);
 
-// Where a product goes: `values` (T, stride), set or, with `add`, added to.
+// Where a product goes: `values` (T, stride), set or, with `add`, added to; multiplied before by `scale` (outputs) if there
+// is one. PLAIN knows no scale.
 struct Sink {
     float* values;
     int64_t stride;
     bool add;
+    const float* scale = nullptr;
 };
 
 // Rows first..last times one panel. `to.values` is that of row 0, column 0.
 void multiply(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
 
-// The same, each in its own file.
+// Rows first..last times the panels up to `end`, in an order that keeps to the caches.
+void multiply_rows(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to);
+
+// `multiply`, each in its own file.
 void multiply_float(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
 void multiply_plain(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
 void multiply_int8(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
@@ -60,11 +66,14 @@ void multiply_int4(const Matrix& m, const Rows& rows, int64_t first, int64_t las
 
 constexpr int GROUP = 64;  // inputs that share a scale in INT4
 
+// `put` where fewer than eight outputs are left.
+void put_some(const Matrix& m, const Sink& to, int64_t row, int64_t column, const f32x8& value);
+
 // Eight results of a tile at a column, with bias, into the sink; columns beyond the outputs are left out.
 static inline void put(const Matrix& m, const Sink& to, int64_t row, int64_t column, f32x8 value) {
-    const int64_t count = m.outputs - column;
-    if (count <= 0) return;
+    if (__builtin_expect(column + LANES > m.outputs, false)) return put_some(m, to, row, column, value);
     float* place = to.values + row * to.stride + column;
     if (m.bias) value += load<f32x8>(m.bias + column);
-    store_some(place, to.add ? load_some(place, count) + value : value, count);
+    if (to.scale) value *= load<f32x8>(to.scale + column);
+    store(place, to.add ? load<f32x8>(place) + value : value);
 }

@@ -52,8 +52,13 @@ static inline void store_some(float* to, f32x8 value, int64_t count) {
 }
 
 // Of two values of which one is NaN, the second.
+#if defined(__AVX2__)
+static inline f32x8 max8(f32x8 a, f32x8 b) { return (f32x8)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline f32x8 min8(f32x8 a, f32x8 b) { return (f32x8)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 static inline f32x8 max8(f32x8 a, f32x8 b) { return a > b ? a : b; }
 static inline f32x8 min8(f32x8 a, f32x8 b) { return a < b ? a : b; }
+#endif
 
 static inline float sum8(f32x8 v) {
     return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
@@ -159,7 +164,8 @@ static inline f32x8 from_half(const uint16_t* from) {
 // of two compared values, which comparisons that fail return.
 static inline f32x8 exp8(f32x8 x) {
     const f32x8 bounded = min8(splat(88.3f), max8(splat(-87.3f), x));
-    const f32x8 n = round8(bounded * 1.44269504f);
+    const f32x8 shifted = bounded * 1.44269504f + 0x1.8p23f;  // the lowest bits are the nearest integer
+    const f32x8 n = shifted - 0x1.8p23f;
     const f32x8 r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
     f32x8 p = splat(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
@@ -168,5 +174,5 @@ static inline f32x8 exp8(f32x8 x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    return p * (f32x8)((to_int(n) + 127) << 23);
+    return p * (f32x8)(((i32x8)shifted + 127) << 23);
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from internvl.adapt.int8 import Int8Linear, quantize_linears, quantize_rows
+from internvl.adapt.qlora import Int8Linear, quantize_linears, quantize_rows
 from internvl.errors import InputError
 from internvl.models.layers import Linear
 from internvl.models.vlm import VLM

@@ -1,7 +1,8 @@
-"""Frozen linear layers in int8: one scale per output row, dequantised for every product.
+"""Frozen linear layers in int8 that gradients pass through: what trained adapters lie on.
 
-Under trained low-rank adapters this is QLoRA (arXiv 2305.14314) with a plainer number format: a quarter
-of the memory of float32, no speed. Knows no adapters and no files.
+QLoRA (arXiv 2305.14314) with a plainer number format, a scale an output row, dequantised for every product: a
+quarter of the memory of float32, no speed. For fast inference see `adapt.quantize`. Knows no adapters, no
+files.
 Shape letters: O rows and I columns of a weight.
 """
 

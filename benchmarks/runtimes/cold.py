@@ -1,0 +1,29 @@
+"""`internvl chat` as a user calls it: a new process, from nothing to the whole answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from runtimes.files import Files, environment
+
+PHOTO = Path(__file__).parents[2] / "examples" / "images" / "astronaut.jpg"
+
+
+class Side:
+    def __init__(self, files: Files, variant: str, threads: int) -> None:
+        self.threads = threads
+
+    def chat(self, turn: int) -> tuple[float, Any, dict[str, float]]:
+        """The output is the answer's bytes: they have to be the same every time."""
+        words = [str(PHOTO), "Describe this photo.", "--json", "--threads", str(self.threads)]
+        command = [sys.executable, "-m", "internvl", "chat", *words]
+        start = time.perf_counter()
+        made = subprocess.run(command, check=True, capture_output=True, env=environment())
+        seconds = time.perf_counter() - start
+        found = json.loads(made.stdout)
+        return seconds, list(found["text"].encode()), {"new tokens": found["usage"]["new_tokens"]}

@@ -1,0 +1,66 @@
+"""A model with packed linear layers, and the directory that holds it.
+
+The files are those of the official layout but for the weights, which carry our own names and lie as the
+kernels read them, so that `checkpoints.mapped` has nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from internvl.adapt.quantize import PackedLinear, quantize, rules_of
+from internvl.checkpoints.lazy import Held
+from internvl.checkpoints.load import Model
+from internvl.checkpoints.packing import FIELD, Packing
+from internvl.checkpoints.read import read_json
+from internvl.checkpoints.shards import fresh_directory, write_json, write_weights
+from internvl.checkpoints.side_files import write_side_files
+from internvl.checkpoints.write import Target, family_for
+from internvl.config import ChatConfig, ContrastiveConfig, VisionConfig
+from internvl.errors import InputError
+
+
+def pack_model(model: Model, scheme: str | None, rules: Mapping[str, str]) -> Packing:
+    """Packs a loaded model in place: by `rules`, {pattern: scheme}, and what they leave by a scheme's name.
+
+    Raises:
+        InputError: schemes and patterns that do not exist, adapters that are not merged, or nothing to pack.
+    """
+    chosen = rules_of(rules, model)
+    chosen += rules_of(scheme, model) if scheme is not None else []
+    if not chosen:
+        raise InputError("nothing is packed: name a scheme, or rules")
+    quantize(model, chosen)
+    layers = {name: part.scheme for name, part in model.named_modules() if isinstance(part, PackedLinear)}
+    return Packing(layers=layers)
+
+
+def write_packed(
+    model: Model, config: ChatConfig | ContrastiveConfig | VisionConfig, packing: Packing, target: Target
+) -> None:
+    """Writes a packed model as a directory, whole or not at all.
+
+    Raises:
+        CheckpointError: the directory is in use, or cannot be written.
+        ConfigError: the official layout has no words for the model.
+    """
+    target = replace(target, family=target.family or family_for(config, None, target.source))
+    with fresh_directory(target.directory, overwrite=target.overwrite) as directory:
+        write_side_files(
+            config,
+            target.family,
+            directory,
+            layout="official",
+            dtype=torch.float32,
+            source=target.source,
+            tokenizer_files=target.tokenizer_files,
+            normalization=target.normalization,
+        )
+        described = read_json(directory / "config.json")
+        described.pop("auto_map", None)  # the published code cannot build it
+        write_json({**described, FIELD: packing.as_json()}, directory / "config.json")
+        tensors = {name: Held(value, name) for name, value in model.state_dict().items()}
+        write_weights(tensors, directory, target.max_shard_bytes, target.progress)

@@ -1,0 +1,149 @@
+// One block of a vision tower: norms, attention, MLP and both residuals, for whole tiles.
+//
+// A thread takes some rows through everything that concerns rows alone, so that nothing as wide as the MLP leaves its
+// caches: rows are normalised, rounded and multiplied, and what comes out goes on as it is. Only queries, keys and values
+// and what attention makes of them are kept for a whole tile.
+#include <omp.h>
+
+#include "attention.h"
+#include "matrix.h"
+#include "memory.h"
+
+namespace {
+
+constexpr int64_t SHARE = 120;  // rows that a thread takes at a time
+constexpr int64_t UNIT = 5;    // shares begin at multiples of it: tiles of rows stay whole
+
+enum Activation : int64_t { GELU = 0, GELU_TANH = 1, QUICK_GELU = 2 };
+
+// Without `bias` a root-mean-square norm.
+struct Norm {
+    const float *weight, *bias;
+};
+
+struct TowerBlock {
+    int64_t width, heads, mlp_width, activation;
+    double eps;
+    Norm norm1, norm2;
+    const float *scale1, *scale2;
+    Matrix qkv, out, fc1, fc2;
+};
+
+void normalise(const float* x, const Norm& norm, int64_t width, double eps, float* to) {
+    f32x8 sums = {}, squares = {};
+    if (norm.bias)
+        for (int64_t i = 0; i < width; i += LANES) sums += load<f32x8>(x + i);
+    const float mean = sum8(sums) / float(width);
+    for (int64_t i = 0; i < width; i += LANES) {
+        const f32x8 v = load<f32x8>(x + i) - mean;
+        squares += v * v;
+    }
+    const float factor = 1.0f / std::sqrt(sum8(squares) / float(width) + float(eps));
+    for (int64_t i = 0; i < width; i += LANES) {
+        const f32x8 v = (load<f32x8>(x + i) - mean) * factor * load<f32x8>(norm.weight + i);
+        store(to + i, norm.bias ? v + load<f32x8>(norm.bias + i) : v);
+    }
+}
+
+// x times the share of a normal distribution that lies below x. The share beyond |x| is a polynomial of 1 / (1 + p |x|) times
+// e^(-x^2 / 2) (Abramowitz and Stegun, 7.1.26); the result is off by less than 4e-7, which is lost in eight bits.
+f32x8 gelu(f32x8 x) {
+    const f32x8 size = max8(x, -x);
+    const f32x8 t = 1.0f / (size * (0.3275911f * 0.70710678f) + 1.0f);
+    f32x8 p = t * (0.5f * 1.061405429f) + (0.5f * -1.453152027f);
+    p = p * t + (0.5f * 1.421413741f);
+    p = p * t + (0.5f * -0.284496736f);
+    p = p * t + (0.5f * 0.254829592f);
+    const f32x8 beyond = x * (p * t * exp8(x * x * -0.5f));
+    return x < 0.0f ? beyond : x - beyond;
+}
+
+f32x8 activated(f32x8 x, int64_t activation) {
+    if (activation == GELU) return gelu(x);
+    const f32x8 z = activation == QUICK_GELU ? x * -1.702f : x * (x * x * 0.044715f + 1.0f) * -1.59576912f;
+    return x / (exp8(z) + 1.0f);
+}
+
+void activate(float* row, int64_t width, int64_t activation) {
+    for (int64_t i = 0; i < width; i += LANES)
+        store_some(row + i, activated(load_some(row + i, width - i), activation), width - i);
+}
+
+// Rows through a matrix; `make` makes each of them just before it is rounded.
+template <class Make>
+void product(const Matrix& m, const float* x, int64_t count, char* prepared, const Sink& to, const Make& make) {
+    const Rows rows = rows_in(m, x, count, prepared);
+    for (int64_t row = 0; row < count; row++) {
+        make(row);
+        prepare_row(m, rows, row);
+    }
+    multiply_rows(m, rows, 0, count, 0, m.num_panels(), to);
+}
+
+// What a thread needs for a share.
+struct Room {
+    float *normed, *hidden;
+    char* prepared;
+};
+
+Room room_for(const TowerBlock& b) {
+    thread_local Scratch memory;
+    int64_t bytes = 0;
+    for (const Matrix* m : {&b.qkv, &b.out, &b.fc1, &b.fc2}) bytes = std::max(bytes, scratch_bytes(*m, SHARE));
+    char* prepared = memory.at_least(bytes + SHARE * (b.width + b.mlp_width) * 4);
+    float* normed = reinterpret_cast<float*>(prepared + bytes);
+    return {normed, normed + SHARE * b.width, prepared};
+}
+
+void to_heads(const TowerBlock& b, const float* x, int64_t count, float* qkv) {
+    const Room room = room_for(b);
+    product(b.qkv, room.normed, count, room.prepared, {qkv, b.qkv.outputs, false},
+            [&](int64_t row) { normalise(x + row * b.width, b.norm1, b.width, b.eps, room.normed + row * b.width); });
+}
+
+// What attention saw, and all of the MLP, onto a copy of x.
+void from_heads(const TowerBlock& b, const float* x, const float* seen, int64_t count, float* to) {
+    const Room room = room_for(b);
+    std::memcpy(to, x, count * b.width * sizeof(float));
+    product(b.out, seen, count, room.prepared, {to, b.width, true, b.scale1}, [](int64_t) {});
+    product(b.fc1, room.normed, count, room.prepared, {room.hidden, b.mlp_width, false},
+            [&](int64_t row) { normalise(to + row * b.width, b.norm2, b.width, b.eps, room.normed + row * b.width); });
+    product(b.fc2, room.hidden, count, room.prepared, {to, b.width, true, b.scale2},
+            [&](int64_t row) { activate(room.hidden + row * b.mlp_width, b.mlp_width, b.activation); });
+}
+
+// Within a parallel region: this thread's share of `count` rows, some at a time.
+template <class Take>
+void each_share(int64_t count, const Take& take) {
+    const int64_t units = (count + UNIT - 1) / UNIT, thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    const int64_t end = std::min(units * (thread + 1) / threads * UNIT, count);
+    for (int64_t row = units * thread / threads * UNIT; row < end; row += SHARE) take(row, std::min(SHARE, end - row));
+}
+
+}  // namespace
+
+// x (N, P, C) to out (N, P, C), which is another place. Widths of heads are multiples of 16, so C is; no matrix is PLAIN.
+extern "C" void tower_block(const TowerBlock* b, const float* x, int64_t tiles, int64_t patches, float* out) {
+    thread_local Scratch memory;
+    const int64_t width = b->width, heads = b->heads;
+    const int64_t at_once = std::min((omp_get_max_threads() + heads - 1) / heads, tiles);  // enough heads for all threads
+    float* qkv = memory.floats(at_once * patches * width * 4);
+    float* seen = qkv + at_once * patches * width * 3;
+#pragma omp parallel
+    for (int64_t tile = 0; tile < tiles; tile += at_once) {
+        const int64_t count = std::min(at_once, tiles - tile), start = tile * patches * width;
+        each_share(count * patches, [&](int64_t row, int64_t some) {
+            to_heads(*b, x + start + row * width, some, qkv + row * 3 * width);
+        });
+#pragma omp barrier
+#pragma omp for schedule(dynamic)
+        for (int64_t job = 0; job < count * heads; job++) {
+            const int64_t at = job / heads * patches * width;
+            attend_tile(qkv + 3 * at, patches, heads, width / heads, job % heads, seen + at);
+        }
+        each_share(count * patches, [&](int64_t row, int64_t some) {
+            from_heads(*b, x + start + row * width, seen + row * width, some, out + start + row * width);
+        });
+#pragma omp barrier
+    }
+}
