@@ -242,7 +242,7 @@ def test_a_client_goes_while_its_pictures_are_encoded(live: Live) -> None:
 def test_a_client_goes_in_mid_stream(live: Live) -> None:
     with send(live, LONG) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-        assert live.number("num_requests_running") == 1
+        wait(lambda: live.number("num_requests_running") == 1, "it runs")
     wait(lambda: not live.number("num_requests_running"), "nothing runs")
     assert live.number("kv_cache_usage_perc") == 0
     live.check_recovered()
