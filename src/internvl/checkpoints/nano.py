@@ -55,7 +55,7 @@ LANGUAGE_WHEEL = Wheel(
 )
 TRAINED_SHA256: Mapping[str, str] = {
     "nano": "2b9bf807d04c061472e4c977f5e5ea7619944b3a4bec44773bbe1de84f203c73",
-    "nano-c": "549b30cbc0b763c3487296efa4891b2bf86cd7c75573f82311945728f556a64c",
+    "nano-c": "ba7bad4b84a95770ee4e90c148273b23cf005768c4ee252ae30a5b244e6dd9e0",
 }
 """Of the files in assets/NAME, one after the other: a file that is missing would not be missed otherwise."""
 
