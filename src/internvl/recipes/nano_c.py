@@ -11,7 +11,7 @@ shipped, with the query tokens as they are:
 
     python -m internvl.recipes.nano_restart nano-c runs/base-c runs/adapter-c
     internvl train nano-c-3 --model runs/base-c --data runs/data/pairs.json --out runs/nano-c-3 \
-        --set model.adapter=runs/adapter-c
+        --set model.adapter=runs/adapter-c --set steps=220
     python -m internvl.recipes.nano_c_assets runs/nano-c-3/deltas runs/nano-c-3/model OUT
 """
 
