@@ -182,7 +182,7 @@ def test_leaving_a_stream_cancels_its_request(backend: EngineProcess) -> None:
 
 
 def test_a_killed_engine_is_started_again(backend: EngineProcess) -> None:
-    request = make_request("a", [1, 2, 3], [make_image(1)], max_new_tokens=6)
+    request = make_request("killed", [1, 2, 3], [make_image(1)], max_new_tokens=6)
     (before,) = ask(backend, request)
     num_restarts = backend.num_restarts
     assert "SIGKILL" in break_in_mid_stream(backend, kill)
@@ -194,7 +194,7 @@ def test_a_killed_engine_is_started_again(backend: EngineProcess) -> None:
     wait_for(lambda: backend.is_alive)
     assert backend.num_restarts == num_restarts + 1
     assert backend.failure is None
-    assert ids_of(ask(backend, request)[0], "a") == ids_of(before, "a")
+    assert ids_of(ask(backend, request)[0], "killed") == ids_of(before, "killed")
 
 
 def test_a_loop_that_fails_is_started_again(backend: EngineProcess) -> None:
@@ -202,14 +202,14 @@ def test_a_loop_that_fails_is_started_again(backend: EngineProcess) -> None:
         async with aclosing(backend.stream(long("beside"))) as stream:
             await anext(stream)
             with pytest.raises(EngineStoppedError, match="exit status 1"):
-                await anext(backend.stream(make_request("a", [20], max_new_tokens=2)))
+                await anext(backend.stream(make_request("burns", [20], max_new_tokens=2)))
             with pytest.raises(EngineStoppedError, match="before the answer had ended"):
                 async for _ in stream:
                     pass
 
     asyncio.run(asyncio.wait_for(main(), 300))
     wait_for(lambda: backend.is_alive)
-    assert len(ask(backend, make_request("a", [7], max_new_tokens=2))[0]) == 2
+    assert len(ask(backend, make_request("after", [7], max_new_tokens=2))[0]) == 2
 
 
 @pytest.mark.slow
