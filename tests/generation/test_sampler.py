@@ -144,3 +144,9 @@ def test_a_batch_chooses_as_its_members() -> None:
     assert (chosen[0], chosen[2][0]) == (plain[0], plain[2][0])
     assert chosen[1] == Sampler(Sampling(temperature=1.0, seed=4)).choose(logits_BV[1])
     assert [sampler.ids for sampler in mixed] == [[index] for index, _ in chosen]
+
+
+@pytest.mark.parametrize("temperature", [1e-308, 1e-40, 1e-10])
+def test_the_coldest_temperatures_choose_the_best(temperature: float) -> None:
+    sampler = Sampler(Sampling(temperature=temperature, top_p=0.9, seed=0), [])
+    assert sampler.choose(torch.tensor([1.0, 30.0, 2.0]))[0] == 1

@@ -33,9 +33,13 @@ def edit(scores_V: Tensor, sampling: Sampling, seen_ids: Sequence[int], new_ids:
     return scores_V
 
 
+COLDEST = 1e-30
+"""Below it quotients leave the range of float32; the best id is certain long before."""
+
+
 def warp(scores_V: Tensor, sampling: Sampling) -> Tensor:
     """Temperature, then top-k, top-p (in double precision) and min-p; `temperature` must be above 0."""
-    scores_V = scores_V / sampling.temperature
+    scores_V = scores_V / max(sampling.temperature, COLDEST)
     if sampling.top_k:
         scores_V = keep_top_k(scores_V, sampling.top_k)
     if sampling.top_p < 1:
