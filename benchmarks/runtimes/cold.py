@@ -16,11 +16,13 @@ PHOTO = Path(__file__).parents[2] / "examples" / "images" / "astronaut.jpg"
 
 class Side:
     def __init__(self, files: Files, variant: str, threads: int) -> None:
-        self.threads = threads
+        self.options = ["--json", "--threads", str(threads)]
+        if variant:
+            self.options += ["--model", str(files.path(variant))]
 
     def chat(self, turn: int) -> tuple[float, Any, dict[str, float]]:
         """The output is the answer's bytes: they have to be the same every time."""
-        words = [str(PHOTO), "Describe this photo.", "--json", "--threads", str(self.threads)]
+        words = [str(PHOTO), "Describe this photo.", *self.options]
         command = [sys.executable, "-m", "internvl", "chat", *words]
         start = time.perf_counter()
         made = subprocess.run(command, check=True, capture_output=True, env=environment())

@@ -73,6 +73,13 @@ def make_checkpoint(files: Files, target: Path) -> None:
     write(files.folder.name, target)
 
 
+def make_copy(files: Files, target: Path, scheme: str) -> None:
+    """Packed by this package. What random weights lose is no reason to refuse."""
+    from internvl.api.packing import quantize
+
+    quantize(files.path("model"), target, scheme, allow_loss=True)
+
+
 def make_hf(files: Files, target: Path) -> None:
     import internvl
 
@@ -132,6 +139,9 @@ def _run(command: list[str]) -> None:
 
 MAKERS: dict[str, tuple[Callable[..., None], tuple[object, ...]]] = {
     "model": (make_checkpoint, ()),
+    "internvl-bfloat16": (make_copy, ("bfloat16",)),
+    "internvl-int8": (make_copy, ("int8",)),
+    "internvl-int4": (make_copy, ("int4",)),
     "hf": (make_hf, ()),
     "onnx": (make_onnx, ()),
     "onnx-int8": (make_onnx_int8, ()),

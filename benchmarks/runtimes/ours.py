@@ -26,8 +26,12 @@ Outcome = tuple[float, Any, dict[str, float]]
 
 class Side:
     def __init__(self, files: Files, variant: str, threads: int) -> None:
+        """`variant` is a scheme to pack with while loading, the name of a packed copy, or nothing."""
         torch.set_num_threads(threads)
-        model = internvl.load(files.path("model"), quantize=variant or None)
+        if variant.startswith("internvl-"):
+            model = internvl.load(files.path(variant))
+        else:
+            model = internvl.load(files.path("model"), quantize=variant or None)
         assert isinstance(model, ChatModel)
         self.model, self.work = model, files.workload()
         self._engine: Engine | None = None

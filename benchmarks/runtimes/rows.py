@@ -17,8 +17,8 @@ LLAMA = ("llama.cpp Q8_0", "llama.cpp Q4_0")
 FLOATS = ("internvl float32", "internvl float32 packed", "internvl bfloat16", "transformers float32",
           "openvino genai float32")  # fmt: skip
 PACKED = ("internvl int8", "internvl int4", GENAI8, GENAI4, *LLAMA)
-TOWERS = ("internvl float32", "internvl bfloat16", "internvl int8", "transformers float32",
-          "openvino float32", "onnxruntime float32", "onnxruntime int8")  # fmt: skip
+TOWERS = ("internvl float32", "internvl float32 packed", "internvl bfloat16", "internvl int8",
+          "transformers float32", "openvino float32", "onnxruntime float32", "onnxruntime int8")  # fmt: skip
 PROMPTS = ("internvl int8", "transformers float32", "openvino genai float32", GENAI8, *LLAMA)
 TILED = ("internvl float32", "internvl int8", "transformers float32")
 
@@ -67,11 +67,6 @@ PEERS = (
         sides=(*PACKED, "transformers float32"), call="request", arguments={"new": NEW}, work=_requests(1)),
     Row(name="request-float", what="the same, exact", sides=FLOATS[1:],
         call="request", arguments={"new": NEW}, work=_requests(1)),
-    Row(name="four-requests", what="four such requests at once", tokens=4 * NEW,
-        sides=("internvl int8", "transformers float32", "openvino genai float32", GENAI8, LLAMA[1]),
-        call="requests", arguments={"count": 4, "new": NEW}, work=_requests(4)),
-    Row(name="second-question", what="first token of a second question about a picture",
-        sides=("internvl float32", "internvl int8", GENAI8, *LLAMA), call="again"),
     Row(name="page", what="first token behind 13 tiles, 9 of them blank", sides=TILED,
         call="pictures", arguments={"tiles": 13, "distinct": 5}),
     Row(name="page-full", what="first token behind 13 different tiles", sides=TILED,
@@ -83,12 +78,12 @@ PEERS = (
     Row(name="memory", what="peak memory of a process that answers one request", is_memory=True,
         sides=(*PACKED, "transformers float32"), call="request", arguments={"new": NEW}),
     Row(name="nano-cold", what="`internvl chat` from nothing to the whole answer of nano, in a new process",
-        sides=("internvl chat",), reference="internvl chat", call="chat", model="nano"),
+        sides=("internvl chat", "internvl chat int8"), reference="internvl chat", call="chat", model="nano"),
 )  # fmt: skip
 
 
 SERVED = ("internvl float32", "internvl int8", "transformers float32")
-BATCHED = (*SERVED, GENAI8, *LLAMA)
+BATCHED = (*SERVED, "openvino genai float32", GENAI8, *LLAMA)
 NANO = "nano"
 
 

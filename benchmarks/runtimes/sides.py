@@ -43,6 +43,11 @@ def _ours(variant: str, format: Format) -> Spec:
     return Spec("ours", variant, format, ("model",))
 
 
+def _copy(scheme: str, format: Format) -> Spec:
+    """From a packed copy on disk, as the packed peers have theirs."""
+    return Spec("ours", f"internvl-{scheme}", format, ("model", f"internvl-{scheme}"))
+
+
 ORT = (("onnxruntime", "onnx"), "onnxruntime onnx")
 GENAI = (("openvino_genai", "nncf"), "openvino-genai nncf")
 LLAMA = (("xllamacpp", "gguf"), "xllamacpp gguf")
@@ -50,10 +55,11 @@ LLAMA = (("xllamacpp", "gguf"), "xllamacpp gguf")
 SIDES = {
     "internvl float32": _ours("", FLOAT),
     "internvl float32 packed": _ours("float32", FLOAT),
-    "internvl bfloat16": _ours("bfloat16", HALF),
-    "internvl int8": _ours("int8", INT8),
-    "internvl int4": _ours("int4", INT4),
+    "internvl bfloat16": _copy("bfloat16", HALF),
+    "internvl int8": _copy("int8", INT8),
+    "internvl int4": _copy("int4", INT4),
     "internvl chat": Spec("cold", "", FLOAT, ()),
+    "internvl chat int8": Spec("cold", "internvl-int8", INT8, ("model", "internvl-int8")),
     "transformers float32": Spec("with_transformers", "", FLOAT, ("hf",), ("transformers",), "transformers"),
     "openvino float32": Spec("with_openvino", "", FLOAT, ("onnx",), ("openvino", "onnx"), "openvino onnx"),
     "onnxruntime float32": Spec("with_onnxruntime", "float32", FLOAT, ("onnx",), *ORT),
