@@ -15,7 +15,7 @@ from internvl.adapt.quantize import quantize, rules_of
 from internvl.checkpoints.encoders import load_text_encoder
 from internvl.checkpoints.load import load_model, load_vision
 from internvl.checkpoints.mapped import map_tensors
-from internvl.checkpoints.pack import pack_model, write_packed
+from internvl.checkpoints.pack import pack_model, packing_rules, write_packed
 from internvl.checkpoints.read import read_tensors
 from internvl.checkpoints.shards import ALIGNMENT
 from internvl.checkpoints.write import Target
@@ -39,7 +39,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pack_to(plain: Path, out: Path, scheme: str) -> Path:
     model = load_model(plain)
     assert isinstance(model, VLM)
-    packing = pack_model(model, scheme, {})
+    packing = pack_model(model, packing_rules(model, scheme, {}))
     write_packed(model, model.config, packing, Target(directory=out, source=plain))
     return out
 
@@ -81,7 +81,7 @@ def test_nothing_is_left_of_a_failed_write(plain: Path, tmp_path: Path) -> None:
 
     model = load_model(plain)
     assert isinstance(model, VLM)
-    packing = pack_model(model, "int8", {})
+    packing = pack_model(model, packing_rules(model, "int8", {}))
     with pytest.raises(CheckpointError, match="no space left"):
         write_packed(model, model.config, packing, Target(directory=tmp_path / "out", progress=fail))
     assert list(tmp_path.iterdir()) == []
@@ -168,13 +168,13 @@ def test_wrong_device_dtype_and_use(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="compute in float32"):
         load_model(out, device="meta")
     with pytest.raises(InputError, match="nothing is packed"):
-        pack_model(load_model(plain), None, {})
+        packing_rules(load_model(plain), None, {})
 
 
 def test_a_contrastive_model(tmp_path: Path) -> None:
     write_pair(tmp_path / "plain")
     model = load_model(tmp_path / "plain")
-    packing = pack_model(model, "int8", {})
+    packing = pack_model(model, packing_rules(model, "int8", {}))
     assert isinstance(model, DualEncoder)
     write_packed(model, model.config, packing, Target(directory=tmp_path / "out", source=tmp_path / "plain"))
     mapped = load_model(tmp_path / "out")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from internvl.errors import RequestError
+from internvl.errors import EngineStoppedError, RequestError
 from internvl.serving.batch_run import Progress, answered, read_rows, run_rows
 
 URL = "/v1/chat/completions"
@@ -23,14 +23,14 @@ def line(custom_id: str, **fields: Any) -> str:
 class Model:
     """Answers rows and remembers which; breaks down at one of them."""
 
-    def __init__(self, breaks_at: str | None = None) -> None:
-        self.breaks_at = breaks_at
+    def __init__(self, breaks_at: str | None = None, failure: Exception | None = None) -> None:
+        self.breaks_at, self.failure = breaks_at, failure or RuntimeError("power failure")
         self.asked: list[str] = []
 
     async def __call__(self, url: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         name = body.get("name", "")
         if name == self.breaks_at:
-            raise RuntimeError("power failure")
+            raise self.failure
         self.asked.append(name)
         await asyncio.sleep(0)
         return (400 if name.startswith("bad") else 200), {"id": f"x-{name}"}
@@ -63,7 +63,7 @@ def test_every_row_has_its_answer(tmp_path: Path) -> None:
 def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     rows = read_rows(file_of(*names(6)))
-    with pytest.raises(ExceptionGroup):
+    with pytest.raises(RuntimeError, match="power failure"):
         run(rows, output, Model(breaks_at="row-3"), concurrency=1)
     with output.open("a") as file:
         file.write('{"custom_id": "row-3", "resp')
@@ -75,6 +75,16 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     once_more = Model()
     run(rows, output, once_more)
     assert once_more.asked == []
+
+
+def test_rows_without_an_engine_are_left_to_the_next_run(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    rows = read_rows(file_of(*names(6)))
+    model = Model(breaks_at="row-2", failure=EngineStoppedError("it is gone"))
+    with pytest.raises(EngineStoppedError, match=r"4 of 6 rows .* next run asks them: it is gone"):
+        run(rows, output, model, concurrency=1)
+    assert answered(output) == {"row-0": 200, "row-1": 200}
+    assert run(rows, output, Model()).completed == 6
 
 
 @pytest.mark.parametrize(

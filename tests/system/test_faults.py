@@ -203,6 +203,20 @@ def test_no_room_for_the_answers_of_a_batch(live: Live) -> None:
     assert ended(live, live.client.post("/v1/batches", json=asked))["status"] == "completed"
 
 
+def test_a_batch_outlives_the_engine(live: Live) -> None:
+    """Rows that run when the engine's process is killed are asked again."""
+    # The engine is forked from a process that waits beside the server.
+    (engine,) = [one for pid in live.others for one in psutil.Process(pid).children()]
+    body = {"messages": HI, "max_tokens": 1700, "ignore_eos": True}
+    rows = [{"custom_id": str(number), "method": "POST", "url": CHAT, "body": body} for number in range(3)]
+    file = upload(live, "\n".join(map(json.dumps, rows)).encode(), "batch").json()
+    asked = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
+    made = live.client.post("/v1/batches", json=asked)
+    wait(lambda: live.number("num_requests_running") > 0, "a row runs")
+    engine.kill()
+    assert ended(live, made)["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+
+
 def ended(live: Live, made: httpx.Response) -> dict[str, Any]:
     """The batch when it is over."""
     assert made.status_code == 200, made.text

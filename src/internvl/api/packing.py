@@ -7,6 +7,7 @@ Shape letters: P vision tokens, D their width, T tokens of an answer, V vocabula
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from internvl.adapt.activation_aware import Inputs, balance, observe
+from internvl.adapt.quantize import Rules, packable
 from internvl.api.chat import ChatModel
 from internvl.api.contrastive import ContrastiveModel
 from internvl.api.load import load
 from internvl.api.request import read_request
 from internvl.api.vision import VisionModel
 from internvl.checkpoints.load import Model
-from internvl.checkpoints.pack import pack_model, write_packed
+from internvl.checkpoints.pack import pack_model, packing_rules, write_packed
 from internvl.checkpoints.packing import Packing
 from internvl.checkpoints.shards import Progress, check_replaceable
 from internvl.checkpoints.write import Target
@@ -74,6 +77,7 @@ def quantize(
     *,
     rules: Mapping[str, str] | None = None,
     pictures: Sequence[ImageSource] = (),
+    activation_aware: bool = False,
     allow_loss: bool = False,
     template: str | None = None,
     vision_path: str | Path | None = None,
@@ -90,6 +94,8 @@ def quantize(
         scheme: as `quantize` of `load`; None packs what `rules` name alone.
         rules: {pattern over names of layers: scheme}; they come before those of the scheme.
         pictures: what the loss is measured on, at most 64; by default four photos of this package.
+        activation_aware: scale weights of the language model that get four bits for what they see of the
+            pictures and the plain model's answers; takes longer and costs nothing later.
         allow_loss: keep a packed model whose vision tokens miss LEAST_COSINE.
         template: chat template, where the checkpoint names none.
         vision_path: the tower's checkpoint, where a LLaVA-style one does not hold it.
@@ -107,14 +113,26 @@ def quantize(
         raise InputError(f"{len(shown)} pictures are too many to measure on: give at most {MOST_PICTURES}")
     model = load(name_or_path, template=template, vision_path=vision_path)
     network = _network(model)
-    seen = [_see(model, picture) for picture in shown]
-    packing = pack_model(network, scheme, rules or {})
+    chosen = packing_rules(network, scheme, rules or {})
+    with observe(network) if activation_aware else nullcontext({}) as inputs:
+        seen = [_see(model, picture) for picture in shown]
+    if activation_aware:
+        _balance(network, chosen, inputs)
+    packing = pack_model(network, chosen)
     loss = compare(seen, [_see(model, picture, one.ids) for picture, one in zip(shown, seen, strict=True)])
     if not allow_loss:
         check(loss, packing)
     packing = replace(packing, measured=loss.as_json())
     write_packed(network, model.config, packing, _target(model, Path(path), overwrite, progress))
     return packing, loss
+
+
+def _balance(network: Model, rules: Rules, inputs: Mapping[str, Inputs]) -> None:
+    """Raises InputError where there is nothing to scale."""
+    names = [name for name, scheme in packable(network, rules).items() if scheme == "int4"]
+    if not inputs.keys() & names:
+        raise InputError("activation-aware scaling is for int4 layers of a language model: there are none")
+    balance(network, inputs, names)
 
 
 def check(loss: Loss, packing: Packing) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from internvl.adapt.quantize import PackedLinear, quantize, rules_of
+from internvl.adapt.quantize import PackedLinear, Rules, quantize, rules_of
 from internvl.checkpoints.lazy import Held
 from internvl.checkpoints.load import Model
 from internvl.checkpoints.packing import FIELD, Packing
@@ -23,17 +23,26 @@ from internvl.config import ChatConfig, ContrastiveConfig, VisionConfig
 from internvl.errors import InputError
 
 
-def pack_model(model: Model, scheme: str | None, rules: Mapping[str, str]) -> Packing:
-    """Packs a loaded model in place: by `rules`, {pattern: scheme}, and what they leave by a scheme's name.
+def packing_rules(model: Model, scheme: str | None, rules: Mapping[str, str]) -> Rules:
+    """`rules`, {pattern: scheme}, and behind them those of a scheme's name.
 
     Raises:
-        InputError: schemes and patterns that do not exist, adapters that are not merged, or nothing to pack.
+        InputError: schemes that do not exist, or nothing to pack.
     """
     chosen = rules_of(rules, model)
     chosen += rules_of(scheme, model) if scheme is not None else []
     if not chosen:
         raise InputError("nothing is packed: name a scheme, or rules")
-    quantize(model, chosen)
+    return chosen
+
+
+def pack_model(model: Model, rules: Rules) -> Packing:
+    """Packs a loaded model in place.
+
+    Raises:
+        InputError: patterns that name nothing, adapters that are not merged.
+    """
+    quantize(model, rules)
     layers = {name: part.scheme for name, part in model.named_modules() if isinstance(part, PackedLinear)}
     return Packing(layers=layers)
 

@@ -41,6 +41,8 @@ class Options:
     """The scheme of the layers that a regular expression names, before that of --scheme; may be repeated."""
     pictures: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH", help_behavior_hint="")] = ()
     """A picture or a folder of pictures to measure on; may be repeated. By default four photos."""
+    activation_aware: Flag = False
+    """Scale four-bit weights of the language model for what they see of the pictures: more exact."""
     allow_loss: Flag = False
     """Keep the copy also when its vision tokens miss the bound."""
     template: Word = None
@@ -70,6 +72,7 @@ def run(words: Sequence[str]) -> int:
             options.scheme or (None if rules else "int8"),
             rules=rules,
             pictures=list(find_pictures(options.pictures)),
+            activation_aware=options.activation_aware,
             allow_loss=options.allow_loss,
             template=options.template or template_of(options.model),
             vision_path=options.vision,

@@ -35,6 +35,7 @@ class AsyncEngine:
     failed is not started again."""
 
     num_restarts = 0
+    comes_back = False
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -16,11 +16,14 @@ from internvl.engine.settings import EngineStats
 class Backend(Protocol):
     """Answers requests, any number at once. Closing the iterator of `stream` cancels its request.
 
-    `failure` is why it is not alive. While it is not, `plan` and `stream` may raise EngineStoppedError.
+    `failure` is why it is not alive. While it is not, `plan` and `stream` may raise EngineStoppedError;
+    `comes_back` says whether it will be alive again.
     """
 
     @property
     def is_alive(self) -> bool: ...
+    @property
+    def comes_back(self) -> bool: ...
     @property
     def last_step_age(self) -> float: ...
     @property

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from internvl.errors import RequestError
+from internvl.errors import EngineStoppedError, RequestError
 
 Answer = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
-"""Path and body of a request to status and body of its answer; raises nothing for a bad request."""
+"""Path and body of a request to status and body of its answer; raises nothing for a bad request, and
+EngineStoppedError when no request will be answered any more."""
 
 MAX_ROWS = 50_000
 FIELDS = frozenset({"custom_id", "method", "url", "body"})
@@ -103,7 +104,10 @@ async def run_rows(
     progress: Progress,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Answer all rows that have no answer yet, `concurrency` at a time; each has its line when it is done."""
+    """Answer all rows that have no answer yet, `concurrency` at a time; each has its line when it is done.
+
+    Raises what `answer` raises and OSError; rows without a line are left to the next run.
+    """
     done = answered(output)
     progress.total = len(rows)
     for status in done.values():
@@ -120,9 +124,18 @@ async def run_rows(
                 file.flush()
                 progress.count(status)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(work())
+        except ExceptionGroup as failures:
+            first = failures.exceptions[0]
+            if not isinstance(first, EngineStoppedError):
+                raise first from None
+            left = progress.total - progress.completed - progress.failed
+            raise EngineStoppedError(
+                f"{left} of {progress.total} rows have no answer yet, the next run asks them: {first}"
+            ) from first
 
 
 async def _answer(row: Row, answer: Answer) -> tuple[int, dict[str, Any]]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from internvl.errors import EngineError, InternVLError, RequestError
+from internvl.errors import EngineError, EngineStoppedError, InternVLError, RequestError
 from internvl.serving.batch_run import Answer, Progress, Row, read_rows, run_rows
 from internvl.serving.files import FileStore
 
@@ -119,7 +119,6 @@ class Batches:
     async def _run(self, batch: Batch) -> None:
         progress = self._progress[batch.id] = Progress()
         lines = self.files.folder / f"{batch.id}.lines"
-
         try:
             rows = [self._of_endpoint(row, batch.endpoint) for row in self._rows(batch.input_file_id)]
             await run_rows(
@@ -132,7 +131,10 @@ class Batches:
             )
             output = self.files.add(lines.read_bytes(), f"{batch.id}.jsonl", "batch_output").id
             status = "cancelled" if batch.id in self._cancelled else "completed"
-        except* (InternVLError, OSError):
+        except EngineStoppedError:
+            del self._progress[batch.id]  # the next server on this folder goes on
+            return
+        except (InternVLError, OSError):
             # The file was deleted meanwhile, or there is no room for the answers.
             output, status = None, "failed"
         lines.unlink(missing_ok=True)

@@ -139,6 +139,11 @@ class EngineProcess:
         return self._child is not None
 
     @property
+    def comes_back(self) -> bool:
+        """Whether a process that ends is followed by another."""
+        return not self._is_closing.is_set()
+
+    @property
     def last_step_age(self) -> float:
         """Seconds since it was last heard of."""
         return time.monotonic() - self._last_news
