@@ -1,4 +1,4 @@
-"""`internvl chat` as a user calls it: a new process, from nothing to the whole answer."""
+"""`internvl chat` as a user calls it: a new process, from nothing to the whole answer at its reader's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ class Side:
         words = [str(PHOTO), "Describe this photo.", *self.options]
         command = [sys.executable, "-m", "internvl", "chat", *words]
         start = time.perf_counter()
-        made = subprocess.run(command, check=True, capture_output=True, env=environment())
-        seconds = time.perf_counter() - start
-        found = json.loads(made.stdout)
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
+        ) as made:
+            assert made.stdout
+            lines = []
+            while not lines or lines[-1] not in (b"", b"}\n"):  # the end of a document, or of the process
+                lines.append(made.stdout.readline())
+            seconds = time.perf_counter() - start
+        found = json.loads(b"".join(lines))
         return seconds, list(found["text"].encode()), {"new tokens": found["usage"]["new_tokens"]}

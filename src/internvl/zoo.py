@@ -66,10 +66,23 @@ class ModelCard:
         """The chat template's name; None for models that do not chat."""
         return self.config.template if isinstance(self.config, ChatConfig) else None
 
+    @property
+    def is_assembled(self) -> bool:
+        """Whether it is put together on the user's machine instead of downloaded whole."""
+        return self.repository is None and self.supported
+
 
 def names() -> tuple[str, ...]:
     """Names of all rows, in the order of the table."""
     return tuple(card.name for card in CARDS)
+
+
+def find_or_none(name: str) -> ModelCard | None:
+    """As `find`; None where nothing is called so."""
+    try:
+        return find(name)
+    except UnknownNameError:
+        return None
 
 
 def find(name: str) -> ModelCard:

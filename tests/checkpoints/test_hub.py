@@ -11,7 +11,8 @@ import huggingface_hub
 import pytest
 
 from internvl.checkpoints import snapshot as snapshot_module
-from internvl.checkpoints.hub import cache_directory, pull, resolve
+from internvl.checkpoints.hub import cache_directory, pull
+from internvl.checkpoints.locate import resolve
 from internvl.checkpoints.selection import choose_files
 from internvl.checkpoints.snapshot import find_snapshot, storage_of
 from internvl.errors import HubError, UnknownNameError

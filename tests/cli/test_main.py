@@ -122,19 +122,22 @@ def test_nothing_heavy_is_imported_to_say_so(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "name", "then"),
+    ("words", "given", "name", "then"),
     [
-        ({}, "GOMP_SPINCOUNT", "10000"),
-        ({"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT", "7"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "GOMP_SPINCOUNT", "None"),
-        ({}, "THP_MEM_ALLOC_ENABLE", "1"),
-        ({"THP_MEM_ALLOC_ENABLE": "0"}, "THP_MEM_ALLOC_ENABLE", "0"),
+        ("--version", {}, "GOMP_SPINCOUNT", "10000"),
+        ("--version", {"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT", "7"),
+        ("--version", {"OMP_WAIT_POLICY": "ACTIVE"}, "GOMP_SPINCOUNT", "None"),
+        ("info --help", {}, "THP_MEM_ALLOC_ENABLE", "None"),
+        ("train --help", {}, "THP_MEM_ALLOC_ENABLE", "1"),
+        ("train --help", {"THP_MEM_ALLOC_ENABLE": "0"}, "THP_MEM_ALLOC_ENABLE", "0"),
     ],
 )
-def test_settings_that_torch_reads_are_the_users_first(given: dict[str, str], name: str, then: str) -> None:
-    """Waiting threads leave processors to others; memory comes in large pages."""
+def test_settings_that_torch_reads_are_the_users_first(
+    words: str, given: dict[str, str], name: str, then: str
+) -> None:
+    """Waiting threads leave processors to others; training has memory in large pages."""
     code = (
-        "import os, sys; sys.argv = ['internvl', '--version']; from internvl.cli.main import main; "
+        f"import os, sys; sys.argv = ['internvl', *{words.split()}]; from internvl.cli.main import main; "
         f"main(); print(os.environ.get({name!r}))"
     )
     chosen = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE"}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
 
 import internvl
+from internvl.adapt.activation_aware import Inputs, balance
 from internvl.api.chat import ChatModel
+from internvl.checkpoints import pack
+from internvl.checkpoints.load import Model
 from internvl.cli.main import DONE, FAILED, WRONG_USE
 from internvl.cli.quantize import parse_rules
 from internvl.errors import InputError
@@ -70,6 +74,32 @@ def test_a_loss_is_refused_unless_allowed(
     assert run(*words, "--allow-loss").status == DONE
     written = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert written["measured"]["vision_cosine"] < 0.9999999
+
+
+def test_activation_aware_scaling(
+    run: Run, model: str, photo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers in four bits are scaled for rows that were seen; what is written can be asked."""
+    scaled: dict[str, int] = {}
+
+    def spy(network: Model, inputs: Mapping[str, Inputs], names: Collection[str]) -> list[str]:
+        scaled.update({name: inputs[name].rows for name in names})
+        return balance(network, inputs, names)
+
+    monkeypatch.setattr(pack, "balance", spy)
+    out = str(tmp_path / "packed")
+    words = ("quantize", model, out, "--scheme", "int4", "--pictures", photo, "--activation-aware")
+    assert run(*words).status == DONE
+    assert {"llm.layers.0.attn.qkv", "llm.layers.1.mlp.down"} <= scaled.keys()
+    assert not any(name.startswith("vit") for name in scaled)
+    assert min(scaled.values()) > 4
+    assert run("chat", out, photo, "What?", "--max-new-tokens", "4").status == DONE
+
+
+def test_activation_aware_scaling_needs_four_bits(run: Run, model: str, photo: str, tmp_path: Path) -> None:
+    refused = run("quantize", model, str(tmp_path / "x"), "--pictures", photo, "--activation-aware")
+    assert refused.status == WRONG_USE
+    assert "int4 layers of a language model: there are none" in refused.err
 
 
 def test_what_else_a_packed_checkpoint_refuses(run: Run, model: str, photo: str, tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ import torch
 from internvl.config import RopeConfig
 from internvl.engine.paged_cache import PagedCache, Part, find_runs
 from internvl.models.attention import Packed
+from internvl.models.decoder import Decoder
+from internvl.models.fused_step import step_in_places
+from internvl.ops.native import library
 from tests.engine.tiny import make_vlm
 from tests.generation.tiny import CONFIG
 
@@ -56,3 +59,33 @@ def test_lengths_are_those_of_token_by_token() -> None:
     step = cache.step([Part([0, 1], 2, 5, 4), Part([3], 0, 2, 4)])
     assert step.pos_T.tolist() == [2, 3, 4, 5, 6, 0, 1]
     assert step.lengths_T.tolist() == [4, 4, 5, 6, 7, 4, 4]
+
+
+@pytest.mark.skipif(library() is None, reason="no kernels were built: there is no step in one call")
+@pytest.mark.parametrize("is_int8", [False, True], ids=["float32", "int8"])
+@torch.inference_mode()
+def test_a_step_in_one_call_reads_and_writes_the_same_pages(is_int8: bool) -> None:
+    torch.manual_seed(0)
+    config = replace(CONFIG, width=40, num_heads=6, num_kv_heads=2, head_dim=16)
+    llm, tables, starts = Decoder(config), [[7, 1, 2, 3], [9, 8, 6, 5]], [11, 2]
+    caches = [
+        PagedCache(config, 10, 4, dtype=torch.float32, device=torch.device("cpu"), is_int8=is_int8)
+        for _ in range(2)
+    ]
+    prompt_TD = torch.randn(sum(starts), config.width)
+    for cache in caches:
+        step = cache.step([Part(table, 0, count, 4) for table, count in zip(tables, starts, strict=True)])
+        llm(prompt_TD, step.pos_T, step)
+    for done in range(3):
+        parts = [Part(table, start + done, 1, 4) for table, start in zip(tables, starts, strict=True)]
+        x_BD = torch.randn(2, config.width)
+        found_BD = step_in_places(llm, x_BD, *caches[0].places(parts))
+        step = caches[1].step(parts)
+        torch.testing.assert_close(found_BD, llm(x_BD, step.pos_T, step), rtol=1e-3, atol=1e-3)
+    runs = [find_runs(table, 4, start + 3) for table, start in zip(tables, starts, strict=True)]
+    for layer in range(config.num_layers):
+        for one, other in ((caches[0].keys, caches[1].keys), (caches[0].values, caches[1].values)):
+            for run in runs:
+                kept_KSD, expected_KSD = one.read(layer, run), other.read(layer, run)
+                step_size = float(expected_KSD.abs().max()) / 127 if is_int8 else 1e-4
+                torch.testing.assert_close(kept_KSD, expected_KSD, rtol=0, atol=1.01 * step_size)

@@ -22,6 +22,7 @@ TESTS = (
     "tests/ops/test_causal_attention.py",
     "tests/ops/test_tower_block.py",
     "tests/models/test_fused_step.py",
+    "tests/engine/test_paged_cache.py",
 )
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from internvl.adapt.targets import linear_modules
 from internvl.models.decoder import Block
-from internvl.models.layers import Linear
+from internvl.models.layers import Linear, RMSNorm
 from internvl.ops.packed import pack, unpack
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -53,7 +54,8 @@ def observe(model: nn.Module) -> Iterator[dict[str, Inputs]]:
     for prefix, _ in _blocks(model):
         for name in (one for one in layers if one.startswith(f"{prefix}.")):
             layer = model.get_submodule(name)
-            assert isinstance(layer, nn.Linear)
+            if type(layer) is not Linear:  # with an adapter, or packed
+                continue
             zeros_I = torch.zeros(layer.in_features, device=layer.weight.device)
             found[name] = Inputs(zeros_I, zeros_I.clone())
             handles.append(layer.register_forward_pre_hook(_adder(found[name])))
@@ -101,6 +103,9 @@ def _links(block: Block) -> tuple[_Link, ...]:
     attn, mlp = block.attn, block.mlp
     heads, kv_heads, _ = attn.heads
 
+    def divide_norm(norm: RMSNorm, scale_C: Tensor) -> None:
+        norm.weight.div_(scale_C)
+
     def divide_values(scale_C: Tensor) -> None:
         attn.qkv.weight[-len(scale_C) :] /= scale_C[:, None]
         if attn.qkv.bias is not None:
@@ -110,9 +115,9 @@ def _links(block: Block) -> tuple[_Link, ...]:
         mlp.gate_up.weight[len(scale_C) :] /= scale_C[:, None]
 
     return (
-        _Link(layer="attn.qkv", divide=block.norm1.weight.div_),
+        _Link(layer="attn.qkv", divide=partial(divide_norm, block.norm1)),
         _Link(layer="attn.out", divide=divide_values, width=attn.head_dim, copies=heads // kv_heads),
-        _Link(layer="mlp.gate_up", divide=block.norm2.weight.div_),
+        _Link(layer="mlp.gate_up", divide=partial(divide_norm, block.norm2)),
         _Link(layer="mlp.down", divide=divide_up),
     )
 

@@ -13,8 +13,8 @@ from internvl.api.contrastive import ContrastiveModel, TextModel
 from internvl.api.vision import VisionModel
 from internvl.checkpoints.configs import describe_normalization
 from internvl.checkpoints.encoders import load_text_encoder
-from internvl.checkpoints.hub import resolve
 from internvl.checkpoints.load import build, choose_dtype, load_opened, resolve_device
+from internvl.checkpoints.locate import resolve
 from internvl.checkpoints.resolve import open_checkpoint
 from internvl.checkpoints.write import save_model
 from internvl.config import IMG_CONTEXT, ChatConfig, ContrastiveConfig

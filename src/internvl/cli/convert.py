@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from internvl.checkpoints import hub
 from internvl.checkpoints.convert import Language, convert
 from internvl.checkpoints.edit import Resize
+from internvl.checkpoints.locate import resolve
 from internvl.cli import output
 from internvl.cli.arguments import File, Flag, Whole, Word, parse
 from internvl.config import ADDED_TOKENS, IMG_CONTEXT
@@ -63,7 +63,7 @@ def run(words: Sequence[str]) -> int:
     options = parse(Options, words, "convert")
     if not options.shard_gb > 0:
         raise InputError(f"--shard-gb must be above 0, got {options.shard_gb}")
-    source = hub.resolve(options.source, offline=True)
+    source = resolve(options.source, offline=True)
     start = time.perf_counter()
     with output.progress("", is_bytes=True) as advance:
         convert(

@@ -25,7 +25,7 @@ from internvl.api.explanation import (
 )
 from internvl.api.request import Request, read_request
 from internvl.checkpoints.configs import describe
-from internvl.checkpoints.hub import resolve
+from internvl.checkpoints.locate import resolve
 from internvl.checkpoints.read import read_tensors
 from internvl.checkpoints.shards import num_bytes
 from internvl.cli import media, output

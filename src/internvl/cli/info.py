@@ -15,8 +15,9 @@ from tyro.conf import Positional, arg
 
 from internvl import zoo
 from internvl.checkpoints.configs import describe
-from internvl.checkpoints.hub import cache_directory, is_offline, resolve
+from internvl.checkpoints.hub import cache_directory, is_offline
 from internvl.checkpoints.load import build
+from internvl.checkpoints.locate import resolve
 from internvl.checkpoints.resolve import open_checkpoint
 from internvl.cli import machine, output
 from internvl.cli.arguments import Flag, parse

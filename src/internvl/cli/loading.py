@@ -8,7 +8,7 @@ from internvl.api.chat import ChatModel
 from internvl.api.contrastive import ContrastiveModel
 from internvl.api.load import load
 from internvl.api.vision import VisionModel
-from internvl.checkpoints import hub
+from internvl.checkpoints.locate import resolve
 from internvl.cli import output
 from internvl.cli.arguments import ModelOptions
 from internvl.errors import InputError
@@ -18,7 +18,7 @@ from internvl.zoo import template_of
 def find(name: str) -> Path:
     """Where the model lies; fetched first if it is not on this disk."""
     with output.progress("", is_bytes=True) as advance:
-        return hub.resolve(name, progress=advance)
+        return resolve(name, progress=advance)
 
 
 def load_any(

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from internvl.checkpoints import hub
+from internvl.checkpoints.locate import resolve
 from internvl.checkpoints.merge import MergeReport, merge_checkpoint
 from internvl.cli import output
 from internvl.cli.arguments import File, Flag, Word, parse
@@ -53,7 +53,7 @@ def run(words: Sequence[str]) -> int:
     options = parse(Options, words, "merge")
     if not options.shard_gb > 0:
         raise InputError(f"--shard-gb must be above 0, got {options.shard_gb}")
-    base = hub.resolve(options.base, offline=True)
+    base = resolve(options.base, offline=True)
     start = time.perf_counter()
     with output.progress("", is_bytes=True) as advance:
         report = merge_checkpoint(

@@ -14,7 +14,7 @@ import torch
 from internvl.api.chat import ChatModel
 from internvl.api.contrastive import ContrastiveModel
 from internvl.api.load import load
-from internvl.checkpoints.hub import resolve
+from internvl.checkpoints.locate import resolve
 from internvl.compat.chat_model import InternVLChatModel
 from internvl.compat.configuration import FILES as CONFIG_FILES
 from internvl.compat.configuration import Config, fetch, published_config

@@ -13,7 +13,8 @@ from typing import Any
 from internvl.checkpoints.chat_config import write_chat
 from internvl.checkpoints.configs import Description, describe
 from internvl.checkpoints.contrastive_config import write_contrastive
-from internvl.checkpoints.hub import pull, resolve
+from internvl.checkpoints.hub import pull
+from internvl.checkpoints.locate import resolve
 from internvl.checkpoints.text_config import guess_family
 from internvl.checkpoints.vision_config import write_vision
 from internvl.config import ChatConfig, ContrastiveConfig, VisionConfig

@@ -7,7 +7,7 @@ Shape letters: T packed tokens, H heads, K key-value heads, S cache positions, D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from internvl.config import TextConfig
 from internvl.models.attention import Looks
 from internvl.ops.causal_attention import causal_attention
-from internvl.ops.decoder_step import Places
+from internvl.ops.decoder_step import Cells, Places
 
 LARGEST = 127
 
@@ -30,6 +30,7 @@ class Store(Protocol):
 
     def write(self, layer: int, where_T: Tensor, x_KTD: Tensor) -> None: ...
     def read(self, layer: int, runs: Runs) -> Tensor: ...
+    def cells(self) -> list[Cells]: ...
 
 
 class DenseStore:
@@ -44,6 +45,9 @@ class DenseStore:
 
     def read(self, layer: int, runs: Runs) -> Tensor:
         return _read(self.layers[layer], runs)
+
+    def cells(self) -> list[Cells]:
+        return [Cells(values) for values in self.layers]
 
 
 class Int8Store:
@@ -61,6 +65,9 @@ class Int8Store:
 
     def read(self, layer: int, runs: Runs) -> Tensor:
         return self.values.read(layer, runs).to(self.dtype) * self.scales.read(layer, runs)
+
+    def cells(self) -> list[Cells]:
+        return [Cells(*both) for both in zip(self.values.layers, self.scales.layers, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +97,24 @@ class PagedCache:
         is_int8: bool = False,
     ) -> None:
         self.page_size, self.device = page_size, device
-        make = Int8Store if is_int8 else DenseStore
+        make: Callable[..., Store] = Int8Store if is_int8 else DenseStore
+        self.shape = (config.num_kv_heads, num_pages * page_size, config.head_dim)
         self.keys, self.values = (make(config, num_pages * page_size, dtype, device) for _ in range(2))
 
     def step(self, parts: Sequence[Part]) -> PagedStep:
         """The `attend` of one forward pass over the tokens of all parts, laid end to end."""
         return PagedStep(self, parts)
 
-    def places(self, parts: Sequence[Part]) -> tuple[list[Tensor], list[Tensor], Places, Tensor] | None:
+    def places(self, parts: Sequence[Part]) -> tuple[list[Cells], list[Cells], Places, Tensor]:
         """For parts of one token: keys and values of all layers, where the sequences lie in them, the lengths
-        that rotations go by. None for a format that only this module reads."""
-        if not (isinstance(self.keys, DenseStore) and isinstance(self.values, DenseStore)):
-            return None
+        that rotations go by."""
         starts_B = torch.tensor([part.start for part in parts])
         width = max(len(part.pages) for part in parts)
         pages_BL = torch.tensor([[*part.pages, *[0] * (width - len(part.pages))] for part in parts])
         lengths_B = (starts_B + 1).maximum(torch.tensor([part.prompt_length for part in parts]))
-        _, positions, head_dim = self.keys.layers[0].shape
+        _, positions, head_dim = self.shape
         places = Places(starts_B, pages_BL, self.page_size, self.page_size * head_dim, positions * head_dim)
-        return self.keys.layers, self.values.layers, places, lengths_B
+        return self.keys.cells(), self.values.cells(), places, lengths_B
 
 
 class PagedStep:

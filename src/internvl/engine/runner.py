@@ -45,9 +45,10 @@ class Runner:
     def _step(self, tasks: Sequence[Task]) -> dict[int, Tensor]:
         """Hidden states (1, D), by identity, of tasks of one token each in one kernel call: none where it
         cannot serve."""
-        if not tasks or (found := self.cache.places([_part(task) for task in tasks])) is None:
+        if not tasks:
             return {}
-        state_BD = step_in_places(self.llm, self._embed(tasks), *found)
+        places = self.cache.places([_part(task) for task in tasks])
+        state_BD = step_in_places(self.llm, self._embed(tasks), *places)
         rows = () if state_BD is None else state_BD.split(1)
         return {id(task): row_1D for task, row_1D in zip(tasks, rows, strict=False)}
 

@@ -18,7 +18,7 @@ from internvl.models.attention import KVCache
 from internvl.models.decoder import Block, Decoder
 from internvl.models.layers import Linear, RMSNorm
 from internvl.models.rope import make_angles
-from internvl.ops.decoder_step import Layer, Places, Sizes, decoder_step
+from internvl.ops.decoder_step import Cells, Layer, Places, Sizes, decoder_step
 from internvl.ops.native import address, library
 from internvl.ops.packed import Matrix, plain_matrix
 
@@ -35,7 +35,8 @@ def fused_step(llm: Decoder, cache: KVCache, rows: Sequence[int], x_BD: Tensor) 
     lengths_B, blocks_B1 = torch.tensor([cache.lengths[row] for row in rows]), torch.tensor(rows)[:, None]
     head_stride = cache.capacity * config.head_dim
     places = Places(lengths_B, blocks_B1, cache.capacity, config.num_kv_heads * head_stride, head_stride)
-    state_BD = step_in_places(llm, x_BD, cache.keys, cache.values, places, lengths_B + 1)
+    keys, values = ([Cells(one) for one in side] for side in (cache.keys, cache.values))
+    state_BD = step_in_places(llm, x_BD, keys, values, places, lengths_B + 1)
     if state_BD is not None:
         for row in rows:
             cache.lengths[row] += 1
@@ -45,27 +46,28 @@ def fused_step(llm: Decoder, cache: KVCache, rows: Sequence[int], x_BD: Tensor) 
 def step_in_places(
     llm: Decoder,
     x_BD: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
+    keys: Sequence[Cells],
+    values: Sequence[Cells],
     places: Places,
     rope_lengths_B: Tensor,
 ) -> Tensor | None:
-    """The same over any caches, a tensor a layer; `rope_lengths_B` are the lengths that rotations go by."""
+    """The same over any caches, by layers; `rope_lengths_B` are the lengths that rotations go by."""
     if not _serves(llm, x_BD, keys[0]):
         return None
     layers = _layers(llm)
     if layers is None:
         return None
     for layer, key, value in zip(layers, keys, values, strict=True):
-        layer.keys, layer.values = address(key), address(value)
+        layer.look_at(key, value)
     turns = make_angles(llm.config, places.lengths_B, rope_lengths_B)
     return decoder_step(_sizes(llm.config), layers, llm.norm.weight, x_BD, turns, places)
 
 
-def _serves(llm: Decoder, x_BD: Tensor, keys: Tensor) -> bool:
+def _serves(llm: Decoder, x_BD: Tensor, keys: Cells) -> bool:
+    stored = keys.values if keys.scales is None else keys.scales
     return (
         x_BD.device.type == "cpu"
-        and x_BD.dtype == keys.dtype == llm.norm.weight.dtype == torch.float32
+        and x_BD.dtype == stored.dtype == llm.norm.weight.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and llm.config.head_dim % LANES == 0
@@ -110,7 +112,7 @@ def _layer(block: nn.Module) -> Layer | None:
     if any(matrix is None for matrix in matrices):
         return None
     norms = [_norm(module) for module in (block.norm1, block.norm2, attn.q_norm, attn.k_norm)]
-    return Layer(*norms, *matrices, None, None)
+    return Layer(*norms, *matrices)
 
 
 def _norm(module: object) -> object:

@@ -16,6 +16,13 @@ from internvl.ops.native import address, count, library
 from internvl.ops.packed import Matrix
 
 
+class Cells(NamedTuple):
+    """Keys or values of a layer: float32, or int8 with a float32 scale for each head and position."""
+
+    values: Tensor
+    scales: Tensor | None = None
+
+
 class Layer(ctypes.Structure):
     """`Layer` of `csrc/step.cpp`."""
 
@@ -29,8 +36,16 @@ class Layer(ctypes.Structure):
         ("gate_up", Matrix),
         ("down", Matrix),
         ("keys", ctypes.c_void_p),
+        ("key_scales", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
+        ("value_scales", ctypes.c_void_p),
     )
+
+    def look_at(self, keys: Cells, values: Cells) -> None:
+        """These are its keys and values from now on."""
+        for name, cells in (("key", keys), ("value", values)):
+            setattr(self, f"{name}s", address(cells.values))
+            setattr(self, f"{name}_scales", None if cells.scales is None else address(cells.scales))
 
 
 class _Decoder(ctypes.Structure):

@@ -19,8 +19,8 @@ from internvl.api.contrastive import Mode
 from internvl.api.vision import VisionModel
 from internvl.checkpoints.configs import describe_normalization
 from internvl.checkpoints.encoders import load_image_encoder
-from internvl.checkpoints.hub import resolve
 from internvl.checkpoints.load import load_model, load_vision
+from internvl.checkpoints.locate import resolve
 from internvl.checkpoints.resolve import open_checkpoint
 from internvl.config import ContrastiveConfig
 from internvl.errors import InputError

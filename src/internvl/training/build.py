@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from internvl.adapt.qlora import quantize_linears
-from internvl.checkpoints.hub import resolve
 from internvl.checkpoints.load import load_opened, resolve_dtype
+from internvl.checkpoints.locate import resolve
 from internvl.checkpoints.resolve import Checkpoint, open_checkpoint
 from internvl.config import ChatConfig
 from internvl.errors import TrainingError

@@ -15,9 +15,9 @@ import torch
 
 from internvl.checkpoints.configs import describe_normalization
 from internvl.checkpoints.fill import place
-from internvl.checkpoints.hub import resolve
 from internvl.checkpoints.lazy import Held, Lazy, fetch
 from internvl.checkpoints.load import load_opened, resolve_dtype
+from internvl.checkpoints.locate import resolve
 from internvl.checkpoints.resolve import open_checkpoint, open_tower
 from internvl.config import ChatConfig, ContrastiveConfig, TextConfig, VisionConfig
 from internvl.errors import TrainingError

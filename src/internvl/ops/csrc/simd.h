@@ -87,6 +87,17 @@ static inline f32x8 round8(f32x8 v) {
 
 static inline i32x8 to_int(f32x8 v) { return __builtin_convertvector(v, i32x8); }
 
+// Eight signed bytes.
+static inline f32x8 from_bytes(const int8_t* from) {
+#if defined(__AVX2__)
+    return (f32x8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
+    f32x8 result;
+    for (int lane = 0; lane < LANES; lane++) result[lane] = from[lane];
+    return result;
+#endif
+}
+
 // Four neighbouring bytes in every lane.
 static inline i32x8 splat4(const void* bytes) {
     int32_t four;

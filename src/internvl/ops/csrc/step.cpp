@@ -3,15 +3,25 @@
 // At one token a layer is a few tens of microseconds of reading weights, so the time between operators would show: here
 // a layer is nine loops with a barrier after each. Keys and values lie in blocks of `block_size` positions, and a table
 // says which blocks a sequence has: a plain cache is one block a sequence.
+#include <limits>
+
 #include "matrix.h"
 #include "memory.h"
 
 namespace {
 
+// Keys or values: floats without scales, else signed bytes with a scale for each head and position.
+struct Cells {
+    void* values;
+    float* scales;
+
+    float scale(int64_t place, int64_t width) const { return scales ? scales[place / width] : 1.0f; }
+};
+
 struct Layer {
     const float *norm1, *norm2, *q_norm, *k_norm;  // the last two may be null
     Matrix qkv, out, gate_up, down;
-    float *keys, *values;
+    Cells keys, values;
 };
 
 struct Decoder {
@@ -55,10 +65,27 @@ void turn(float* x, const float* norm, const float* cos, const float* sin, int64
     }
 }
 
-float dot(const float* a, const float* b, int64_t width) {
+f32x8 cells8(const float* at) { return load<f32x8>(at); }
+f32x8 cells8(const int8_t* at) { return from_bytes(at); }
+
+template <class Cell>
+float dot(const float* a, const Cell* b, int64_t width) {
     f32x8 sums = {};
-    for (int64_t i = 0; i < width; i += LANES) sums += load<f32x8>(a + i) * load<f32x8>(b + i);
+    for (int64_t i = 0; i < width; i += LANES) sums += load<f32x8>(a + i) * cells8(b + i);
     return sum8(sums);
+}
+
+// What is `width` wide goes to its place; in bytes, the largest becomes 127.
+void keep(const Cells& cells, int64_t place, const float* x, int64_t width) {
+    if (!cells.scales) {
+        std::memcpy((float*)cells.values + place, x, width * sizeof(float));
+        return;
+    }
+    float largest = std::numeric_limits<float>::min();
+    for (int64_t i = 0; i < width; i++) largest = std::max(std::fabs(x[i]), largest);
+    const float inverse = 127.0f / largest;
+    for (int64_t i = 0; i < width; i++) ((int8_t*)cells.values)[place + i] = int8_t(std::nearbyint(x[i] * inverse));
+    cells.scales[place / width] = largest / 127.0f;
 }
 
 // The scores of one query with all keys become probabilities; returns one over their sum.
@@ -76,6 +103,7 @@ float soften(float* scores, int64_t count) {
 }
 
 // One sequence and one key head: writes the new key and value, then all of the head's queries look.
+template <class Cell>
 void attend(const Decoder& d, const Layer& layer, const Batch& batch, const Turn& angles, int64_t row, int64_t head,
             float* qkv, float* out) {
     thread_local Scratch scratch;
@@ -88,8 +116,8 @@ void attend(const Decoder& d, const Layer& layer, const Batch& batch, const Turn
     };
     float* key = qkv + (d.heads + head) * D;
     turn(key, layer.k_norm, cos, sin, D, d.eps);
-    std::memcpy(layer.keys + place(count - 1), key, D * sizeof(float));
-    std::memcpy(layer.values + place(count - 1), qkv + (d.heads + d.kv_heads + head) * D, D * sizeof(float));
+    keep(layer.keys, place(count - 1), key, D);
+    keep(layer.values, place(count - 1), qkv + (d.heads + d.kv_heads + head) * D, D);
 
     float* scores = scratch.floats(group * count);
     float* queries = qkv + head * group * D;
@@ -98,8 +126,11 @@ void attend(const Decoder& d, const Layer& layer, const Batch& batch, const Turn
         turn(queries + g * D, layer.q_norm, cos, sin, D, d.eps);
         for (int64_t i = 0; i < D; i++) queries[g * D + i] *= scale;
     }
-    for (int64_t s = 0; s < count; s++)
-        for (int64_t g = 0; g < group; g++) scores[g * count + s] = dot(queries + g * D, layer.keys + place(s), D);
+    for (int64_t s = 0; s < count; s++) {
+        const Cell* found = (const Cell*)layer.keys.values + place(s);
+        const float size = layer.keys.scale(place(s), D);
+        for (int64_t g = 0; g < group; g++) scores[g * count + s] = dot(queries + g * D, found, D) * size;
+    }
     float* to = out + head * group * D;
     std::memset(to, 0, group * D * sizeof(float));
     for (int64_t g = 0; g < group; g++) {
@@ -107,11 +138,12 @@ void attend(const Decoder& d, const Layer& layer, const Batch& batch, const Turn
         for (int64_t s = 0; s < count; s++) scores[g * count + s] *= inverse;
     }
     for (int64_t s = 0; s < count; s++) {
-        const float* value = layer.values + place(s);
+        const Cell* value = (const Cell*)layer.values.values + place(s);
+        const float size = layer.values.scale(place(s), D);
         for (int64_t g = 0; g < group; g++) {
-            const float weight = scores[g * count + s];
+            const float weight = scores[g * count + s] * size;
             for (int64_t i = 0; i < D; i += LANES)
-                store(to + g * D + i, load<f32x8>(to + g * D + i) + load<f32x8>(value + i) * weight);
+                store(to + g * D + i, load<f32x8>(to + g * D + i) + cells8(value + i) * weight);
         }
     }
 }
@@ -173,7 +205,8 @@ void layer_step(const Decoder& d, const Layer& layer, const Batch& batch, const 
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < size * d.kv_heads; job++) {
         const int64_t row = job / d.kv_heads, head = job % d.kv_heads;
-        attend(d, layer, batch, angles, row, head, b.qkv + row * layer.qkv.outputs, b.seen + row * heads);
+        const auto look = layer.keys.scales ? attend<int8_t> : attend<float>;
+        look(d, layer, batch, angles, row, head, b.qkv + row * layer.qkv.outputs, b.seen + row * heads);
     }
     product(layer.out, b.seen, size, b.prepared, {x, d.width, true});
     normalise(x, layer.norm2, d, size, b.normed);
