@@ -65,6 +65,11 @@ def refuse() -> Engine:
     raise WeightsError("the tower is missing 3 tensors")
 
 
+def dawdle() -> Engine:
+    time.sleep(600)
+    raise AssertionError("it should have been killed")
+
+
 def die() -> Engine:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
@@ -241,6 +246,14 @@ def test_a_first_start_that_dies_says_how() -> None:
     with (
         pytest.raises(EngineStoppedError, match="before it was ready: killed by SIGKILL"),
         EngineProcess(die, plan_with),
+    ):
+        pass
+
+
+def test_loading_that_hangs_is_ended() -> None:
+    with (
+        pytest.raises(EngineStoppedError, match=r"before it was ready: loading took more than 0\.5 s"),
+        EngineProcess(dawdle, plan_with, load_seconds=0.5),
     ):
         pass
 

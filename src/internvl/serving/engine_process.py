@@ -88,7 +88,8 @@ class EngineProcess:
     """`with` starts it and waits until it is ready; at the end it is killed.
 
     `make` makes the engine, over there: it must be picklable. `plan_with` makes what plans for an engine of
-    such settings and sizes, here. A step of more than `stall_seconds` counts as the process's end.
+    such settings and sizes, here. A step of more than `stall_seconds`, or loading of more than
+    `load_seconds`, counts as the process's end.
     """
 
     def __init__(
@@ -97,8 +98,10 @@ class EngineProcess:
         plan_with: Callable[[EngineSettings, Sizes], Intake],
         *,
         stall_seconds: float = 300.0,
+        load_seconds: float = 3600.0,
     ) -> None:
-        self._make, self._plan_with, self._stall_seconds = make, plan_with, stall_seconds
+        self._make, self._plan_with = make, plan_with
+        self._stall_seconds, self._load_seconds = stall_seconds, load_seconds
         self._child: Child | None = None
         self._intake: Intake | None = None
         self._stats: EngineStats | None = None
@@ -217,7 +220,7 @@ class EngineProcess:
 
     def _run(self) -> bool:
         """One process from its start to its end. Returns whether it was ready in between."""
-        self._refusal = None
+        self._refusal, self._last_news = None, time.monotonic()
         try:
             child = Child.start(self._make)
         except OSError as error:
@@ -238,6 +241,8 @@ class EngineProcess:
                     self._hear(child, child.connection.recv())
                 elif self.is_alive and self.last_step_age > self._stall_seconds:
                     return f"a step took more than {self._stall_seconds:g} s"
+                elif not self.is_alive and self.last_step_age > self._load_seconds:
+                    return f"loading took more than {self._load_seconds:g} s"
             return "the server ends"
         return None
 
