@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from internvl.ops import linear as module
 from internvl.ops.linear import linear, onednn_is_faster, product
+from internvl.ops.native import library
 
 fast = pytest.mark.skipif(not onednn_is_faster(), reason="this processor takes PyTorch's own product")
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -25,6 +26,35 @@ def test_equals_the_plain_product(shape: tuple[int, ...], has_bias: bool) -> Non
     bias = torch.randn(19) if has_bias else None
     with torch.inference_mode():
         torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.skipif(library() is None, reason="no kernels were built: PyTorch's product is taken")
+@pytest.mark.parametrize("shape", [(520,), (1, 520), (4, 520), (2, 2, 520), (5, 520)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_few_rows_of_a_large_weight(
+    shape: tuple[int, ...], has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kernel reads it, for up to four rows and without gradients."""
+    torch.manual_seed(0)
+    taken: list[torch.Size] = []
+
+    def spy(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        taken.append(x.shape)
+        return read(x, weight, bias)
+
+    read = module._read
+    monkeypatch.setattr(module, "_prefers_onednn", lambda *_: False)
+    monkeypatch.setattr(module, "_read", spy)
+    x, weight, bias = torch.randn(shape), torch.randn(8101, 520), torch.randn(8101) if has_bias else None
+    expected = F.linear(x, weight, bias)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x, weight, bias), expected, atol=2e-4, rtol=1e-5)
+    assert taken == ([] if shape == (5, 520) else [x.shape])
+    weight.requires_grad_()
+    torch.testing.assert_close(linear(x, weight, bias), expected, atol=2e-4, rtol=1e-5)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight, bias).dtype == torch.bfloat16
+    assert len(taken) <= 1
 
 
 def test_views_that_are_not_contiguous() -> None:

@@ -2,11 +2,14 @@
 
 PyTorch sends float32 products on a CPU to MKL, which keeps to 256-bit vectors on processors of
 other makers; oneDNN, shipped in the same wheel, uses 512-bit vectors wherever the processor has them
-(2x the rate, see benchmarks/). The choice depends on device, dtype and processor only, never on values.
+(2x the rate, see benchmarks/). A few rows and a large weight, as the head of a decoder has them in
+generation, take as long as reading the weight, which MKL does at half the memory's rate: they go to a kernel
+of ours. The choice depends on device, dtype, shape and processor only, never on values.
 """
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 from typing import Any
 
@@ -14,17 +17,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from internvl.ops.native import address, count, library
+from internvl.ops.packed import plain_matrix
+
 SKINNY = 64
 """A weight gradient with fewer columns is computed transposed: oneDNN was up to 10 times faster so."""
+FEW_ROWS, LARGE = 4, 2**22
+"""Rows that meet a weight while it is read, and the values of a weight that no cache holds."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` for x (..., in), weight (out, in), bias (out)."""
-    if not _prefers_onednn(x, weight) or torch.is_autocast_enabled("cpu"):
+    is_recorded = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias)
+    )
+    if torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _recorded(x, weight, bias)
-    return _onednn(x, weight, bias)
+    if not _prefers_onednn(x, weight):
+        return F.linear(x, weight, bias) if is_recorded or not _is_read(x, weight) else _read(x, weight, bias)
+    return _recorded(x, weight, bias) if is_recorded else _onednn(x, weight, bias)
 
 
 def product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
@@ -76,6 +87,28 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight = weight.t().contiguous().t() if weight.stride(0) == 1 else weight.contiguous()
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
+
+
+def _is_read(x: Tensor, weight: Tensor) -> bool:
+    """Whether reading a plain float32 weight is all that takes time."""
+    return (
+        weight.numel() >= LARGE
+        and 0 < x.numel() <= FEW_ROWS * weight.shape[1]
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and weight.is_contiguous()
+        and library() is not None
+    )
+
+
+def _read(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    native, (outputs, inputs) = library(), weight.shape
+    assert native is not None
+    x_TI = x.reshape(-1, inputs).contiguous()
+    out_TO = torch.empty(len(x_TI), outputs)
+    matrix = plain_matrix(weight, None if bias is None else bias.contiguous())
+    native.linear(ctypes.byref(matrix), address(x_TI), count(len(x_TI)), address(out_TO), count(0))
+    return out_TO.view(*x.shape[:-1], outputs)
 
 
 def _prefers_onednn(x: Tensor, weight: Tensor) -> bool:
