@@ -11,7 +11,6 @@ import pytest
 import internvl
 from internvl.adapt.activation_aware import Inputs, balance
 from internvl.api.chat import ChatModel
-from internvl.checkpoints import pack
 from internvl.checkpoints.load import Model
 from internvl.cli.main import DONE, FAILED, WRONG_USE
 from internvl.cli.quantize import parse_rules
@@ -86,7 +85,7 @@ def test_activation_aware_scaling(
         scaled.update({name: inputs[name].rows for name in names})
         return balance(network, inputs, names)
 
-    monkeypatch.setattr(pack, "balance", spy)
+    monkeypatch.setattr("internvl.api.packing.balance", spy)
     out = str(tmp_path / "packed")
     words = ("quantize", model, out, "--scheme", "int4", "--pictures", photo, "--activation-aware")
     assert run(*words).status == DONE

@@ -21,7 +21,14 @@ from internvl.api.load import load
 from internvl.api.request import read_request
 from internvl.api.vision import VisionModel
 from internvl.checkpoints.load import Model
-from internvl.checkpoints.pack import balance_for, observe, pack_model, packing_rules, write_packed
+from internvl.checkpoints.pack import (
+    balance,
+    layers_to_balance,
+    observe,
+    pack_model,
+    packing_rules,
+    write_packed,
+)
 from internvl.checkpoints.packing import Packing
 from internvl.checkpoints.shards import Progress, check_replaceable
 from internvl.checkpoints.write import Target
@@ -112,9 +119,9 @@ def quantize(
     network = _network(model)
     chosen = packing_rules(network, scheme, rules or {})
     with observe(network) as inputs:
+        scaled = layers_to_balance(network, chosen, inputs) if activation_aware else []
         seen = [_see(model, picture) for picture in shown]
-    if activation_aware:
-        balance_for(network, chosen, inputs)
+    balance(network, inputs, scaled)
     packing = pack_model(network, chosen)
     loss = compare(seen, [_see(model, picture, one.ids) for picture, one in zip(shown, seen, strict=True)])
     if not allow_loss:

@@ -6,12 +6,12 @@ kernels read them, so that `checkpoints.mapped` has nothing to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
 
-from internvl.adapt.activation_aware import Inputs, balance
+from internvl.adapt.activation_aware import balance as balance
 from internvl.adapt.activation_aware import observe as observe
 from internvl.adapt.quantize import PackedLinear, Rules, packable, quantize, rules_of
 from internvl.checkpoints.lazy import Held
@@ -38,16 +38,17 @@ def packing_rules(model: Model, scheme: str | None, rules: Mapping[str, str]) ->
     return chosen
 
 
-def balance_for(model: Model, rules: Rules, inputs: Mapping[str, Inputs]) -> None:
-    """Scales what the rules pack in four bits for what `observe` saw.
+def layers_to_balance(model: Model, rules: Rules, inputs: Collection[str]) -> list[str]:
+    """Layers that the rules pack in four bits, of those that `observe` watches.
 
     Raises:
         InputError: no such layer of a language model; patterns as `pack_model`.
     """
-    names = [name for name, scheme in packable(model, rules).items() if scheme == "int4"]
-    if not inputs.keys() & names:
+    packed = packable(model, rules).items()
+    names = [name for name, scheme in packed if scheme == "int4" and name in inputs]
+    if not names:
         raise InputError("activation-aware scaling is for int4 layers of a language model: there are none")
-    balance(model, inputs, names)
+    return names
 
 
 def pack_model(model: Model, rules: Rules) -> Packing:
