@@ -12,7 +12,7 @@ from torch import Tensor
 
 from internvl.config import NORMALIZATION_STATISTICS
 from internvl.errors import InputError
-from internvl.recipes.crops import TEACHER_SIZE, Crops, Pictures, view
+from internvl.recipes.crops import Crops, Pictures, teacher_size, view
 
 
 def encoded(image: Image.Image) -> bytes:
@@ -28,7 +28,7 @@ def plain(count: int, blue: int) -> tuple[bytes, ...]:
 
 KINDS = (
     Pictures(encoded=plain(7, 10), batch=3, size=28, smallest=0.4),
-    Pictures(encoded=plain(4, 200), batch=2, size=56, smallest=0.35),
+    Pictures(encoded=plain(4, 200), batch=2, size=56, smallest=0.35, words_NW=torch.eye(4)),
 )
 
 
@@ -44,10 +44,13 @@ def reds(seen_N3HW: Tensor) -> list[int]:
 def test_kinds_take_turns() -> None:
     crops = Crops(KINDS, teacher)
     for step in range(4):
-        tiles_N3HW, seen_N3HW = crops.read(step)
+        tiles_N3HW, seen_N3HW, words_NW = crops.read(step)
         kind = KINDS[step % 2]
+        assert (words_NW is None) == (kind.words_NW is None)
+        if words_NW is not None:
+            assert words_NW.argmax(1).tolist() == reds(seen_N3HW)
         assert tiles_N3HW.shape == (kind.batch, 3, kind.size, kind.size)
-        assert seen_N3HW.shape == (kind.batch, 3, TEACHER_SIZE, TEACHER_SIZE)
+        assert seen_N3HW.shape == (kind.batch, 3, 256, 256)
         assert {round(float(blue)) for blue in seen_N3HW[:, 2].flatten()} == {(10, 200)[step % 2]}
     crops.close()
 
@@ -92,7 +95,7 @@ def test_both_see_the_same_crop() -> None:
     image = Image.linear_gradient("L").resize((120, 100))
     picture = encoded(Image.merge("RGB", (image.rotate(90, expand=True).resize((120, 100)), image, image)))
     crops = Crops([Pictures(encoded=(picture,) * 4, batch=4, size=56, smallest=0.2)], teacher)
-    tiles_N3HW, seen_N3HW = crops.read(0)
+    tiles_N3HW, seen_N3HW, _ = crops.read(0)
     crops.close()
     mean, std = (torch.tensor(values)[:, None, None] for values in NORMALIZATION_STATISTICS["imagenet"])
     pixels_N3HW = (tiles_N3HW * std + mean) * 255
@@ -102,11 +105,19 @@ def test_both_see_the_same_crop() -> None:
     assert corners_N3.std(0).min() > 2  # four different crops
 
 
+@pytest.mark.parametrize(
+    ("size", "seen"), [(14, 256), (28, 256), (56, 256), (112, 256), (168, 192), (224, 256), (448, 512)]
+)
+def test_the_teachers_map_divides_into_the_towers_cells(size: int, seen: int) -> None:
+    assert teacher_size(size) == seen
+    assert (seen // 32) % max(1, size // 28) == 0
+
+
 def test_without_chance_the_whole_picture() -> None:
     halves = Image.new("RGB", (64, 32), (255, 0, 0))
     halves.paste((0, 0, 255), (32, 0, 64, 32))
     tiles_3HW, seen_3HW = view(encoded(halves), 56)
-    assert seen_3HW.shape == (3, TEACHER_SIZE, TEACHER_SIZE)
+    assert seen_3HW.shape == (3, 256, 256)
     assert seen_3HW[:, 100, 20].tolist() == [255, 0, 0]
     assert seen_3HW[:, 100, 230].tolist() == [0, 0, 255]
     mean, std = NORMALIZATION_STATISTICS["imagenet"]

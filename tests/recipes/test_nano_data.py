@@ -130,6 +130,15 @@ def test_rendered_text_is_in_the_picture(data: Path, tmp_path: Path) -> None:
         assert len(colours) > 1, row
 
 
+def test_photos_come_more_often(data: Path, tmp_path: Path) -> None:
+    """With the same captions; everything else four times less often."""
+    out = prepare(data, tmp_path / "out")
+    agreed, more = (json.loads((out / f"{name}.json").read_text()) for name in ("agreed", "more"))
+    assert more.pop("captions_agreed") == agreed.pop("captions_agreed")
+    assert len(more) == 4
+    assert {name: one | {"repeat_time": 4 * one["repeat_time"]} for name, one in more.items()} == agreed
+
+
 def test_every_record_makes_an_example(data: Path, tmp_path: Path, golden_dir: GoldenFixtures) -> None:
     out = prepare(data, tmp_path / "out")
     examples = make_examples(

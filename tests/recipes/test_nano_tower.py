@@ -35,9 +35,9 @@ FEATURES = 6
 
 
 def teacher(pixels_N3HW: Tensor) -> Tensor:
-    """8x8 places: the mean colours, and their squares."""
-    colours_N388 = nn.functional.avg_pool2d(pixels_N3HW / 255, pixels_N3HW.shape[-1] // 8)
-    return torch.cat([colours_N388, colours_N388**2], 1).permute(0, 2, 3, 1)
+    """Of every place of 32x32 pixels the mean colours, and their squares."""
+    colours_N3GG = nn.functional.avg_pool2d(pixels_N3HW / 255, 32)
+    return torch.cat([colours_N3GG, colours_N3GG**2], 1).permute(0, 2, 3, 1)
 
 
 def encoded(index: int, size: int, kind: str) -> bytes:
@@ -57,13 +57,18 @@ KINDS = (
 @pytest.fixture(autouse=True)
 def steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets the length of the recipe, from two steps; it measures and saves after each."""
-    published = nano_tower.recipe()
+    published = nano_tower.recipe
 
     def shorten(count: int) -> None:
-        short: Recipe = replace(
-            published, steps=count, log_every=1, evaluation=Evaluation(every=1), saving=Saving(every=1)
-        )
-        monkeypatch.setattr(nano_tower, "recipe", lambda: short)
+        def short(start: Path | None = None, steps: int = 0, autocast: bool = True) -> Recipe:
+            return replace(
+                published(start, count, autocast),
+                log_every=1,
+                evaluation=Evaluation(every=1),
+                saving=Saving(every=1),
+            )
+
+        monkeypatch.setattr(nano_tower, "recipe", short)
 
     shorten(2)
     return shorten
@@ -78,7 +83,7 @@ def student(small: Small) -> Student:
 
 def train(small: Small, out: Path) -> tuple[Student, str]:
     made = student(small)
-    return made, train_tower(made, KINDS, teacher, out, lambda: {"val_loss": 1.0})
+    return made, train_tower(nano_tower.recipe(), made, KINDS, teacher, out, lambda: {"val_loss": 1.0})
 
 
 def test_the_upper_blocks_and_the_heads_learn(small: Small, tmp_path: Path) -> None:
@@ -117,8 +122,11 @@ def data(tmp_path: Path) -> Path:
     """Photos for training and measuring, and an archive of three classes of 34 pictures."""
     folder = tmp_path / "data"
     (folder / "flickr8k").mkdir(parents=True)
-    for split, count in (("train", 16), ("val", 3)):
-        rows = [{"image": f"{split}-{index}.jpg"} for index in range(count)]
+    for split, count in (("train", 24), ("val", 3)):
+        rows: list[dict[str, Any]] = [
+            {"image": f"{split}-{index}.jpg", "en": ["A dog .", "The dog runs" if index % 2 else "a cat ."]}
+            for index in range(count)
+        ]
         (folder / "flickr8k" / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         for index, row in enumerate(rows):
             (folder / "flickr8k" / row["image"]).write_bytes(encoded(index, 40, "JPEG"))
@@ -153,8 +161,39 @@ def test_the_whole_repair(small: Small, data: Path, tmp_path: Path, monkeypatch:
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert all(row["val_loss"] > 0 for row in rows if "val_loss" in row)
     assert all(row["classes"] > 0 for row in rows if "classes" in row)
+    assert not any("words" in row for row in rows)
     (file,) = (tmp_path / "out" / "model").glob("*.safetensors")
     assert {value.dtype for value in load_file(file).values()} == {torch.bfloat16}
+
+
+def test_words_are_neither_rare_nor_everywhere(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every photo has a dog; of 24 twelve have a dog that runs and twelve a cat."""
+    monkeypatch.setattr(nano_tower, "RARE", 12)
+    expected = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1 / 2, 1 / 2]])  # ".", "cat", "runs", "the"
+    words_NW = nano_tower._words(data / "flickr8k", "val")
+    assert words_NW.shape == (3, 3)
+    torch.testing.assert_close(words_NW, expected[[0, 1, 0], 1:])
+    monkeypatch.setattr(nano_tower, "RARE", 13)
+    assert nano_tower._words(data / "flickr8k", "train").shape == (24, 0)
+
+
+def test_a_tower_learns_further(
+    small: Small, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the words of captions; the projector stays what it is."""
+    monkeypatch.setattr(nano_tower, "RARE", 12)
+    monkeypatch.setattr(nano_tower, "open_teacher", lambda folder: (teacher, None))
+    repair(data, tmp_path / "out", start=small.checkpoint, autocast=False)
+    made, start = load_model(tmp_path / "out" / "model"), load_model(small.checkpoint)
+    assert isinstance(made, VLM)
+    before = dict(start.named_parameters())
+    same = {
+        name for name, value in made.named_parameters() if torch.equal(value, before[name].bfloat16().float())
+    }
+    assert {"vit.layers.4.mlp.fc1.weight", "projector.fc1.weight"} <= same
+    assert "vit.layers.11.mlp.fc1.weight" not in same
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert all(row["val_words"] > 0 for row in rows if "val_loss" in row)
 
 
 class Network(nn.Module):

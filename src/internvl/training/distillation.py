@@ -3,8 +3,10 @@
 The tower sees a picture at its own size, the teacher the same picture at another; both end in a square grid,
 and each vision-token cell of the tower (2x2 patches) predicts the teacher's features at its place. The class
 token predicts their mean. A classifier of the teacher, where it has one, adds the divergence between its
-answer to the teacher's mean and to the predicted one. Knows no files and no particular teacher. Shape
-letters: N pictures, P patches, G cells a side, F teacher features, K classes, C vision width.
+answer to the teacher's mean and to the predicted one. Where pictures have captions, the cells also predict
+their words (Joulin et al., arXiv 1511.02251), each where it is seen best. Knows no files and no particular
+teacher. Shape letters: N pictures, P patches, G cells a side, F teacher features, K classes, C vision width,
+W words.
 """
 
 from __future__ import annotations
@@ -24,52 +26,62 @@ from internvl.training.loss import Loss
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationBatch:
-    """Pictures as the tower wants them, and the teacher's map of each."""
+    """Pictures as the tower wants them, the teacher's map of each and, of pictures with captions, how their
+    words are spread: every row sums to one."""
 
     tiles_N3HW: Tensor
     teacher_NGGF: Tensor
+    words_NW: Tensor | None = None
     keys: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> DistillationBatch:
         tiles_N3HW, teacher_NGGF = self.tiles_N3HW.to(device), self.teacher_NGGF.to(device)
-        return replace(self, tiles_N3HW=tiles_N3HW, teacher_NGGF=teacher_NGGF)
+        words_NW = None if self.words_NW is None else self.words_NW.to(device)
+        return replace(self, tiles_N3HW=tiles_N3HW, teacher_NGGF=teacher_NGGF, words_NW=words_NW)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teaching:
-    """How a teacher's features are read: their spread, and the classifier on their mean (K, F), (K,)."""
+    """How a teacher's features are read: their spread, and the classifier on their mean (K, F), (K,). And how
+    many words captions are read by."""
 
     mean_F: Tensor
     std_F: Tensor
     classifier: tuple[Tensor, Tensor] | None = None
+    num_words: int = 0
 
 
 class Student(nn.Module):
-    """A tower with the two linear heads that predict standardised teacher features; they are thrown away
-    later."""
+    """A tower with the linear heads that predict standardised teacher features and words; they are thrown
+    away later."""
 
     def __init__(self, vit: VisionTower, projector: ProjectorConfig, teaching: Teaching) -> None:
         super().__init__()
         width, features = vit.config.width, len(teaching.mean_F)
         self.vit, self.projector, self.teaching = vit, projector, teaching
-        self.cell_head = nn.Sequential(
-            nn.LayerNorm(projector.cells * width), nn.Linear(projector.cells * width, features)
-        )
+        cell = projector.cells * width
+        self.cell_head = nn.Sequential(nn.LayerNorm(cell), nn.Linear(cell, features))
+        self.word_head = None
+        if teaching.num_words:
+            self.word_head = nn.Sequential(nn.LayerNorm(cell), nn.Linear(cell, teaching.num_words))
         self.class_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features))
 
-    def forward(self, tiles_N3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions for the cells, (N, G*G, F), and for their mean, (N, F)."""
+    def forward(self, tiles_N3HW: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Predictions for the cells, (N, G*G, F), for their mean, (N, F), and of words, if any, (N, W)."""
         features_NPC = self.vit(tiles_N3HW)
-        cells_NPF: Tensor = self.cell_head(unshuffle(features_NPC[:, 1:], self.projector))
+        cells_NPC = unshuffle(features_NPC[:, 1:], self.projector)
+        cells_NPF: Tensor = self.cell_head(cells_NPC)
         mean_NF: Tensor = self.class_head(features_NPC[:, 0])
-        return cells_NPF, mean_NF
+        words_NW = None if self.word_head is None else self.word_head(cells_NPC).logsumexp(1)
+        return cells_NPF, mean_NF, words_NW
 
 
 def distillation(model: Student, batch: DistillationBatch) -> Loss:
-    """Sums over pictures: squared error of cells and of their mean, divergence of the classifier's
-    answers."""
+    """Sums over pictures: squared error of cells and of their mean, divergence of the classifier's answers,
+    cross entropy of the words of captions."""
     teaching = model.teaching
-    cells_NPF, mean_NF = (x.float() for x in model(batch.tiles_N3HW))
+    cells_NPF, mean_NF, words_NW = model(batch.tiles_N3HW)
+    cells_NPF, mean_NF = cells_NPF.float(), mean_NF.float()
     target_NPF = (_pooled(batch.teacher_NGGF, cells_NPF.shape[1]) - teaching.mean_F) / teaching.std_F
     cell = (cells_NPF - target_NPF).square().mean((1, 2)).sum()
     mean = (mean_NF - target_NPF.mean(1)).square().mean(1).sum()
@@ -79,7 +91,11 @@ def distillation(model: Student, batch: DistillationBatch) -> Loss:
         "mean": float(mean.detach()),
         "classes": float(divergence.detach()),
     }
-    return Loss(total=cell + mean + divergence, weight=float(len(cells_NPF)), metrics=metrics)
+    total = cell + mean + divergence
+    if words_NW is not None and batch.words_NW is not None:
+        total = total + (words := F.cross_entropy(words_NW.float(), batch.words_NW, reduction="sum"))
+        metrics["words"] = float(words.detach())
+    return Loss(total=total, weight=float(len(cells_NPF)), metrics=metrics)
 
 
 def _pooled(teacher_NGGF: Tensor, cells: int) -> Tensor:
