@@ -12,7 +12,7 @@ from internvl.cli.main import INTERRUPTED, WRONG_USE
 from internvl.cli.train import run as train
 from internvl.errors import InputError
 from internvl.recipes import catalog
-from internvl.training import recipe_file
+from internvl.training import precision, recipe_file
 from internvl.training import run as training_run
 from internvl.training.recipe import AdamW, Recipe
 from tests.cli.conftest import Run
@@ -92,6 +92,17 @@ def test_an_interrupted_run_says_how_it_goes_on(run: Run, trained: Trained, tmp_
     finished = run("train", "lora", "--out", str(folder))
     assert finished.status == INTERRUPTED
     assert f"internvl train '{folder}' --resume" in finished.err
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_a_processor_without_bfloat16_is_told_of(
+    run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool
+) -> None:
+    """The recipe is handed over as it is."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: has_bfloat16)
+    finished = run("train", "lora")
+    assert (precision.WIDENED in finished.err) is not has_bfloat16
+    assert trained.calls[0][0].execution.autocast == "bfloat16"
 
 
 def test_one_of_several_processes_tells(run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:

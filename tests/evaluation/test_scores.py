@@ -42,6 +42,11 @@ def test_repeated_words_are_clipped() -> None:
     assert scores[0] == pytest.approx(10 * math.exp(-1 / 72) * 0.5 / 4)
 
 
+def test_chinese_captions_share_their_characters() -> None:
+    _, scores = cider_d(["一只狗在草地上奔跑", "一个人"], [["一只黑狗在草地上奔跑。"], ["两个孩子在海边。"]])
+    assert scores[0] > 2 > scores[1]
+
+
 def test_references_are_averaged() -> None:
     # Both references of the first example hold "dog", so it is in one document; the second matches nothing.
     _, scores = cider_d(["dog", "cat"], [["dog", "bird"], ["cat"]])
@@ -56,6 +61,9 @@ def test_references_are_averaged() -> None:
         ("It doesn't fly", ["it", "does", "n't", "fly"]),
         ("3.5 dogs at 10:30", ["3.5", "dogs", "at", "10:30"]),
         ("", []),
+        ("一只狗在草地上奔跑。", list("一只狗在草地上奔跑")),
+        ("2只 T恤 dogs狗don't", ["2", "只", "t", "恤", "dogs", "狗", "do", "n't"]),
+        ("犬がボールで遊ぶ", list("犬がボールで遊ぶ")),
     ],
 )
 def test_tokenize(text: str, words: list[str]) -> None:

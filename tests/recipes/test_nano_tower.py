@@ -60,9 +60,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     published = nano_tower.recipe
 
     def shorten(count: int) -> None:
-        def short(start: Path | None = None, steps: int = 0, autocast: bool = True) -> Recipe:
+        def short(start: Path | None = None, steps: int = 0) -> Recipe:
             return replace(
-                published(start, count, autocast),
+                published(start, count),
                 log_every=1,
                 evaluation=Evaluation(every=1),
                 saving=Saving(every=1),
@@ -183,7 +183,7 @@ def test_a_tower_learns_further(
     """With the words of captions; the projector stays what it is."""
     monkeypatch.setattr(nano_tower, "RARE", 12)
     monkeypatch.setattr(nano_tower, "open_teacher", lambda folder: (teacher, None))
-    repair(data, tmp_path / "out", start=small.checkpoint, autocast=False)
+    repair(data, tmp_path / "out", start=small.checkpoint)
     made, start = load_model(tmp_path / "out" / "model"), load_model(small.checkpoint)
     assert isinstance(made, VLM)
     before = dict(start.named_parameters())

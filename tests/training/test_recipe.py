@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from internvl.adapt.lora import LoRA
+from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
 from internvl.training.objective_spec import Contrastive, NextToken, Preference, Stage2
 from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
@@ -33,6 +34,8 @@ RECIPE = Recipe(name="x", params=((".*", AdamW(lr=1.0)),), steps=10)
         ({"execution": Execution(accumulate=0)}, r"execution\.accumulate counts from 1, got 0"),
         ({"model": ModelSpec(frozen_dtype="bfloat16")}, r"frozen_dtype needs execution\.autocast"),
         ({"model": ModelSpec(int8=(".*",))}, r"model\.int8 needs model\.adapters"),
+        ({"model": ModelSpec(image_size=448)}, r"model\.image_size is of dual encoders"),
+        ({"data": DataSpec(clean_captions=True)}, r"data\.clean_captions is for pairs"),
     ],
 )
 def test_what_does_not_go_together(change: dict[str, Any], message: str) -> None:

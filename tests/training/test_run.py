@@ -19,9 +19,9 @@ from internvl.checkpoints.adapters import load_adapters
 from internvl.checkpoints.load import load_model
 from internvl.data.meta import open_data
 from internvl.data.spec import BadSamples, Batching, DataSpec
-from internvl.errors import CheckpointError, InputError, TrainingError
+from internvl.errors import CheckpointError, ConfigError, InputError, TrainingError
 from internvl.models.vlm import VLM
-from internvl.training import recipe_file, report
+from internvl.training import precision, recipe_file, report
 from internvl.training.build import build
 from internvl.training.objective_spec import NextToken, Preference
 from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
@@ -179,7 +179,10 @@ def test_int8_weights_are_trained_around(lora: Recipe, tmp_path: Path) -> None:
     assert len(load_adapters(base(lora), outcome.result).modules) == 12
 
 
-def test_int8_under_frozen_bfloat16_and_autocast(lora: Recipe, tmp_path: Path) -> None:
+def test_int8_under_frozen_bfloat16_and_autocast(
+    lora: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     model = replace(lora.model, int8=(r"llm\.layers\..*",), frozen_dtype="bfloat16")
     recipe = replace(lora, model=model, execution=Execution(autocast="bfloat16"))
     run(lora, tmp_path / "wide")
@@ -191,9 +194,13 @@ def test_int8_under_frozen_bfloat16_and_autocast(lora: Recipe, tmp_path: Path) -
 
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
 def test_kept_features_are_fresh_ones(
-    full: Recipe, tmp_path: Path, autocast: Literal["bfloat16"] | None
+    full: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autocast: Literal["bfloat16"] | None,
 ) -> None:
     """Losses, what is learnt and what is measured; the second time nothing is computed anew."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     recipe = replace(
         full,
         params=((r"vit\..*", None), (r"llm\..*", None), (".*", AdamW(lr=1e-3))),
@@ -214,6 +221,33 @@ def test_kept_features_are_fresh_ones(
     assert files
     if autocast is None:
         assert_close(trained(tmp_path / "kept"), trained(tmp_path / "fresh"), 1e-5)
+
+
+def test_without_bfloat16_a_run_is_one_in_float32(
+    full: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit; the folder keeps what was asked for, so another machine can go on with it."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    narrow = replace(
+        full,
+        model=replace(full.model, frozen_dtype="bfloat16"),
+        execution=replace(full.execution, autocast="bfloat16"),
+    )
+    run(full, tmp_path / "wide")
+    run(narrow, tmp_path / "narrow")
+    assert losses(tmp_path / "narrow") == losses(tmp_path / "wide")
+    assert_close(trained(tmp_path / "narrow"), trained(tmp_path / "wide"), 0)
+    assert recipe_file.read(tmp_path / "narrow" / "recipe.json").execution.autocast == "bfloat16"
+
+
+def test_a_new_projector_is_trained(full: Recipe, tmp_path: Path) -> None:
+    recipe = replace(
+        full,
+        model=replace(full.model, fresh_projector=True),
+        params=((r"projector\..*", None), (".*", AdamW(lr=1e-3))),
+    )
+    with pytest.raises(ConfigError, match=r"no rule of params trains it"):
+        run(recipe, tmp_path / "out")
 
 
 def test_features_of_changing_pictures_or_towers_are_not_kept(full: Recipe, tmp_path: Path) -> None:

@@ -125,10 +125,16 @@ def _estimate(options: Options, recipe: Recipe) -> int:
 
 
 def _train(options: Options, recipe: Recipe, folder: Path) -> int:
+    import torch
+
+    from internvl.training.precision import WIDENED, for_device
     from internvl.training.run import run as carry_out
 
+    is_main = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one tells how it goes
+    if is_main and options.device == "cpu" and for_device(recipe, torch.device("cpu")) != recipe:
+        output.note(WIDENED)
     outcome = carry_out(recipe, folder, resume=options.resume, device=options.device)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one tells how it ended
+    if is_main:
         result = None if outcome.result is None else str(outcome.result)
         told = {"reason": outcome.reason, "step": outcome.step, "run": str(folder), "result": result}
         if options.json:

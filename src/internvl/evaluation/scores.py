@@ -6,7 +6,8 @@ words, length penalty sigma 6, factor 10, no stemming, document frequencies from
 
 The published evaluation tokenises with a Java program (the Penn Treebank tokenizer). `tokenize` does the
 same for plain English captions: lower case, possessive and n't split off, hyphenated words whole,
-punctuation dropped. Scores of texts with unusual characters may differ in the second decimal.
+punctuation dropped. Scores of texts with unusual characters may differ in the second decimal. Chinese and
+Japanese, which write no spaces, are read character by character, as their captions usually are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from internvl.errors import InputError
 
 MAX_WORDS = 4
 SIGMA = 6.0
-_WORD = re.compile(r"\d+(?:[.,:]\d+)*|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+?(?=n't\b)|\w+(?:[-/&]\w+)*")
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Kana and Chinese characters."""
+_LETTER = rf"[^\W{_UNSPACED}]"
+_WORD = re.compile(
+    rf"[{_UNSPACED}]|\d+(?:[.,:]\d+)*|n't\b|'(?:s|re|ve|ll|d|m)\b|{_LETTER}+?(?=n't\b)"
+    rf"|{_LETTER}+(?:[-/&]{_LETTER}+)*"
+)
 
 Grams = Counter[tuple[str, ...]]
 

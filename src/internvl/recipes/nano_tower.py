@@ -40,6 +40,7 @@ from internvl.training.evaluate import Best
 from internvl.training.log import Log
 from internvl.training.loop import Job, Objected, train
 from internvl.training.optim import make_optimizer
+from internvl.training.precision import for_device
 from internvl.training.progress import Progress
 from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
 from internvl.training.saves import Saves
@@ -63,7 +64,7 @@ HELD_BACK = 15
 """Pictures of each ImageNet class, of 150, that are kept for the probe."""
 
 
-def recipe(start: Path | None = None, steps: int = 1300, autocast: bool = True) -> Recipe:
+def recipe(start: Path | None = None, steps: int = 1300) -> Recipe:
     """`steps` of 16 photos or 48 small pictures; the upper seven blocks learn."""
     settings = AdamW(lr=2e-4, weight_decay=0.02)
     model = ModelSpec(select_layer=-1, fresh_projector=True)
@@ -81,7 +82,7 @@ def recipe(start: Path | None = None, steps: int = 1300, autocast: bool = True) 
         log_every=20,
         evaluation=Evaluation(every=200),
         saving=Saving(every=200),
-        execution=Execution(autocast="bfloat16" if autocast else None),
+        execution=Execution(autocast="bfloat16"),
     )
 
 
@@ -111,11 +112,10 @@ def repair(
     out: Path,
     start: Path | None = None,
     steps: int = 1300,
-    autocast: bool = True,
 ) -> None:
     """Runs the recipe, or goes on with it, and writes OUT/model. `start`: a chat checkpoint whose tower
-    learns further. `autocast`: in bfloat16, for processors that have it."""
-    chosen = recipe(start, steps, autocast)
+    learns further."""
+    chosen = for_device(recipe(start, steps), torch.device("cpu"))
     teacher, classifier = open_teacher(out / "wheels")
     kinds = first_pictures(data) if start is None else further_pictures(data)
     maps_NF = torch.cat([teacher(Crops(kinds, teacher).read(step)[1]).flatten(0, 2) for step in range(8)])

@@ -17,6 +17,7 @@ from internvl.training.build import build
 from internvl.training.build_pairs import build_pairs
 from internvl.training.estimate import Estimate, estimate, measure_rate
 from internvl.training.optim import freeze
+from internvl.training.precision import for_device
 from internvl.training.recipe import Recipe
 from internvl.training.recipe_data import count_steps, make_reader, open_mixture
 
@@ -26,6 +27,8 @@ MEASURED = 200
 
 def dry_run(recipe: Recipe, *, device: str = "cpu") -> Estimate:
     """What the run would need, going by its first records; without data, by the longest it allows."""
+    on = resolve_device(device)
+    recipe = for_device(recipe, on)
     built = (build_pairs if recipe.has_pairs else build)(recipe.model, recipe.seed)
     freeze(built.model, recipe.params)
     sizes: list[Size] = []
@@ -34,7 +37,7 @@ def dry_run(recipe: Recipe, *, device: str = "cpu") -> Estimate:
         mixture = open_mixture(recipe.data, recipe.seed)
         sizes = _measure(mixture, make_reader(built, recipe.data)[0])
         steps = count_steps(recipe, len(mixture))
-    rate = measure_rate(recipe, resolve_device(device))
+    rate = measure_rate(recipe, on)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return estimate(built.model, recipe, sizes or None, processes=processes, steps=steps, rate=rate)
 

@@ -130,7 +130,7 @@ def _tensorboard(folder: Path) -> tuple[Track, Callable[[], None]]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise TrainingError(
-            'TensorBoard is not installed: pip install "internvl[train]", or run without it'
+            "TensorBoard is not installed: pip install tensorboard, or run without it"
         ) from error
     writer = SummaryWriter(str(folder / "tensorboard"))
 

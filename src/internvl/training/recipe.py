@@ -129,9 +129,10 @@ class Saving:
 class Execution:
     """How a step is computed; changes speed and memory, not what is learnt (beyond rounding).
 
-    `autocast` is the dtype of matrix products. `recompute`: patterns over module names whose activations are
-    computed again in the backward pass. `parallel`: "ddp" keeps a whole model on every process, "fsdp" shards
-    it (FSDP2); both take part only under `torchrun`. `accumulate`: micro-batches of a step and process.
+    `autocast` is the dtype of matrix products, on devices that compute in it (see `precision`). `recompute`:
+    patterns over module names whose activations are computed again in the backward pass. `parallel`: "ddp"
+    keeps a whole model on every process, "fsdp" shards it (FSDP2); both take part only under `torchrun`.
+    `accumulate`: micro-batches of a step and process.
     `cache_features`: a frozen tower's outputs are computed once and kept on disk.
     """
 
@@ -200,6 +201,17 @@ class Recipe:
             "saving.keep": self.saving.keep,
             "execution.accumulate": self.execution.accumulate,
         }
+        if self.model.frozen_dtype is not None and self.execution.autocast is None:
+            raise RecipeError(f"recipe {self.name}: model.frozen_dtype needs execution.autocast")
+        if self.model.int8 and not self.model.adapters:
+            raise RecipeError(f"recipe {self.name}: model.int8 needs model.adapters, which are what is saved")
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise RecipeError(f"recipe {self.name}: {name} counts from 1, got {value}")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """What only pairs, or only conversations, can have."""
         has_pairs, metric = self.has_pairs, self.evaluation.metric
         if metric != "loss" and has_pairs != (metric == "recall"):
             raise RecipeError(
@@ -211,10 +223,10 @@ class Recipe:
                 "pairs are compared within one micro-batch: set it to 1 and lower data.batching.examples, or "
                 "start more processes"
             )
-        if self.model.frozen_dtype is not None and self.execution.autocast is None:
-            raise RecipeError(f"recipe {self.name}: model.frozen_dtype needs execution.autocast")
-        if self.model.int8 and not self.model.adapters:
-            raise RecipeError(f"recipe {self.name}: model.int8 needs model.adapters, which are what is saved")
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise RecipeError(f"recipe {self.name}: {name} counts from 1, got {value}")
+        if not has_pairs and self.model.image_size is not None:
+            raise RecipeError(
+                f"recipe {self.name}: model.image_size is of dual encoders; a chat model cuts tiles of its "
+                "own size, and model.max_tiles of them"
+            )
+        if not has_pairs and self.data.clean_captions:
+            raise RecipeError(f"recipe {self.name}: data.clean_captions is for pairs, not for conversations")

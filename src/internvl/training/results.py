@@ -19,6 +19,7 @@ from internvl.checkpoints.lazy import Held
 from internvl.checkpoints.text_config import guess_family
 from internvl.checkpoints.write import Target, save_model, write_checkpoint
 from internvl.config import IMG_CONTEXT
+from internvl.errors import ConfigError
 from internvl.training.build import Built
 from internvl.training.build_pairs import BuiltPairs
 from internvl.training.recipe import Recipe
@@ -27,7 +28,14 @@ MODEL, ADAPTER, DELTAS = "model", "adapter", "deltas"
 
 
 def check_result(built: Built | BuiltPairs, recipe: Recipe) -> None:
-    """Raises ConfigError for adapters that cannot be stored: before they are trained, not after."""
+    """Raises ConfigError for adapters that cannot be stored, and for a new projector that nothing trains:
+    before a run, not after."""
+    learning = {name.split(".")[0] for name, p in built.model.named_parameters() if p.requires_grad}
+    if recipe.model.fresh_projector and "projector" not in learning:
+        raise ConfigError(
+            r"model.fresh_projector draws a new projector, but no rule of params trains it: add one for "
+            r"projector\..*, or leave the checkpoint's projector as it is"
+        )
     if built.adapted:
         describe_adapters(built.model, **_adapter_options(built, recipe))
 

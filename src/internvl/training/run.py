@@ -40,6 +40,7 @@ from internvl.training.loss import Objective
 from internvl.training.objective_spec import Preference, SelfCritical
 from internvl.training.objectives import make_objective
 from internvl.training.optim import freeze, make_optimizer
+from internvl.training.precision import for_device
 from internvl.training.progress import Progress
 from internvl.training.recipe import Recipe
 from internvl.training.recipe_data import count_steps, make_examples, make_pairs, make_reader, open_mixture
@@ -64,6 +65,7 @@ class Outcome:
 def run(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu") -> Outcome:
     """Trains what the recipe says and writes the result to `out`.
 
+    The device decides whether it is computed in bfloat16 (`precision`); the folder keeps the recipe as given.
     Raises TrainingError for a folder that is in use or holds another run, a recipe that cannot start, or a
     run that must stop; InputError and CheckpointError for data and weights that cannot be read.
     """
@@ -71,7 +73,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu")
     try:
         with held(out, world):
             claim(recipe, out, world, resume=resume)
-            return _Run(recipe, out, world).finish()
+            return _Run(for_device(recipe, world.device), out, world).finish()
     finally:
         world.close()
 
