@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,26 @@ def test_preference_has_two_branches_with_their_references(processor: Processor,
         _, rows = texts(processor, example)
         assert [learnt for _, learnt in rows] == ["A dog.<|im_end|>", "A cat.<|im_end|>"]
         assert example.size.tiles == 3
+
+
+def test_an_objective_takes_preferences_or_all_else(processor: Processor, data: DataSet) -> None:
+    preference = {"image": "a.png", "question": "Who?", "chosen": "A dog.", "rejected": "A cat."}
+    others: list[dict[str, Any]] = [
+        {"image": "a.png", "question": "Who?", "answers": ["A dog.", "A cat."]},
+        {"question": "Who?", "answer": "A dog."},
+        {"conversations": [HUMAN, GPT]},
+        {"text": "A dog."},
+    ]
+    for row in (preference, *others):
+        example = Examples(processor, max_length=2048).example(row, data, seed=0)
+        assert example.is_preference == (row is preference)
+        fitting = Examples(processor, max_length=2048, preferences=example.is_preference)
+        assert check_measure(fitting, row, data, 0).branches == example.branches
+        refusing = Examples(processor, max_length=2048, preferences=not example.is_preference)
+        message = "would learn the rejected answer too" if row is preference else "write question, chosen"
+        for read in (refusing.measure, partial(refusing.example, seed=0), refusing.ask):
+            with pytest.raises(InputError, match=message):
+                read(row, data)
 
 
 def test_the_seed_draws_questions_and_nothing_else_does(processor: Processor, data: DataSet) -> None:

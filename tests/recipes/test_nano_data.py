@@ -19,6 +19,7 @@ from internvl.recipes import nano_data
 from internvl.recipes.nano_data import CAPTION, CHINESE, OTHERS, READ, SHORT, tidy, write
 from internvl.training.build import build
 from internvl.training.build_pairs import build_pairs
+from internvl.training.objective_spec import NextToken
 from internvl.training.recipe import ModelSpec
 from internvl.training.recipe_data import make_examples, make_pairs
 from tests.conftest import GoldenFixtures
@@ -144,6 +145,7 @@ def test_every_record_makes_an_example(data: Path, tmp_path: Path, golden_dir: G
     examples = make_examples(
         build(ModelSpec(checkpoint=str(golden_dir / "internvl2_5_qwen2"), max_tiles=1), 0),
         DataSpec(max_length=1024),
+        NextToken(),
     )
     names = {"captions": ["captions_en"], "val": ["captions_val", "shapes_test"]}
     others = ["captions_zh", "shapes_train", "words", "rendered"]

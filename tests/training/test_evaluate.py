@@ -320,3 +320,13 @@ def test_the_mean_loss_of_rows_is_what_a_run_measures(model: VLM) -> None:
     assert found == pytest.approx(row["val_loss"], rel=1e-6)
     assert [one.key for one in bad] == ["rows:1"]
     assert mean_loss(model, replace(data, augment=False), [1], cast(Any, Maker()), bad) is None
+
+
+def test_of_a_preference_the_mean_loss_is_that_of_the_chosen_answer(model: VLM) -> None:
+    chosen, rejected = TWO.branches[0], Branch((30, 31, STOP), (True,) * 3)
+    pair = replace(TWO, branches=(chosen, rejected), is_preference=True)
+    found = [
+        mean_loss(model, replace(data_set([one]), augment=False), [0], cast(Any, Maker()), [])
+        for one in (pair, replace(TWO, branches=(chosen,)), replace(pair, is_preference=False))
+    ]
+    assert found[0] == found[1] != found[2]

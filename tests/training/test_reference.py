@@ -18,8 +18,8 @@ from internvl.data.sources import open_source
 from internvl.errors import ImageError, TrainingError
 from internvl.models.layers import DropPath
 from internvl.models.vlm import VLM
-from internvl.training.forward import trained_states
-from internvl.training.reference import Reference, log_probs, quiet_log_probs, store
+from internvl.training.forward import trained_states, vision_tokens
+from internvl.training.reference import Reference, log_probs, quiet_log_probs, store, without_adapters
 from tests.training.tiny import batch, examples
 
 
@@ -56,6 +56,20 @@ def test_a_copy_does_not_follow_the_model(model: VLM) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_adapters_off_is_the_model_at_rest_also_with_stochastic_depth(model: VLM) -> None:
+    """Where blocks of the tower are skipped, the pictures of the trained model are not those at rest."""
+    vision = replace(model.config.vision, drop_path=0.5)
+    dropping = VLM(replace(model.config, vision=vision))
+    dropping.load_state_dict(model.state_dict())
+    dropping.requires_grad_(False)
+    expected_B = quiet_log_probs(dropping, batch())
+    add_adapters(dropping, [(r"llm\.layers\..*", LoRA(rank=2))])
+    dropping.train()
+    seen_SD = vision_tokens(dropping, batch())
+    assert not torch.equal(seen_SD, vision_tokens(dropping.eval(), batch()))
+    assert torch.equal(without_adapters(dropping.train(), batch(), seen_SD), expected_B)
+
+
 class Maker:
     """Examples of rows that name one."""
 
@@ -65,7 +79,7 @@ class Maker:
     def example(self, row: Mapping[str, Any], dataset: DataSet, *, seed: int, key: str) -> Example:
         if row["image"] == "broken.jpg":
             raise ImageError("cut off")
-        return replace(examples()[int(row["id"])], key=key)
+        return replace(examples()[int(row["id"])], key=key, is_preference="question" in row)
 
 
 def dataset(folder: Path, *lines: str) -> DataSet:
@@ -88,14 +102,14 @@ def test_stored_rows_are_the_rows_with_two_numbers_more(model: VLM, tmp_path: Pa
 
 
 def test_rows_that_make_no_pair_are_named_and_kept(model: VLM, tmp_path: Path) -> None:
-    three, broken = '{"id": 0, "image": "a.jpg"}', '{"id": 1, "image": "broken.jpg"}'
-    data = dataset(tmp_path, three, "{", broken, PAIR)
+    answers, broken = '{"id": 1, "image": "a.jpg"}', '{"id": 1, "image": "broken.jpg"}'
+    data = dataset(tmp_path, answers, "{", broken, PAIR)
     wrong = store(model, Maker(), data, tmp_path / "out.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert lines[:2] == [json.loads(three), json.loads(broken)]
+    assert lines[:2] == [json.loads(answers), json.loads(broken)]
     assert set(lines[2]) == {"id", "image", "question", *STORED}
     assert list(wrong) == [data.source.where(index) for index in (0, 1, 2)]
-    assert "3 answers" in wrong[data.source.where(0)]
+    assert "2 answers on record" in wrong[data.source.where(0)]
 
 
 def test_log_probabilities_that_are_not_finite_leave_no_file(model: VLM, tmp_path: Path) -> None:

@@ -330,7 +330,7 @@ def test_three_references_of_preferences_agree(lora: Recipe, pairs: Path, tmp_pa
     start = build(replace(off.model, adapters=()), 0)
     (dataset,) = open_data(pairs)
     kept = pairs.with_name("stored.jsonl")
-    assert store(start.model, make_examples(start, off.data), dataset, kept) == {}
+    assert store(start.model, make_examples(start, off.data, off.objective), dataset, kept) == {}
     stored = preferring(lora, kept, "stored")
     found = {}
     for name, recipe in (("off", off), ("copy", copy), ("stored", stored)):
@@ -508,6 +508,30 @@ def test_broken_records_are_written_down(full: Recipe, tmp_path: Path) -> None:
     stopping = replace(recipe, data=replace(spec, bad_samples=BadSamples(policy="stop")))
     with pytest.raises(TrainingError, match=r"broken:[67] .* cannot be used"):
         run(stopping, tmp_path / "stop")
+
+
+def test_records_that_an_objective_cannot_learn_from_are_bad(
+    full: Recipe, lora: Recipe, pairs: Path, tmp_path: Path
+) -> None:
+    """Preferences where answers are learnt; answers where preferences are, be there one or two of them."""
+    ordinary = [
+        {"question": "What?", "answers": ["red", "a red thing"]},
+        {"question": "What?", "answer": "red"},
+    ]
+    lines = [*pairs.read_text().splitlines()[:2], *map(json.dumps, ordinary)]
+    mixed = pairs.with_name("mixed.jsonl")
+    mixed.write_text("\n".join(lines) + "\n")
+    preferring_lora = preferring(lora, pairs, "adapters_off")
+    for recipe, keys in ((full, {"mixed:0", "mixed:1"}), (preferring_lora, {"mixed:2", "mixed:3"})):
+        out = tmp_path / type(recipe.objective).__name__
+        spec = replace(full.data, meta=str(mixed), bad_samples=BadSamples(limit=1.0))
+        evaluation = Evaluation(data=spec, every=4)
+        assert run(replace(recipe, data=spec, evaluation=evaluation), out).reason == "finished"
+        bad = [json.loads(line) for line in (out / "bad_samples.jsonl").read_text().splitlines()]
+        assert {row["key"] for row in bad} == keys
+        assert any("val_loss" in row for row in rows(out))
+    with pytest.raises(TrainingError, match=r"pairs:\d+: a preference, .* set objective\.type=Preference"):
+        run(replace(full, data=replace(full.data, meta=str(pairs))), tmp_path / "pairs")
 
 
 def test_what_cannot_start_says_so(full: Recipe, lora: Recipe, tmp_path: Path) -> None:

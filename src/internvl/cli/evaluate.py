@@ -51,7 +51,8 @@ class Options:
 
     Answers are those of `internvl chat`: greedy, the same prompt, the same tiles. "exact" is the share that
     equals one of the answers on record (case, spaces and a final full stop aside), "cider" is CIDEr-D for
-    captions, "loss" the mean loss of an answer's token. Exit status 1: no record could be used.
+    captions, "loss" the mean loss of an answer's token. Of preferences only the chosen answers count. Exit
+    status 1: no record could be used.
 
     InternVL-C and -G are measured by `internvl eval zero-shot` and `internvl eval retrieval`, which have
     their own --help.

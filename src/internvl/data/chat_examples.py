@@ -31,6 +31,13 @@ from internvl.processing.processor import Processor, Tokens
 RAW = "plain"
 """The template without any words of its own, for text that is learnt whole."""
 
+UNFIT: Mapping[bool, str] = {
+    True: "no preference, and this objective learns from nothing else: write question, chosen and rejected",
+    False: "a preference, of which this objective would learn the rejected answer too: set "
+    "objective.type=Preference, or write the chosen answer alone, as 'answer'",
+}
+"""What is wrong with a record that is not what `Examples.preferences` takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
@@ -45,6 +52,7 @@ class _Plan:
 
     prefix: tuple[int, ...]
     branches: tuple[Branch, ...]
+    is_preference: bool
     slots: tuple[int, ...]
     pictures: tuple[Picture, ...]
     tilings: list[TilingConfig]
@@ -55,6 +63,7 @@ class Examples:
     """Makes examples of rows. Safe under threads: nothing changes.
 
     `share_pictures`: all answers to a picture become branches of one example; else one of them is drawn.
+    `preferences`: True takes nothing else, False none of them, None every record.
     """
 
     def __init__(
@@ -63,6 +72,7 @@ class Examples:
         *,
         max_length: int,
         share_pictures: bool = True,
+        preferences: bool | None = None,
         language: str | None = None,
         questions: tuple[str, ...] = (),
         videos: VideoLimits | None = None,
@@ -70,7 +80,7 @@ class Examples:
         """`max_length`: tokens of the longest sequence, a prefix with one branch. `language` and `questions`
         as in `RecordReader`."""
         self.processor, self.max_length, self.share_pictures = processor, max_length, share_pictures
-        self.language, self.questions = language, questions
+        self.preferences, self.language, self.questions = preferences, language, questions
         self._pictures = PictureReader(
             images=processor.limits, videos=videos or VideoLimits(), policy=processor.policy
         )
@@ -110,6 +120,7 @@ class Examples:
             key=key or dataset.name,
             prefix=plan.prefix,
             branches=plan.branches,
+            is_preference=plan.is_preference,
             slots=plan.slots,
             tiles_N3HW=torch.cat(tiles) if tiles else None,
             image_keys=tuple(keys),
@@ -131,13 +142,16 @@ class Examples:
             if draw is None
             else partial(choose_frames, draw=draw, limits=limits)
         )
-        return RecordReader(
+        record = RecordReader(
             root=dataset.root,
             read_video=read_video,
             draw=draw,
             language=self.language,
             questions=self.questions,
         ).read(row)
+        if self.preferences is not None and self.preferences != (record.kind == "preference"):
+            raise InputError(UNFIT[self.preferences])
+        return record
 
     def _plan(self, row: Mapping[str, Any], dataset: DataSet, seed: int) -> _Plan:
         draw = random.Random(f"text {seed}")
@@ -155,6 +169,7 @@ class Examples:
                 Branch(one.ids[common:], one.trained[common:], reference)
                 for one, reference in zip(sequences, record.references, strict=True)
             ),
+            is_preference=record.kind == "preference",
             slots=sequences[0].slots,
             pictures=pictures,
             tilings=tilings,

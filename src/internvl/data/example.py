@@ -45,11 +45,13 @@ class Branch:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Example:
     """`key` names the record in reports. `slots` are positions that vision tokens fill: in the prefix, or in
-    the prefix and its branch where there is only one."""
+    the prefix and its branch where there is only one. `is_preference`: the branches are a chosen answer and a
+    rejected one."""
 
     key: str
     prefix: tuple[int, ...]
     branches: tuple[Branch, ...]
+    is_preference: bool = False
     slots: tuple[int, ...] = ()
     tiles_N3HW: Tensor | None = None
     image_keys: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ def dry_run(recipe: Recipe, *, device: str = "cpu") -> Estimate:
     steps = recipe.steps
     if recipe.data.meta is not None:
         mixture = open_mixture(recipe.data, recipe.seed)
-        sizes = _measure(mixture, make_reader(built, recipe.data)[0])
+        sizes = _measure(mixture, make_reader(built, recipe.data, recipe.objective)[0])
         steps = count_steps(recipe, len(mixture))
     rate = measure_rate(recipe, on)
     processes = int(os.environ.get("WORLD_SIZE", "1"))

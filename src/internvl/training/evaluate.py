@@ -161,7 +161,8 @@ def spread(size: int, count: int) -> Iterable[int]:
 def mean_loss(
     model: VLM, dataset: DataSet, rows: Iterable[int], examples: Maker[Example], bad: list[BadSample]
 ) -> float | None:
-    """The mean loss of an answer's token over `rows`; those that cannot be used are added to `bad`.
+    """The mean loss of an answer's token over `rows`; those that cannot be used are added to `bad`. Of a
+    preference only the chosen answer counts.
 
     None where no row can be used. The model is to be in evaluation mode.
     """
@@ -172,7 +173,8 @@ def mean_loss(
         for row in chunk:
             try:
                 values = dataset.source.row(row)
-                made.append(examples.example(values, dataset, seed=0, key=key_of(dataset, row)))
+                one = examples.example(values, dataset, seed=0, key=key_of(dataset, row))
+                made.append(replace(one, branches=one.branches[:1]) if one.is_preference else one)
             except BROKEN as error:
                 bad.append(BadSample.of(dataset, row, row, error))
         if made:

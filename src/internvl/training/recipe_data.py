@@ -24,26 +24,29 @@ from internvl.processing.texts import MAX_TOKENS, TextProcessor
 from internvl.processing.tokenizer import Tokenizer
 from internvl.training.build import Built
 from internvl.training.build_pairs import BuiltPairs
+from internvl.training.objective_spec import ObjectiveSpec, Preference
 from internvl.training.recipe import Recipe
 
 
-def make_examples(built: Built, data: DataSpec) -> Examples:
-    """What makes examples of rows for this model."""
+def make_examples(built: Built, data: DataSpec, objective: ObjectiveSpec) -> Examples:
+    """What makes examples of rows for this model; what the objective cannot learn from is a bad sample."""
     return Examples(
         built.processor,
         max_length=data.max_length,
         share_pictures=data.share_pictures,
+        preferences=isinstance(objective, Preference),
         language=data.language,
     )
 
 
 def make_reader(
-    built: Built | BuiltPairs, data: DataSpec
+    built: Built | BuiltPairs, data: DataSpec, objective: ObjectiveSpec
 ) -> tuple[Maker[Any], Callable[[Sequence[Any]], Any]]:
     """What makes examples of rows, and what makes a batch of those."""
     if isinstance(built, BuiltPairs):
         return make_pairs(built, data), pair
-    return make_examples(built, data), partial(pack, tile_size=built.model.config.tiling.tile_size)
+    examples = make_examples(built, data, objective)
+    return examples, partial(pack, tile_size=built.model.config.tiling.tile_size)
 
 
 def make_pairs(built: BuiltPairs, data: DataSpec) -> PairExamples:

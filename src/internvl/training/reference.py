@@ -131,8 +131,8 @@ def store(model: VLM, examples: Maker[Example], dataset: DataSet, out: Path) -> 
 
 
 def _stored(model: VLM, pair: Example) -> dict[str, float]:
-    if len(pair.branches) != len(STORED):
-        raise InputError(f"{len(pair.branches)} answers: a preference is a chosen and a rejected one")
+    if not pair.is_preference:
+        raise InputError(f"{len(pair.branches)} answers on record: a preference has chosen and rejected")
     batch = pack([pair], model.config.tiling.tile_size).to(model.llm.embed.weight.device)
     values = quiet_log_probs(model, batch).tolist()
     if not all(map(math.isfinite, values)):

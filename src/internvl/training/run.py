@@ -114,7 +114,7 @@ class _Run:
     def _objective(self) -> Objective:
         spec, built = self.recipe.objective, self.built
         if isinstance(spec, SelfCritical) and isinstance(built, Built):
-            examples = make_examples(built, self.recipe.data)
+            examples = make_examples(built, self.recipe.data, spec)
             return learn_from_answers(spec, built.processor, self.mixture.datasets, examples)
         return make_objective(spec, world=self.world, reference=self.reference)
 
@@ -165,7 +165,7 @@ class _Run:
 
     def _feed(self, position: int) -> Feed[Any, Any]:
         data, batching = self.recipe.data, self.recipe.execution
-        examples, pack = make_reader(self.built, data)
+        examples, pack = make_reader(self.built, data, self.recipe.objective)
         return Feed(
             self.mixture,
             examples,
@@ -230,7 +230,7 @@ class _Run:
             return PairEvaluator(
                 built.model, datasets, pairs, recipe.evaluation, self.objective, modes=modes, **options
             )
-        examples = make_examples(built, data)
+        examples = make_examples(built, data, recipe.objective)
         return Evaluator(
             built.model, built.processor, datasets, examples, recipe.evaluation, self.objective, **options
         )
