@@ -132,6 +132,15 @@ def test_pairs(run: Run, tmp_path: Path, golden_dir: GoldenFixtures) -> None:
     assert run(*words, "--language", "zh").status == DONE
 
 
+def test_records_that_the_objective_cannot_use_are_bad(run: Run, model: str, tmp_path: Path) -> None:
+    preference = {"question": "What?", "chosen": "A dog.", "rejected": "A cat."}
+    path = write(tmp_path / "rows.jsonl", [preference, record(None)])
+    for objective, bad in (("NextToken", [0]), ("SelfCritical", [0]), ("Preference", [1]), (None, [])):
+        words = () if objective is None else ("--objective", objective)
+        finished = run("data", "check", path, "--model", model, "--json", *words)
+        assert [one["key"] for one in finished.json["bad"]] == [f"rows:{number}" for number in bad]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

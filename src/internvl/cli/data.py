@@ -37,6 +37,8 @@ from internvl.zoo import template_of
 SHOWN = 20
 BAR = 40
 
+ObjectiveName = Literal["NextToken", "Preference", "SelfCritical"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -71,6 +73,9 @@ class Options:
     """Tiles of a pack, and so of a record."""
     sampling: Literal["length", "sqrt", "weight"] = "length"
     """How an epoch is shared out over data sets."""
+    objective: Annotated[ObjectiveName | None, arg(help_behavior_hint="")] = None
+    """Of a chat model: objective.type of the recipe, for which records of another kind are bad. Without it
+    preferences and other records are good alike."""
     language: Word = None
     """The captions to take, where there are several languages."""
     clean_captions: Flag = False
@@ -139,7 +144,10 @@ def _open_model(
             "InternVL-C or -G"
         )
     processor = Processor(config, load_tokenizer(folder))
-    return config, Examples(processor, max_length=spec.max_length, language=spec.language)
+    preferences = None if options.objective is None else options.objective == "Preference"
+    return config, Examples(
+        processor, max_length=spec.max_length, preferences=preferences, language=spec.language
+    )
 
 
 def _estimate(config: ChatConfig | ContrastiveConfig, spec: DataSpec, report: Report, steps: int) -> Estimate:
