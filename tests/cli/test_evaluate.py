@@ -170,6 +170,29 @@ def test_examples_are_spread_over_each_data_set(
     assert [(one["name"], one["questions"]) for one in finished.json["sets"]] == [("first", 4), ("second", 1)]
 
 
+def test_captions_are_those_of_the_language(
+    run: Run, model: str, write: Write, pictures: list[str], tmp_path: Path
+) -> None:
+    data, out = (
+        write({"image": pictures[0], "en": ["Red.", "A square."], "zh": ["红色"]}),
+        tmp_path / "a.jsonl",
+    )
+    assert run("eval", model, data, *WORDS, "--language", "zh", "--out", str(out)).status == 0
+    assert [row["references"] for row in read(out)] == [["红色"]]
+
+
+def test_of_preferences_the_chosen_answer_counts(
+    run: Run, model: str, write: Write, pictures: list[str]
+) -> None:
+    row = {"image": pictures[0], "question": "What?"}
+    words = (*WORDS, "--metric", "exact", "--metric", "loss", "--json")
+    sets = [
+        run("eval", model, write({**row, **more}, name="rows.jsonl"), *words).json["sets"]
+        for more in ({"chosen": "this", "rejected": "something else"}, {"answer": "this"})
+    ]
+    assert sets[0] == sets[1]
+
+
 def test_adapters_and_tiles_change_the_answer(
     run: Run, model: str, write: Write, pictures: list[str], tmp_path: Path
 ) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from internvl.data.meta import open_data
 from internvl.data.spec import Batching, DataSpec
-from internvl.errors import TrainingError
-from internvl.training.recipe import AdamW, Recipe
-from internvl.training.recipe_data import count_steps, open_mixture
+from internvl.errors import InputError, TrainingError
+from internvl.training.build import build
+from internvl.training.objective_spec import NextToken, ObjectiveSpec, Preference, SelfCritical
+from internvl.training.recipe import AdamW, ModelSpec, Recipe
+from internvl.training.recipe_data import count_steps, make_examples, open_mixture
+from tests.conftest import GoldenFixtures
 
 RECIPE = Recipe(
     name="x", params=((".*", AdamW(lr=1.0)),), epochs=2, data=DataSpec(batching=Batching(examples=8))
@@ -45,3 +51,40 @@ def test_the_mixture_is_that_of_the_seed(tmp_path: Path) -> None:
     assert sorted(orders[0]) == list(range(50))
     with pytest.raises(TrainingError, match="names no data"):
         open_mixture(DataSpec(), 0)
+
+
+def test_data_sets_are_drawn_as_the_sampling_says(tmp_path: Path) -> None:
+    for name, count in (("large", 16), ("small", 4)):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "x"}\n' * count)
+    meta = {name: {"annotation": f"{name}.jsonl", "weight": 1} for name in ("large", "small")}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    spec = DataSpec(meta=str(tmp_path / "meta.json"))
+    shares = {}
+    for sampling in ("length", "sqrt", "weight"):
+        mixture = open_mixture(replace(spec, sampling=sampling), 0)
+        shares[sampling] = [mixture.pick(position).dataset for position in range(len(mixture))].count(1)
+    assert shares == {"length": 4, "sqrt": 7, "weight": 10}
+
+
+def test_examples_are_made_as_the_recipe_says(tmp_path: Path, golden_dir: GoldenFixtures) -> None:
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    path = tmp_path / "rows.jsonl"
+    captions = {"image": "a.png", "en": ["Red.", "A red square."], "zh": ["红色"]}
+    preference = {"question": "What?", "chosen": "Red.", "rejected": "Blue."}
+    path.write_text(f"{json.dumps(captions)}\n{json.dumps(preference)}\n")
+    (dataset,) = open_data(path)
+    built = build(ModelSpec(checkpoint=str(golden_dir / "internvl2_5_qwen2"), max_tiles=1), 0)
+
+    def branches(row: int, objective: ObjectiveSpec, **data: object) -> int:
+        examples = make_examples(built, replace(DataSpec(), **data), objective)  # type: ignore[arg-type]
+        return len(examples.example(dataset.source.row(row), dataset, seed=0).branches)
+
+    assert branches(0, NextToken()) == 3
+    assert branches(0, NextToken(), language="en") == 2
+    assert branches(0, NextToken(), share_pictures=False) == 1
+    assert branches(1, Preference()) == 2
+    for row, objective in ((0, Preference()), (1, NextToken()), (1, SelfCritical())):
+        with pytest.raises(InputError, match="this objective"):
+            branches(row, objective)
+    with pytest.raises(InputError, match="the limit is 20 "):
+        branches(0, NextToken(), max_length=20)

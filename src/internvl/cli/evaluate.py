@@ -165,7 +165,6 @@ def _load(options: Options) -> ChatModel:
     model = load_chat(chosen)
     if options.adapter is not None:
         load_adapters(model.vlm, options.adapter)
-        model.vlm.eval()  # new modules begin with dropout
     return model
 
 
