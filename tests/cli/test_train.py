@@ -25,12 +25,13 @@ class Trained:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Recipe, Path, bool, str]] = []
-        self.reason = "finished"
+        self.reason, self.num_bad = "finished", 0
 
     def __call__(self, recipe: Recipe, out: Path, *, resume: bool, device: str) -> Any:
         self.calls.append((recipe, out, resume, device))
         done = self.reason == "finished"
-        return SimpleNamespace(reason=self.reason, step=7, result=out / "model" if done else None)
+        result = out / "model" if done else None
+        return SimpleNamespace(reason=self.reason, step=7, result=result, num_bad=self.num_bad)
 
 
 @pytest.fixture
@@ -74,6 +75,13 @@ def test_the_result_is_what_is_printed(run: Run, trained: Trained) -> None:
     finished = run("train", "lora")
     assert finished.out == f"{Path('runs/lora/model')}\n"
     assert "finished after 7 steps" in finished.err
+    assert "could not be used" not in finished.err
+
+
+def test_records_that_could_not_be_used_are_told(run: Run, trained: Trained) -> None:
+    trained.num_bad = 19
+    told = f"19 records could not be used, see {Path('runs/lora/bad_samples.jsonl')}\n"
+    assert told in run("train", "lora").err
 
 
 def test_a_saved_recipe(run: Run, trained: Trained, saved: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from internvl.data.bad_samples import BadSample, BadSamplesLog
+from internvl.data.bad_samples import BadSample, BadSamplesLog, read_kinds, read_rows
 from internvl.data.spec import BadSamples
 from internvl.errors import TrainingError
 
@@ -59,6 +60,38 @@ def test_the_limit_counts_after_the_first_hundred(tmp_path: Path) -> None:
     log.add([bad(number) for number in range(50)], num_seen=99)
     with pytest.raises(TrainingError, match=r"51 of 109 records cannot be used, more than 10%"):
         log.add([bad()], num_seen=10)
+
+
+def test_all_there_are_may_be_judged_before(tmp_path: Path) -> None:
+    log = BadSamplesLog(tmp_path / "bad.jsonl", BadSamples(limit=0.1))
+    log.judge()
+    log.add([bad(number) for number in range(19)], num_seen=20)
+    with pytest.raises(
+        TrainingError, match=r"19 of 20 records .* more than 10%; see .*bad.jsonl, the last a:18"
+    ):
+        log.judge()
+
+
+def test_a_run_that_goes_on_writes_nothing_twice(tmp_path: Path) -> None:
+    """And its first row does not end the line that a crash cut short."""
+    path = tmp_path / "bad.jsonl"
+    BadSamplesLog(path, BadSamples()).add([bad(1), bad(2)], num_seen=50)
+    whole = path.read_text()
+    path.write_text(whole + whole[:30])
+    again = BadSamplesLog(path, BadSamples())
+    again.add([bad(2), bad(3)], num_seen=50)
+    assert again.num_bad == 2
+    assert [row["key"] for row in read_rows(path)] == ["a:1", "a:2", "a:3"]
+    assert [row["key"] for row in map(json.loads, path.read_text().splitlines()[3:])] == ["a:3"]
+
+
+def test_a_record_of_several_epochs_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    assert read_kinds(path) == {}
+    log = BadSamplesLog(path, BadSamples())
+    log.add([bad(1), replace(bad(1), position=21), bad(2)])
+    assert len(list(read_rows(path))) == 3
+    assert read_kinds(path) == {"a:1": "ImageError", "a:2": "ImageError"}
 
 
 def test_as_many_as_the_limit_are_endured() -> None:

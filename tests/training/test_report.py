@@ -77,12 +77,13 @@ def test_without_matplotlib_the_report_says_so(folder: Path, monkeypatch: pytest
 
 
 def test_bad_samples_are_counted_by_kind(folder: Path) -> None:
-    rows = [json.dumps({"key": "a", "error": error}) for error in ("ImageError", "InputError", "ImageError")]
+    """A record that came in three epochs once; a line that a crash cut short not at all."""
+    errors = {"a": "ImageError", "b": "InputError", "c": "ImageError"}
+    rows = [json.dumps({"key": key, "error": error}) for key, error in errors.items()] * 3
     (folder / "bad_samples.jsonl").write_text("\n".join([*rows, "torn"]) + "\n")
     text = write_report(folder, RECIPE, {}).read_text(encoding="utf-8")
-    assert "4 records could not be used" in text
+    assert "3 records could not be used" in text
     assert "| ImageError | 2 |" in text
-    assert "| a line that is no JSON | 1 |" in text
 
 
 def test_many_measurements_are_shortened(tmp_path: Path) -> None:

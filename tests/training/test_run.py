@@ -501,10 +501,11 @@ def test_broken_records_are_written_down(full: Recipe, tmp_path: Path) -> None:
     path.write_text("\n".join(broken) + "\n")
     spec = replace(full.data, meta=str(path), bad_samples=BadSamples(limit=1.0))
     recipe = replace(full, data=spec, evaluation=Evaluation(data=spec, every=4))
-    assert run(recipe, tmp_path).reason == "finished"
+    outcome = run(recipe, tmp_path)
+    assert (outcome.reason, outcome.num_bad) == ("finished", 2)
     bad = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
     assert {row["key"] for row in bad} == {"broken:6", "broken:7"}
-    assert "Bad samples" in (tmp_path / "report.md").read_text()
+    assert "2 records could not be used" in (tmp_path / "report.md").read_text()
     stopping = replace(recipe, data=replace(spec, bad_samples=BadSamples(policy="stop")))
     with pytest.raises(TrainingError, match=r"broken:[67] .* cannot be used"):
         run(stopping, tmp_path / "stop")
@@ -532,6 +533,41 @@ def test_records_that_an_objective_cannot_learn_from_are_bad(
         assert any("val_loss" in row for row in rows(out))
     with pytest.raises(TrainingError, match=r"pairs:\d+: a preference, .* set objective\.type=Preference"):
         run(replace(full, data=replace(full.data, meta=str(pairs))), tmp_path / "pairs")
+
+
+def half_missing(full: Recipe, **settings: Any) -> Recipe:
+    """On twenty rows of which every second one names a picture that is not there."""
+    source = Path(full.data.meta or "")
+    path = source.with_name("half.jsonl")
+    missing = [f'{{"image": "gone{number}.png", "caption": "x"}}' for number in range(10)]
+    lines = source.read_text().splitlines()[:10]
+    path.write_text("".join(f"{line}\n" for pair in zip(lines, missing, strict=True) for line in pair))
+    return replace(full, data=replace(full.data, meta=str(path)), **settings)
+
+
+TOO_MANY = r"of 20 records cannot be used, more than 10%; see .*bad_samples\.jsonl"
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_too_many_bad_records_of_a_small_set_end_the_run(full: Recipe, tmp_path: Path, epochs: int) -> None:
+    """After its first epoch, once more when it goes on, and not where the limit is raised then."""
+    recipe = half_missing(full, steps=None, epochs=epochs)
+    with pytest.raises(TrainingError, match=f"^10 {TOO_MANY}"):
+        run(recipe, tmp_path)
+    assert rows(tmp_path)[-1]["step"] == 5
+    assert not (tmp_path / "model").exists()
+    before = (tmp_path / "bad_samples.jsonl").read_text()
+    with pytest.raises(TrainingError, match=f"^10 {TOO_MANY}"):
+        run(recipe, tmp_path, resume=True)
+    assert (tmp_path / "bad_samples.jsonl").read_text() == before
+
+
+def test_bad_records_are_counted_over_an_interruption(full: Recipe, tmp_path: Path) -> None:
+    recipe = half_missing(full, steps=5)
+    with Ending(tmp_path, "ask", 2):
+        assert run(recipe, tmp_path).reason == "interrupted"
+    with pytest.raises(TrainingError, match=f"^10 {TOO_MANY}"):
+        run(recipe, tmp_path, resume=True)
 
 
 def test_what_cannot_start_says_so(full: Recipe, lora: Recipe, tmp_path: Path) -> None:

@@ -137,6 +137,8 @@ def _train(options: Options, recipe: Recipe, folder: Path) -> int:
     if is_main:
         result = None if outcome.result is None else str(outcome.result)
         told = {"reason": outcome.reason, "step": outcome.step, "run": str(folder), "result": result}
+        if outcome.num_bad:
+            output.note(f"{outcome.num_bad} records could not be used, see {folder / 'bad_samples.jsonl'}")
         if options.json:
             output.write_json(told)
         else:

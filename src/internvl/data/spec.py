@@ -19,7 +19,8 @@ class BadSamples:
 
     "replace" takes another record, the same one in every run; "skip" goes on with the next one, for which
     every process decodes all records of a step; "stop" ends the run. More than `limit` of them (a share of
-    the records seen, after the first 100) end the run too.
+    the records seen, after the first 100, or after the first epoch or the run where those are shorter) end
+    the run too.
     """
 
     policy: Literal["replace", "skip", "stop"] = "replace"

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from internvl.data.bad_samples import read_kinds
 from internvl.training import recipe_file
 from internvl.training.log import Row, read_rows
 from internvl.training.recipe import Recipe
@@ -116,24 +117,13 @@ def _events(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _bad_samples(folder: Path) -> tuple[str, ...]:
-    path = folder / BAD_SAMPLES
-    if not path.is_file() or not path.stat().st_size:
+    """Distinct records, however often each came."""
+    kinds = Counter(read_kinds(folder / BAD_SAMPLES).values())
+    if not kinds:
         return ()
-    kinds: Counter[str] = Counter()
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            kinds[_kind(line)] += 1
     rows = [(kind, str(count)) for kind, count in kinds.most_common(SHOWN_REASONS)]
-    text = f"{sum(kinds.values())} records could not be used; each is in `{BAD_SAMPLES}`."
+    text = f"{kinds.total()} records could not be used; each is in `{BAD_SAMPLES}`."
     return "## Bad samples", text, _table(("error", "records"), rows)
-
-
-def _kind(line: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return "a line that is no JSON"
-    return str(row.get("error", "?")) if isinstance(row, dict) else "a line that is no JSON object"
 
 
 def _trained(rows: Sequence[Row]) -> list[Row]:

@@ -17,13 +17,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from internvl.data.bad_samples import BadSamplesLog
-from internvl.data.feed import Feed
+from internvl.data.bad_samples import FIRST, BadSamplesLog, read_kinds
+from internvl.data.feed import Feed, Step
 from internvl.data.meta import DataSet, open_data
 from internvl.data.spec import DataSpec
 from internvl.training.build import Built, build, widen_trained
@@ -55,11 +57,13 @@ from internvl.training.world import World, distribute, open_world, whole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a run ended ("finished", "interrupted", "no better"), and what it made, unless interrupted."""
+    """How a run ended ("finished", "interrupted", "no better"), what it made, unless interrupted, and how
+    many records could not be used."""
 
     reason: str
     step: int
     result: Path | None
+    num_bad: int
 
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu") -> Outcome:
@@ -99,6 +103,7 @@ class _Run:
         self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
         self.saves = Saves(out / CHECKPOINTS, world, keep=recipe.saving.keep)
         self.best = Best(recipe.evaluation.metric, recipe.evaluation.patience)
+        self.bad = BadSamplesLog(out / BAD, recipe.data.bad_samples)
         self.cache = self._feature_cache()
 
     def _reference(self) -> nn.Module | None:
@@ -133,7 +138,7 @@ class _Run:
         try:
             with Progress(self.steps, int(facts.get("step", 0))) as progress:
                 job = self._job(facts, feed, log, progress)
-                reason = train(job)
+                reason = self._train(job)
         finally:
             feed.close()
             self.saves.close()
@@ -141,7 +146,29 @@ class _Run:
         result = self._export() if reason != "interrupted" else None
         if self.world.is_main:
             write_report(self.out, self.recipe, {"reason": reason, "step": job.done})
-        return Outcome(reason=reason, step=job.done, result=result)
+        num_bad = len(read_kinds(self.out / BAD))
+        return Outcome(reason=reason, step=job.done, result=result, num_bad=num_bad)
+
+    def _train(self, job: Job) -> str:
+        reason = train(job)
+        if reason != "interrupted":
+            self._judge_bad()
+        return reason
+
+    def _take(self, feed: Feed[Any, Any]) -> Step[Any]:
+        """The next step; not after an epoch of a small set in which too much was bad."""
+        if len(self.mixture) <= self.bad.num_seen < FIRST:
+            self._judge_bad()
+        return feed.take()
+
+    def _judge_bad(self) -> None:
+        self._count_bad()
+        self.bad.judge()
+
+    def _count_bad(self) -> None:
+        """Makes the number of bad records exact, on every process: it is the mean of what each supposed."""
+        total = self.world.sum(torch.tensor(self.bad.num_bad))
+        self.bad.num_bad = int(total) // self.world.size
 
     def _log(self) -> Log:
         """The run's own on the main process; the others keep theirs beside it."""
@@ -156,12 +183,18 @@ class _Run:
             return {}
         facts = self.saves.load(path, self.model, self.optimizer, self.ema)
         self.best.restore(facts["best"])
+        bad = facts.get("bad", {"num_seen": 0, "num_bad": 0})
+        self.bad.num_seen, self.bad.num_bad = int(bad["num_seen"]), int(bad["num_bad"])
         if hasattr(self.objective, "restore"):
             self.objective.restore(facts["objective"])
         return facts
 
     def _facts(self) -> dict[str, Any]:
-        return {"objective": self.objective.state() if hasattr(self.objective, "state") else {}}
+        self._count_bad()
+        return {
+            "objective": self.objective.state() if hasattr(self.objective, "state") else {},
+            "bad": {"num_seen": self.bad.num_seen, "num_bad": self.bad.num_bad},
+        }
 
     def _feed(self, position: int) -> Feed[Any, Any]:
         data, batching = self.recipe.data, self.recipe.execution
@@ -172,7 +205,7 @@ class _Run:
             data,
             pack,
             seed=self.recipe.seed,
-            bad=BadSamplesLog(self.out / BAD, data.bad_samples),
+            bad=self.bad,
             world=self.world.size,
             rank=self.world.rank,
             accumulate=batching.accumulate,
@@ -187,7 +220,7 @@ class _Run:
             model=self.model,
             module=self.module,
             optimizer=self.optimizer,
-            take=feed.take,
+            take=partial(self._take, feed),
             world=self.world,
             saves=self.saves,
             log=log,
