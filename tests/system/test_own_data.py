@@ -110,7 +110,12 @@ def test_a_table_with_broken_rows_ends_in_the_report(
     checked = capsys.readouterr()
     assert "3 of 7 records cannot be used" in checked.err
     words = ("--model", base, "--out", "runs/mine", *STEPS, "--set", "steps=4", "--threads", "1")
-    assert main(["train", "lora", "--data", "my.csv", *words]) == 0
+    assert main(["train", "lora", "--data", "my.csv", *words]) == 1
+    assert "records cannot be used, more than 10%" in capsys.readouterr().err
+    tolerant = ("--resume", "--set", "data.bad_samples.limit=0.5")
+    assert main(["train", "lora", "--data", "my.csv", *words, *tolerant]) == 0
+    told = f"3 records could not be used, see {Path('runs/mine/bad_samples.jsonl')}"
+    assert told in capsys.readouterr().err
     reported = (folder / "runs" / "mine" / "bad_samples.jsonl").read_text(encoding="utf-8").splitlines()
     found = {json.loads(line)["key"] for line in reported}
     assert found == {"my:4", "my:5", "my:6"}

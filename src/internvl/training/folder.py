@@ -5,6 +5,7 @@ Knows nothing of what is written there (see `training.run`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,16 @@ from internvl.training.world import World
 RECIPE = "recipe.json"
 BAD = "bad_samples.jsonl"
 CHECKPOINTS = "checkpoints"
-RESUMABLE: frozenset[str] = frozenset(
-    {"log_every", "tensorboard", "wandb", "saving", "evaluation", "execution"}
+RESUMABLE: tuple[str, ...] = (
+    "data.bad_samples.limit",
+    "data.read_ahead",
+    "data.workers",
+    "evaluation",
+    "execution",
+    "log_every",
+    "saving",
+    "tensorboard",
+    "wandb",
 )
 """Fields that may change when a run goes on: they do not decide what is learnt."""
 
@@ -49,13 +58,28 @@ def _has_begun(out: Path) -> bool:
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    differing = [name for name in before if name not in RESUMABLE and before[name] != now[name]]
-    if differing:
-        name = differing[0]
+    for name, old, new in _changes(before, now):
         raise TrainingError(
-            f"{path} was started with {name} = {before[name]!r}, now it is {now[name]!r}: a run goes on as "
-            f"it began (only {', '.join(sorted(RESUMABLE))} may change); else choose another folder"
+            f"{path} was started with {name} = {old!r}, now it is {new!r}: a run goes on as it began (only "
+            f"{', '.join(RESUMABLE)} may change); else choose another folder"
         )
+
+
+def _changes(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, before, now) of every field that may not differ and does, named as `--set` names it."""
+    if name in RESUMABLE or before == now:
+        return
+    keys = _keys(before)
+    if keys and keys == _keys(now):
+        for key in keys:
+            yield from _changes(before[key], now[key], f"{name}.{key}".removeprefix("."))
+    else:
+        yield name, before, now
+
+
+def _keys(value: Any) -> list[Any]:
+    """Names or places of what is inside; none of a plain value."""
+    return list(range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ())
 
 
 def anchored(recipe: Recipe) -> Recipe:
