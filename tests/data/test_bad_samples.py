@@ -79,8 +79,9 @@ def test_a_run_that_goes_on_writes_nothing_twice(tmp_path: Path) -> None:
     whole = path.read_text()
     path.write_text(whole + whole[:30])
     again = BadSamplesLog(path, BadSamples())
+    again.restore({"num_seen": 20, "num_bad": 1})
     again.add([bad(2), bad(3)], num_seen=50)
-    assert again.num_bad == 2
+    assert again.state() == {"num_seen": 70, "num_bad": 3}
     assert [row["key"] for row in read_rows(path)] == ["a:1", "a:2", "a:3"]
     assert [row["key"] for row in map(json.loads, path.read_text().splitlines()[3:])] == ["a:3"]
 

@@ -346,8 +346,14 @@ def not_finite(*steps: int) -> Objective:
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     run = Run(tmp_path, objective=not_finite(3))
-    with pytest.raises(TrainingError, match=r"step 4: loss nan, .* first 3:0, 3:1"):
+    with pytest.raises(TrainingError, match=r"step 4: loss nan, .* first 3:0, 3:1") as raised:
         run()
+    told = str(raised.value)
+    assert (
+        "--resume --set execution.non_finite=skip leaves such steps out and goes on from step-00000002;"
+        in told
+    )
+    assert "a lower learning rate needs a new run" in told
     assert run.rows[-1]["event"] == "not finite"
     assert run.rows[-1]["keys"] == [f"3:{number}" for number in range(6)]
     weights = run.weights
@@ -364,7 +370,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         return replace(loss, total=loss.total + (model(batch.x_N3) * 0).abs().sqrt().sum())
 
     run = Run(tmp_path, objective=objective)
-    with pytest.raises(TrainingError, match=r"step 1: loss \d.*gradient norm nan"):
+    with pytest.raises(
+        TrainingError, match=r"step 1: loss \d.*gradient norm nan.* goes on from the beginning"
+    ):
         run()
     assert torch.equal(run.weights, flat(start()))
 
@@ -396,7 +404,7 @@ def test_too_many_skipped_steps_stop_the_run_also_when_it_was_resumed(tmp_path: 
     run = Run(tmp_path, replace(skipping, steps=3), objective=not_finite(1, 4))
     assert run() == "finished"
     run.recipe = skipping
-    with pytest.raises(TrainingError, match=r"step 5: .* 2 such steps"):
+    with pytest.raises(TrainingError, match=r"step 5: .* 2 such steps.* execution\.non_finite_limit=N"):
         run()
 
 

@@ -15,7 +15,13 @@ from internvl.errors import InputError, TrainingError
 from internvl.training.build import build
 from internvl.training.objective_spec import NextToken, ObjectiveSpec, Preference, SelfCritical
 from internvl.training.recipe import AdamW, ModelSpec, Recipe
-from internvl.training.recipe_data import count_steps, make_examples, open_mixture
+from internvl.training.recipe_data import (
+    check_unchanged,
+    count_steps,
+    data_facts,
+    make_examples,
+    open_mixture,
+)
 from tests.conftest import GoldenFixtures
 
 RECIPE = Recipe(
@@ -88,3 +94,18 @@ def test_examples_are_made_as_the_recipe_says(tmp_path: Path, golden_dir: Golden
             branches(row, objective)
     with pytest.raises(InputError, match="the limit is 20 "):
         branches(0, NextToken(), max_length=20)
+
+
+def test_data_that_changed_are_refused(tmp_path: Path) -> None:
+    """Rows, the order of the sets, the steps; facts come back from JSON."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "x"}\n' * 5)
+    facts = data_facts(open_mixture(DataSpec(meta=str(path)), 0), 7)
+    assert facts == json.loads(json.dumps(facts)) == {"rows": [["rows", 5]], "steps": 7}
+    check_unchanged(facts, facts)
+    changes = ({"rows": [["rows", 9]]}, {"steps": 9}, {"rows": [["rows", 5], ["more", 1]]})
+    for change in changes:
+        with pytest.raises(
+            TrainingError, match=r"began with rows \(5 rows\) and 7 steps, now .* Put them back"
+        ):
+            check_unchanged(facts, facts | change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,15 @@ from torch import Tensor
 from internvl.adapt.lora import LoRA, adapters
 from internvl.checkpoints.adapters import load_adapters
 from internvl.checkpoints.load import load_model
+from internvl.data.batch import Batch
 from internvl.data.meta import open_data
 from internvl.data.spec import BadSamples, Batching, DataSpec
 from internvl.errors import CheckpointError, ConfigError, InputError, TrainingError
 from internvl.models.vlm import VLM
 from internvl.training import precision, recipe_file, report
 from internvl.training.build import build
+from internvl.training.loop import Objected
+from internvl.training.loss import Loss
 from internvl.training.objective_spec import NextToken, Preference
 from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
 from internvl.training.recipe_data import make_examples
@@ -443,6 +447,57 @@ def test_a_folder_belongs_to_one_run(full: Recipe, tmp_path: Path) -> None:
         run(other, tmp_path, resume=True)
     with pytest.raises(TrainingError, match="was started with steps = 1, now it is 2"):
         run(replace(full, steps=2), tmp_path, resume=True)
+    data = replace(full.data, batching=Batching(examples=5), workers=2)
+    with pytest.raises(TrainingError, match=r"was started with data\.batching\.examples = 4, now it is 5: "):
+        run(replace(full, steps=1, data=data), tmp_path, resume=True)
+    rate = replace(full, steps=1, params=(full.params[0], (".*", AdamW(lr=5e-4))))
+    with pytest.raises(TrainingError, match=r"was started with params\.1\.1\.lr = 0\.001, now it is 0\.0005"):
+        run(rate, tmp_path, resume=True)
+
+
+def test_rows_that_came_later_are_refused(full: Recipe, tmp_path: Path) -> None:
+    lines = Path(full.data.meta or "").read_text().splitlines(keepends=True)
+    path = Path(full.data.meta or "").with_name("growing.jsonl")
+    path.write_text("".join(lines[:8]))
+    recipe = replace(full, data=replace(full.data, meta=str(path)), steps=None, epochs=1)
+    assert run(recipe, tmp_path / "out").step == 2
+    path.write_text("".join(lines[:16]))
+    with pytest.raises(
+        TrainingError, match=r"growing \(8 rows\) and 2 steps, now .*growing \(16 rows\) and 4 "
+    ):
+        run(recipe, tmp_path / "out", resume=True)
+
+
+def test_a_run_that_fails_has_a_report(full: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the steps before it."""
+    forward = Objected.forward
+
+    def failing(module: Objected, batch: Batch) -> Loss:
+        loss = forward(module, batch)
+        return replace(loss, total=loss.total * math.nan) if rows(tmp_path) else loss
+
+    monkeypatch.setattr(Objected, "forward", failing)
+    with pytest.raises(TrainingError, match="step 2: loss nan"):
+        run(full, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| reason | failed: step 2: loss nan" in text
+    assert "| step | 1 |" in text
+    assert "at step 1" in text
+    assert "* step 2: not finite" in text
+
+
+def test_a_step_is_computed_in_parts(full: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    forward = Objected.forward
+
+    def counting(module: Objected, batch: Batch) -> Loss:
+        sizes.append(len(batch.keys))
+        return forward(module, batch)
+
+    monkeypatch.setattr(Objected, "forward", counting)
+    run(replace(full, steps=2, execution=Execution(accumulate=3)), tmp_path)
+    assert len(sizes) == 2 * 3
+    assert sum(sizes) == 2 * 4
 
 
 def test_a_run_goes_on_from_any_folder(full: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,6 +533,17 @@ def test_patience_ends_a_run_with_its_result(full: Recipe, tmp_path: Path) -> No
     assert outcome.step < 4
     assert outcome.result is not None
     assert (outcome.result / "config.json").is_file()
+
+
+def test_patience_lasts_over_an_interruption(full: Recipe, tmp_path: Path) -> None:
+    evaluation = Evaluation(data=full.data, every=1, examples=4, patience=2)
+    recipe = replace(full, params=((".*", AdamW(lr=1.0)),), evaluation=evaluation)
+    whole = run(recipe, tmp_path / "whole")
+    assert (whole.reason, whole.step) == ("no better", 3)
+    with Ending(tmp_path / "parts", "ask", 2):
+        assert run(recipe, tmp_path / "parts").reason == "interrupted"
+    parts = run(recipe, tmp_path / "parts", resume=True)
+    assert (parts.reason, parts.step) == ("no better", 3)
 
 
 def test_the_best_weights_can_be_the_result(full: Recipe, tmp_path: Path) -> None:
@@ -554,12 +620,16 @@ def test_too_many_bad_records_of_a_small_set_end_the_run(full: Recipe, tmp_path:
     recipe = half_missing(full, steps=None, epochs=epochs)
     with pytest.raises(TrainingError, match=f"^10 {TOO_MANY}"):
         run(recipe, tmp_path)
+    assert "| reason | failed: 10 of 20 records" in (tmp_path / "report.md").read_text()
     assert rows(tmp_path)[-1]["step"] == 5
     assert not (tmp_path / "model").exists()
     before = (tmp_path / "bad_samples.jsonl").read_text()
     with pytest.raises(TrainingError, match=f"^10 {TOO_MANY}"):
         run(recipe, tmp_path, resume=True)
     assert (tmp_path / "bad_samples.jsonl").read_text() == before
+    if epochs == 1:
+        tolerant = replace(recipe.data, bad_samples=BadSamples(limit=0.5), workers=2, read_ahead=9)
+        assert run(replace(recipe, data=tolerant), tmp_path, resume=True).num_bad == 10
 
 
 def test_bad_records_are_counted_over_an_interruption(full: Recipe, tmp_path: Path) -> None:

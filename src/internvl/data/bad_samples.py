@@ -120,6 +120,12 @@ class BadSamplesLog:
             "--resume and a larger data.bad_samples.limit"
         )
 
+    def state(self) -> dict[str, int]:
+        return {"num_seen": self.num_seen, "num_bad": self.num_bad}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        self.num_seen, self.num_bad = int(state["num_seen"]), int(state["num_bad"])
+
     def _write(self, rows: Sequence[BadSample]) -> None:
         if not rows or self.path is None:
             return

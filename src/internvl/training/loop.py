@@ -212,10 +212,15 @@ def _refuse(job: Job, keys: Sequence[str], sums: Counter[str], norm: float) -> N
     if execution.non_finite == "stop" or job.skipped > execution.non_finite_limit:
         shown = ", ".join(keys[:KEYS_SHOWN])
         job.saves.wait()  # else the checkpoint being written would stay half done
+        latest = job.saves.latest()
+        start = "the beginning, since nothing was saved yet" if latest is None else latest.name
+        change = (
+            "non_finite=skip" if execution.non_finite == "stop" else "non_finite_limit=N, a larger number,"
+        )
         raise TrainingError(
             f"step {job.done + 1}: loss {sums['loss']}, gradient norm {norm}, {job.skipped} such steps. "
-            f"Its records are in the log, first {shown}. Lower the learning rate, or look at them; the last "
-            "checkpoint is unharmed"
+            f"Its records are in the log, first {shown}. Look at them; --resume --set execution.{change} "
+            f"leaves such steps out and goes on from {start}; a lower learning rate needs a new run"
         )
 
 

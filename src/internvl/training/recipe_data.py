@@ -6,7 +6,7 @@ Knows no optimiser and no loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -83,3 +83,23 @@ def count_steps(recipe: Recipe, records: int) -> int:
     if examples is None or recipe.epochs is None:
         raise TrainingError(f"recipe {recipe.name}: packed data needs `steps`, since packs differ in records")
     return max(1, math.ceil(recipe.epochs * records / examples))
+
+
+def data_facts(mixture: Mixture, steps: int) -> dict[str, Any]:
+    """What tells on resuming that the data are those the run began with."""
+    return {"rows": [[dataset.name, dataset.size] for dataset in mixture.datasets], "steps": steps}
+
+
+def check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises TrainingError where the data sets, their rows in use or the steps are not those of before: order
+    and learning rate would jump."""
+    if before == now:
+        return
+    told = [
+        f"{', '.join(f'{name} ({rows} rows)' for name, rows in facts['rows'])} and {facts['steps']} steps"
+        for facts in (before, now)
+    ]
+    raise TrainingError(
+        f"the run began with {told[0]}, now there are {told[1]}: a run goes on with the data it began with. "
+        "Put them back, or train in another folder (for adapters see model.adapter, to go on from these)"
+    )

@@ -15,7 +15,7 @@ Called again with `resume`, a run goes on where its last complete checkpoint lef
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from internvl.data.bad_samples import FIRST, BadSamplesLog, read_kinds
 from internvl.data.feed import Feed, Step
 from internvl.data.meta import DataSet, open_data
 from internvl.data.spec import DataSpec
+from internvl.errors import InternVLError, TrainingError
 from internvl.training.build import Built, build, widen_trained
 from internvl.training.build_pairs import BuiltPairs, build_pairs
 from internvl.training.ema import EMA
@@ -45,7 +46,15 @@ from internvl.training.optim import freeze, make_optimizer
 from internvl.training.precision import for_device
 from internvl.training.progress import Progress
 from internvl.training.recipe import Recipe
-from internvl.training.recipe_data import count_steps, make_examples, make_pairs, make_reader, open_mixture
+from internvl.training.recipe_data import (
+    check_unchanged,
+    count_steps,
+    data_facts,
+    make_examples,
+    make_pairs,
+    make_reader,
+    open_mixture,
+)
 from internvl.training.recompute import recompute
 from internvl.training.reference import Reference
 from internvl.training.report import write_report
@@ -97,6 +106,7 @@ class _Run:
         recompute(self.model, recipe.execution.recompute)
         self.mixture = open_mixture(recipe.data, recipe.seed)
         self.steps = count_steps(recipe, len(self.mixture))
+        self.data_facts = data_facts(self.mixture, self.steps)
         self.objective = self._objective()
         self.module = distribute(Objected(self.model, self.objective), recipe.execution.parallel, world)
         self.optimizer = make_optimizer(self.model, recipe.params)
@@ -144,31 +154,37 @@ class _Run:
             self.saves.close()
             log.close()
         result = self._export() if reason != "interrupted" else None
-        if self.world.is_main:
-            write_report(self.out, self.recipe, {"reason": reason, "step": job.done})
+        self._report(job, reason)
         num_bad = len(read_kinds(self.out / BAD))
         return Outcome(reason=reason, step=job.done, result=result, num_bad=num_bad)
 
     def _train(self, job: Job) -> str:
-        reason = train(job)
-        if reason != "interrupted":
-            self._judge_bad()
+        """Why the run ended. One that fails has its report first."""
+        try:
+            reason = train(job)
+            if reason != "interrupted":
+                self._counted_bad().judge()
+        except TrainingError as error:
+            with suppress(InternVLError, OSError):  # the failure is what is to be told
+                self._report(job, f"failed: {error}")
+            raise
         return reason
+
+    def _report(self, job: Job, reason: str) -> None:
+        if self.world.is_main:
+            write_report(self.out, self.recipe, {"reason": reason, "step": job.done})
 
     def _take(self, feed: Feed[Any, Any]) -> Step[Any]:
         """The next step; not after an epoch of a small set in which too much was bad."""
         if len(self.mixture) <= self.bad.num_seen < FIRST:
-            self._judge_bad()
+            self._counted_bad().judge()
         return feed.take()
 
-    def _judge_bad(self) -> None:
-        self._count_bad()
-        self.bad.judge()
-
-    def _count_bad(self) -> None:
-        """Makes the number of bad records exact, on every process: it is the mean of what each supposed."""
+    def _counted_bad(self) -> BadSamplesLog:
+        """With the exact number, on every process: it is the mean of what each supposed."""
         total = self.world.sum(torch.tensor(self.bad.num_bad))
         self.bad.num_bad = int(total) // self.world.size
+        return self.bad
 
     def _log(self) -> Log:
         """The run's own on the main process; the others keep theirs beside it."""
@@ -182,19 +198,16 @@ class _Run:
         if path is None:
             return {}
         facts = self.saves.load(path, self.model, self.optimizer, self.ema)
+        check_unchanged(facts.get("data", self.data_facts), self.data_facts)
         self.best.restore(facts["best"])
-        bad = facts.get("bad", {"num_seen": 0, "num_bad": 0})
-        self.bad.num_seen, self.bad.num_bad = int(bad["num_seen"]), int(bad["num_bad"])
+        self.bad.restore(facts.get("bad", self.bad.state()))
         if hasattr(self.objective, "restore"):
             self.objective.restore(facts["objective"])
         return facts
 
     def _facts(self) -> dict[str, Any]:
-        self._count_bad()
-        return {
-            "objective": self.objective.state() if hasattr(self.objective, "state") else {},
-            "bad": {"num_seen": self.bad.num_seen, "num_bad": self.bad.num_bad},
-        }
+        objective = self.objective.state() if hasattr(self.objective, "state") else {}
+        return {"objective": objective, "data": self.data_facts, "bad": self._counted_bad().state()}
 
     def _feed(self, position: int) -> Feed[Any, Any]:
         data, batching = self.recipe.data, self.recipe.execution
