@@ -227,6 +227,22 @@ def test_reports_of_processes_join_to_the_report_of_one(tmp_path: Path) -> None:
     assert one == three != []
 
 
+def test_what_one_process_decodes_stands_for_the_others() -> None:
+    """Faults that all processes find count once, those of decoding on average."""
+    broken = rows(60, "decode measure")
+    counts = []
+    for world in (1, 2):
+        logs = []
+        for rank in range(world):
+            with closing(make_feed(broken, BY_EXAMPLES, world=world, rank=rank)) as feed:
+                for _ in range(10):
+                    made(feed.take())
+            logs.append(feed.bad)
+        assert {log.num_seen for log in logs} == {60}
+        counts.append(sum(log.num_bad for log in logs) / world)
+    assert counts[0] == counts[1] >= 8
+
+
 def test_what_is_read_ahead_is_not_reported_yet(tmp_path: Path) -> None:
     log = tmp_path / "bad_samples.jsonl"
     position = take(2, FAULTY, BY_EXAMPLES, log=log)[-1].position

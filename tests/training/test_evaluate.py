@@ -210,6 +210,19 @@ def test_records_are_spread_evenly_and_limited(model: VLM) -> None:
     assert evaluator(model, [data_set([ONE] * 3)], examples=4).sets[0].rows == (0, 1, 2)
 
 
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_autocast_is_that_of_the_training(model: VLM, autocast: str | None) -> None:
+    seen = []
+
+    def objective(model: VLM, batch: Any) -> Any:
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return next_token(model, batch)
+
+    sets = [data_set([ONE])]
+    Evaluator(model.eval(), PROCESSOR, sets, Maker(), Evaluation(), objective, autocast=autocast).evaluate()
+    assert seen == [(autocast is not None, torch.bfloat16)]
+
+
 def test_bad_records_are_reported_and_left_out(model: VLM) -> None:
     made = evaluator(model, [data_set([ONE, "cut off", TWO])])
     assert [(bad.key, bad.path, bad.reason, bad.error) for bad in made.bad] == [
