@@ -89,6 +89,8 @@ def test_killed_in_mid_save_and_resumed_on_one_two_and_one_processes(whole: Whol
     assert run(recipe, out, resume=True).reason == "finished"
     expected, found = (torch.tensor(losses(folder), dtype=torch.float64) for folder in (whole.out, out))
     torch.testing.assert_close(found[:, :2], expected[:, :2], rtol=1e-5, atol=0)
+    # What AdamW makes of rounding: a quarter of one step, of the twenty that were taken.
+    torch.testing.assert_close(results(out), results(whole.out), rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("step", [5, 10])
