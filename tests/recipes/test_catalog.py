@@ -77,9 +77,9 @@ def test_two_steps(name: str, small: Small, tmp_path: Path, monkeypatch: pytest.
     assert [row["lr"] for row in steps] == [
         pytest.approx(peak * lr_scale(step, STEPS, recipe.schedule)) for step in range(STEPS)
     ]
-    # What a random model writes scores nothing, so there is nothing to prefer.
+    # What a random model writes mostly scores nothing, so there may be nothing to prefer.
     learns = not isinstance(recipe.objective, SelfCritical)
-    assert all(math.isfinite(row["loss"]) and (row["grad_norm"] > 0) == learns for row in steps)
+    assert all(math.isfinite(row["loss"]) and (row["grad_norm"] > 0 or not learns) for row in steps)
     assert ("sigmoid" in steps[0]) == isinstance(recipe.objective, Preference)
     assert not (tmp_path / "bad_samples.jsonl").exists()
     (file,) = (tmp_path / "checkpoints" / "step-00000002").glob("*.safetensors")

@@ -6,6 +6,7 @@ read here and nowhere else. Knows no loss, no data and no files.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,7 @@ class World:
     def close(self) -> None:
         """Leaves the process group; the last call of a run."""
         if self.size > 1 and dist.is_initialized():
+            gc.collect()  # a wrapper left in a cycle would hold the group, and its threads, to the very end
             dist.destroy_process_group()
 
 
