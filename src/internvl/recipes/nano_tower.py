@@ -107,12 +107,7 @@ def open_teacher(folder: Path) -> tuple[Teacher, tuple[Tensor, Tensor]]:
     return teacher, (network._fc.weight, network._fc.bias)
 
 
-def repair(
-    data: Path,
-    out: Path,
-    start: Path | None = None,
-    steps: int = 1300,
-) -> None:
+def repair(data: Path, out: Path, start: Path | None = None, steps: int = 1300) -> None:
     """Runs the recipe, or goes on with it, and writes OUT/model. `start`: a chat checkpoint whose tower
     learns further."""
     chosen = for_device(recipe(start, steps), torch.device("cpu"))
@@ -224,7 +219,7 @@ def _measure(
 
 
 def export(built: Built, path: Path) -> None:
-    """The chat checkpoint with the repaired tower, in bfloat16; its projector is untrained."""
+    """The chat checkpoint with the repaired tower, in bfloat16; a projector that was new is untrained."""
     tokens = built.processor.tokenizer
     model = built.model.to(torch.bfloat16)
     save_model(
