@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 
 from internvl.generation.generate import generate
@@ -31,14 +32,16 @@ def test_a_model_that_is_sure_gives_its_greedy_answer_each_time() -> None:
     assert draw_answers(llm, prompts, 2, max_new_tokens=6, stop_ids={stop}) == expected
 
 
-def test_answers_are_drawn_from_the_distribution() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_answers_are_drawn_from_the_distribution(temperature: float) -> None:
     llm = make_decoder()
     x_TD = llm.embed(torch.tensor(IDS[0])).detach()
     torch.manual_seed(0)
-    first = Counter(ids[0] for ids in draw_answers(llm, [x_TD], 3000, max_new_tokens=1, stop_ids=()))
+    drawn = draw_answers(llm, [x_TD], 3000, max_new_tokens=1, stop_ids=(), temperature=temperature)
+    first = Counter(ids[0] for ids in drawn)
     with torch.no_grad():
         states = llm(x_TD, torch.arange(5), Packed([5]))
-        share_V = llm.logits(states[-1:])[0].softmax(-1)
+        share_V = (llm.logits(states[-1:])[0] / temperature).softmax(-1)
     best = int(share_V.argmax())
     assert abs(first[best] / 3000 - float(share_V[best])) < 0.03
     assert len(first) > 5

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from internvl.errors import WeightsError
-from internvl.generation.sampler import Sampler, choose_batch
+from internvl.generation.sampler import Sampler, best_ids, choose_batch
 from internvl.generation.sampling import Sampling
 
 
@@ -23,6 +23,16 @@ def test_greedy_takes_the_best_and_remembers_it() -> None:
     sampler = Sampler(Sampling())
     assert sampler.choose(torch.tensor([0.1, 0.9, 0.5])) == (1, None)
     assert sampler.ids == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_first_of_the_best(dtype: torch.dtype) -> None:
+    rows = torch.randn(5, 1000, dtype=dtype).clamp(max=2)
+    rows[1, [7, 300]] = 3  # equals
+    rows[2, 400], rows[2, 500] = math.inf, math.nan
+    rows[3] = -math.inf
+    assert best_ids(rows) == rows.argmax(-1).tolist()
+    assert best_ids(rows)[1:4] == [7, 500, 0]
 
 
 def test_one_seed_one_sequence() -> None:

@@ -30,9 +30,9 @@ class StartsRight(CiderD):
         return 10.0 if answer.split()[:1] == [str(WANTED)] else 0.0
 
 
-def objective(samples: int = 8) -> SelfCriticalObjective:
+def objective(samples: int = 8, temperature: float = 1.0) -> SelfCriticalObjective:
     return SelfCriticalObjective(
-        SelfCritical(samples=samples, max_new_tokens=3),
+        SelfCritical(samples=samples, max_new_tokens=3, temperature=temperature),
         text=lambda ids: " ".join(map(str, ids)),
         stop_ids=(2,),
         measure=StartsRight(),
@@ -155,6 +155,25 @@ def test_gradients_reach_the_projector(model: VLM) -> None:
     raise AssertionError("no answer of six hundred began with the wanted id")
 
 
+def test_half_the_temperature_is_twice_the_logits(model: VLM) -> None:
+    """What is drawn, its loss and its gradients."""
+    losses, gradients = [], []
+    for temperature, scale in ((0.5, 1.0), (1.0, 2.0)):
+        with torch.no_grad():
+            model.llm.head.weight *= scale
+        torch.manual_seed(3)
+        model.zero_grad()
+        loss = objective(40, temperature)(model, batch())
+        loss.total.backward()
+        losses.append((float(loss.total.detach()), loss.weight, loss.metrics))
+        gradient = model.llm.layers[0].attn.out.weight.grad
+        assert gradient is not None
+        gradients.append(gradient.clone())
+    assert losses[0] == losses[1]
+    assert gradients[0].abs().max() > 0
+    assert torch.equal(*gradients)
+
+
 def test_held_out_records_have_the_next_token_loss(model: VLM) -> None:
     with torch.no_grad():
         found, expected = objective()(model, batch()), next_token(model, batch())
@@ -164,3 +183,8 @@ def test_held_out_records_have_the_next_token_loss(model: VLM) -> None:
 def test_an_answer_without_siblings_is_refused() -> None:
     with pytest.raises(TrainingError, match="2 or more, got 1"):
         SelfCritical(samples=1)
+
+
+def test_a_temperature_of_zero_is_refused() -> None:
+    with pytest.raises(TrainingError, match="above 0, got 0"):
+        SelfCritical(temperature=0.0)

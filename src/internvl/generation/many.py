@@ -1,7 +1,8 @@
 """Several answers to each prompt, drawn together from the model's own distribution; each prompt runs once.
 
-Meant for learning from one's own answers: nothing is edited or cut off the distribution. Random numbers are
-torch's global ones. Knows embeddings; no text. Shape letters: T tokens, D width, R answers, V vocabulary.
+Meant for learning from one's own answers: nothing but `temperature` changes the distribution. Random
+numbers are torch's global ones. Knows embeddings; no text. Shape letters: T tokens, D width, R answers, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from internvl.models.decoder import Decoder
 
 @torch.no_grad()
 def draw_answers(
-    llm: Decoder, prompts: Sequence[Tensor], count: int, *, max_new_tokens: int, stop_ids: Collection[int]
+    llm: Decoder,
+    prompts: Sequence[Tensor],
+    count: int,
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    temperature: float = 1.0,
 ) -> list[list[int]]:
     """`count` answers to each prompt x_TD, those to the first one first; an id that ends one is its last."""
     sampling = Sampling(max_new_tokens=max_new_tokens)
@@ -33,7 +40,7 @@ def draw_answers(
     answers: list[list[int]] = [[] for _ in origin_R]
     live, logits_RV = list(range(len(origin_R))), logits_BV[torch.tensor(origin_R, device=logits_BV.device)]
     for _ in range(max_new_tokens):
-        share_RV = logits_RV.float().softmax(-1)
+        share_RV = (logits_RV.float() / temperature).softmax(-1)
         check_finite(float(share_RV.sum()))
         drawn = share_RV.multinomial(1)[:, 0].tolist()
         for row, id in zip(live, drawn, strict=True):

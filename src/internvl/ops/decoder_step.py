@@ -43,9 +43,9 @@ class Layer(ctypes.Structure):
 
     def look_at(self, keys: Cells, values: Cells) -> None:
         """These are its keys and values from now on."""
-        for name, cells in (("key", keys), ("value", values)):
-            setattr(self, f"{name}s", address(cells.values))
-            setattr(self, f"{name}_scales", None if cells.scales is None else address(cells.scales))
+        self.keys, self.values = address(keys.values), address(values.values)
+        self.key_scales = None if keys.scales is None else address(keys.scales)
+        self.value_scales = None if values.scales is None else address(values.scales)
 
 
 class _Decoder(ctypes.Structure):

@@ -96,17 +96,20 @@ class SelfCritical:
     """Answers that the model draws itself are made more likely the better they score (arXiv 1612.00563), by
     CIDEr-D against all answers on record, and each against the mean of its siblings.
 
-    `samples` answers of at most `max_new_tokens` are drawn to each question. A conversation of several rounds
-    is as many questions, each after the rounds on record before it. Held-out records are measured by the
-    next-token loss.
+    `samples` answers of at most `max_new_tokens` are drawn to each question, at `temperature`: below 1 they
+    are nearer to the greedy answer, which is what then improves. A conversation of several rounds is as many
+    questions, each after the rounds on record before it. Held-out records are measured by the next-token
+    loss.
     """
 
     samples: int = 5
     max_new_tokens: int = 32
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.samples >= 2, "an answer has siblings: samples is 2 or more", self.samples)
         require(self.max_new_tokens >= 1, "max_new_tokens counts from 1", self.max_new_tokens)
+        require(self.temperature > 0, "temperature is above 0", self.temperature)
 
 
 ObjectiveSpec = NextToken | Preference | Contrastive | Stage2 | SelfCritical

@@ -91,6 +91,9 @@ class SelfCriticalObjective:
         seen_S = torch.tensor([row for one in asked for row in one.seen], device=vision_SD.device)
         hidden_AD = trained_states(model, answers, vision_SD.index_select(0, seen_S.long()))
         weights_A = advantages_B[answers.branches_A]
+        hidden_AD = (
+            hidden_AD / self.spec.temperature
+        )  # the head is linear: the drawn distribution is what learns
         total = cross_entropy(hidden_AD, model.llm.head, answers.targets_A, weights_A).total
         weight = float(len(answers.targets_A))
         return Loss(total=total, weight=weight, metrics={"reward": float(rewards_B.mean()) * weight})
@@ -107,6 +110,7 @@ class SelfCriticalObjective:
             self.spec.samples,
             max_new_tokens=self.spec.max_new_tokens,
             stop_ids=self.stop_ids,
+            temperature=self.spec.temperature,
         )
 
     def _rewards(self, asked: Sequence[Asked], drawn: Sequence[Sequence[int]]) -> Tensor:
