@@ -2,7 +2,8 @@
 
     python benchmarks/cold_chat.py [--model nano] [--runs 5]
 
-Files are in the page cache, as after any use: the first run, which fetches a model if it must, is not counted.
+Files are in the page cache, as after any use: a first run, which fetches the model if it must, is not
+counted.
 """
 
 from __future__ import annotations
