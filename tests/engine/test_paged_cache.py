@@ -79,7 +79,7 @@ def test_a_step_in_one_call_reads_and_writes_the_same_pages(is_int8: bool) -> No
     for done in range(3):
         parts = [Part(table, start + done, 1, 4) for table, start in zip(tables, starts, strict=True)]
         x_BD = torch.randn(2, config.width)
-        found_BD = step_in_places(llm, x_BD, *caches[0].places(parts))
+        found_BD = step_in_places(llm, x_BD, caches[0], *caches[0].places(parts))
         step = caches[1].step(parts)
         torch.testing.assert_close(found_BD, llm(x_BD, step.pos_T, step), rtol=1e-3, atol=1e-3)
     runs = [find_runs(table, 4, start + 3) for table, start in zip(tables, starts, strict=True)]

@@ -152,10 +152,43 @@ def test_weights_that_change_between_steps(change: Callable[[Decoder], None]) ->
     assert not torch.allclose(found[0], before[0], rtol=1e-2)
 
 
-def test_the_table_is_kept_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch.inference_mode()
+def test_a_view_is_kept_with_its_cache_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, x_BD = decoder(CONFIG), torch.randn(1, CONFIG.width)
+    cache = filled(llm)
+    fused_step(llm, cache, [0], x_BD)
+    copied = deepcopy(cache)
+    assert copied.view is None
+    monkeypatch.setattr(fused_step_module, "_look", None)  # would be called to look again
+    assert fused_step(llm, cache, [1], x_BD) is not None
+    monkeypatch.undo()
+    found = fused_step(llm, copied, [2], x_BD)
+    assert torch.equal(found, fused_step(llm, cache, [2], x_BD))
+    for copy, original in zip(copied.keys, cache.keys, strict=True):
+        assert torch.equal(copy[2, :, : LENGTHS[2] + 1], original[2, :, : LENGTHS[2] + 1])
+
+
+@torch.inference_mode()
+def test_weights_that_a_cache_goes_by_stay_alive() -> None:
+    """Those of its first step: what it holds was made with them."""
     llm = decoder(CONFIG)
-    both(llm, [0], steps=1)
-    monkeypatch.setattr(fused_step_module, "_layer", None)  # would be called to make another table
-    both(llm, [0, 1], steps=2)
-    assert llm.step_table.read() is not None
-    assert deepcopy(llm).step_table.read() is None
+    cache, other, x_BD = filled(llm), filled(llm), torch.randn(1, CONFIG.width)
+    for mine, theirs in zip((*cache.keys, *cache.values), (*other.keys, *other.values), strict=True):
+        mine.copy_(theirs)
+    fused_step(llm, cache, [0], x_BD)
+    fused_step(llm, other, [0], x_BD)
+    expected = fused_step(llm, cache, [0], x_BD)
+    for block in llm.layers:
+        block.mlp.down = torch.nn.Identity()
+    del block
+    assert torch.equal(fused_step(llm, other, [0], x_BD), expected)
+
+
+@torch.inference_mode()
+def test_another_decoder_over_the_same_cache_is_looked_at() -> None:
+    first, second = decoder(CONFIG), decoder(CONFIG)
+    replace_block(second)
+    cache, x_BD = filled(first), torch.randn(1, CONFIG.width)
+    mine = fused_step(first, cache, [0], x_BD)
+    cache.lengths[0] -= 1
+    assert not torch.allclose(fused_step(second, cache, [0], x_BD), mine)

@@ -100,21 +100,25 @@ class PagedCache:
         make: Callable[..., Store] = Int8Store if is_int8 else DenseStore
         self.shape = (config.num_kv_heads, num_pages * page_size, config.head_dim)
         self.keys, self.values = (make(config, num_pages * page_size, dtype, device) for _ in range(2))
+        self.view: object = None  # of models.fused_step
+
+    def cells(self) -> tuple[list[Cells], list[Cells]]:
+        """Keys and values of all layers."""
+        return self.keys.cells(), self.values.cells()
 
     def step(self, parts: Sequence[Part]) -> PagedStep:
         """The `attend` of one forward pass over the tokens of all parts, laid end to end."""
         return PagedStep(self, parts)
 
-    def places(self, parts: Sequence[Part]) -> tuple[list[Cells], list[Cells], Places, Tensor]:
-        """For parts of one token: keys and values of all layers, where the sequences lie in them, the lengths
-        that rotations go by."""
+    def places(self, parts: Sequence[Part]) -> tuple[Places, Tensor]:
+        """For parts of one token: where the sequences lie, and the lengths that rotations go by."""
         starts_B = torch.tensor([part.start for part in parts])
         width = max(len(part.pages) for part in parts)
         pages_BL = torch.tensor([[*part.pages, *[0] * (width - len(part.pages))] for part in parts])
         lengths_B = (starts_B + 1).maximum(torch.tensor([part.prompt_length for part in parts]))
         _, positions, head_dim = self.shape
         places = Places(starts_B, pages_BL, self.page_size, self.page_size * head_dim, positions * head_dim)
-        return self.keys.cells(), self.values.cells(), places, lengths_B
+        return places, lengths_B
 
 
 class PagedStep:

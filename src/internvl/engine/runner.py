@@ -48,7 +48,7 @@ class Runner:
         if not tasks:
             return {}
         places = self.cache.places([_part(task) for task in tasks])
-        state_BD = step_in_places(self.llm, self._embed(tasks), *places)
+        state_BD = step_in_places(self.llm, self._embed(tasks), self.cache, *places)
         rows = () if state_BD is None else state_BD.split(1)
         return {id(task): row_1D for task, row_1D in zip(tasks, rows, strict=False)}
 

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from internvl.config import TextConfig
 from internvl.ops.causal_attention import causal_attention
+from internvl.ops.decoder_step import Cells
 
 
 class Looks(NamedTuple):
@@ -92,6 +93,11 @@ class KVCache:
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.lengths = [0] * batch
         self.capacity = capacity
+        self.view: object = None  # of models.fused_step
+
+    def cells(self) -> tuple[list[Cells], list[Cells]]:
+        """Keys and values of all layers."""
+        return [Cells(one) for one in self.keys], [Cells(one) for one in self.values]
 
     def extend(
         self,

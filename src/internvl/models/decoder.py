@@ -15,7 +15,6 @@ from internvl.errors import ConfigError
 from internvl.models.attention import Attend
 from internvl.models.layers import Embedding, GatedMLP, Linear, RMSNorm
 from internvl.models.rope import Rotate, make_rotation
-from internvl.models.step_table import StepTable
 
 
 class Attention(nn.Module):
@@ -68,7 +67,6 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(make_block(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = Linear(config.width, config.vocab_size, bias=False)
-        self.step_table = StepTable()
 
     def forward(self, x_TD: Tensor, pos_T: Tensor, attend: Attend) -> Tensor:
         """Embeddings (T, D) at positions (T,) of their sequences to final hidden states (T, D)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,32 @@ LANES = 8
 """Head widths must be whole vectors."""
 
 
+class View(NamedTuple):
+    """What the kernel knows of a decoder and a cache: addresses of weights, keys and values, None where there
+    is a block that it cannot serve.
+
+    Kept with the cache, since finding some hundred addresses takes longer than a block of the kernel. The
+    weights must stay what they are while a cache is in use, as what it holds was made with them; those of the
+    first step are kept alive.
+    """
+
+    llm: Decoder
+    layers: ctypes.Array[Layer] | None
+    tensors: Sequence[Tensor]
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copy of a cache lies elsewhere: it begins without."""
+        return type(None), ()
+
+
+class Cache(Protocol):
+    """Keys and values of all layers, and the `View` of them that is kept here."""
+
+    view: object
+
+    def cells(self) -> tuple[list[Cells], list[Cells]]: ...
+
+
 def fused_step(llm: Decoder, cache: KVCache, rows: Sequence[int], x_BD: Tensor) -> Tensor | None:
     """Final hidden states of one new token of each of `rows`, whose keys and values go into the cache.
 
@@ -35,8 +62,7 @@ def fused_step(llm: Decoder, cache: KVCache, rows: Sequence[int], x_BD: Tensor) 
     lengths_B, blocks_B1 = torch.tensor([cache.lengths[row] for row in rows]), torch.tensor(rows)[:, None]
     head_stride = cache.capacity * config.head_dim
     places = Places(lengths_B, blocks_B1, cache.capacity, config.num_kv_heads * head_stride, head_stride)
-    keys, values = ([Cells(one) for one in side] for side in (cache.keys, cache.values))
-    state_BD = step_in_places(llm, x_BD, keys, values, places, lengths_B + 1)
+    state_BD = step_in_places(llm, x_BD, cache, places, lengths_B + 1)
     if state_BD is not None:
         for row in rows:
             cache.lengths[row] += 1
@@ -44,30 +70,24 @@ def fused_step(llm: Decoder, cache: KVCache, rows: Sequence[int], x_BD: Tensor) 
 
 
 def step_in_places(
-    llm: Decoder,
-    x_BD: Tensor,
-    keys: Sequence[Cells],
-    values: Sequence[Cells],
-    places: Places,
-    rope_lengths_B: Tensor,
+    llm: Decoder, x_BD: Tensor, cache: Cache, places: Places, rope_lengths_B: Tensor
 ) -> Tensor | None:
-    """The same over any caches, by layers; `rope_lengths_B` are the lengths that rotations go by."""
-    if not _serves(llm, x_BD, keys[0]):
+    """The same over any cache; `rope_lengths_B` are the lengths that rotations go by."""
+    if not _serves(llm, x_BD):
         return None
-    layers = _layers(llm)
-    if layers is None:
+    view = cache.view
+    if not isinstance(view, View) or view.llm is not llm:
+        cache.view = view = _look(llm, *cache.cells())
+    if view.layers is None:
         return None
-    for layer, key, value in zip(layers, keys, values, strict=True):
-        layer.look_at(key, value)
     turns = make_angles(llm.config, places.lengths_B, rope_lengths_B)
-    return decoder_step(_sizes(llm.config), layers, llm.norm.weight, x_BD, turns, places)
+    return decoder_step(_sizes(llm.config), view.layers, llm.norm.weight, x_BD, turns, places)
 
 
-def _serves(llm: Decoder, x_BD: Tensor, keys: Cells) -> bool:
-    stored = keys.values if keys.scales is None else keys.scales
+def _serves(llm: Decoder, x_BD: Tensor) -> bool:
     return (
         x_BD.device.type == "cpu"
-        and x_BD.dtype == stored.dtype == llm.norm.weight.dtype == torch.float32
+        and x_BD.dtype == llm.norm.weight.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and llm.config.head_dim % LANES == 0
@@ -86,21 +106,15 @@ def _sizes(config: TextConfig) -> Sizes:
     )
 
 
-def _layers(llm: Decoder) -> ctypes.Array[Layer] | None:
-    """The kernel's view of all blocks, None if there is one that it cannot serve.
-
-    The caller's own: threads that answer at once have different keys and values.
-    """
-    form = Layer * len(llm.layers)
-    table = llm.step_table.read()
-    if table is None:
-        layers = [_layer(block) for block in llm.layers]
-        whole = [layer for layer in layers if layer is not None]
-        if len(whole) < len(layers):
-            return None
-        table = bytes(form(*whole))
-        llm.step_table.keep(llm.layers, table)
-    return form.from_buffer_copy(table)
+def _look(llm: Decoder, keys: Sequence[Cells], values: Sequence[Cells]) -> View:
+    stored = keys[0].values if keys[0].scales is None else keys[0].scales
+    layers = [_layer(block) for block in llm.layers]
+    whole = [layer for layer in layers if layer is not None]
+    if stored.dtype != torch.float32 or len(whole) < len(layers):
+        return View(llm, None, ())
+    for layer, key, value in zip(whole, keys, values, strict=True):
+        layer.look_at(key, value)
+    return View(llm, (Layer * len(whole))(*whole), [*llm.layers.parameters(), *llm.layers.buffers()])
 
 
 def _layer(block: nn.Module) -> Layer | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -53,8 +54,10 @@ def _frequencies(config: TextConfig, lengths_T: Tensor) -> Tensor:
     return rows if len(rows) == 1 else rows[index_T]
 
 
+@lru_cache(maxsize=64)
 def _row(config: TextConfig, length: int, device: torch.device) -> Tensor:
-    """(D/2,) inverse wavelengths for a sequence of `length` tokens."""
+    """(D/2,) inverse wavelengths for a sequence of `length` tokens; not to be written to. Asked for at every
+    step."""
     rope, dim = config.rope, config.head_dim
     exponents = torch.arange(0, dim, 2, device=device).float() / dim
     if rope.scaling == "linear":

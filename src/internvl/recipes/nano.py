@@ -113,8 +113,9 @@ def score() -> Recipe:
         instruct(),
         name="nano-4",
         params=((parts.ADAPTERS, AdamW(lr=1e-4, betas=BETAS)), parts.FROZEN),
-        objective=SelfCritical(),
-        steps=300,
+        objective=SelfCritical(samples=8, temperature=0.7),
+        data=replace(MIXTURE, batching=replace(MIXTURE.batching, examples=16)),
+        steps=200,
         schedule=Schedule(warmup=10, final=0.2),
-        evaluation=Evaluation(every=100, metric="cider"),
+        evaluation=Evaluation(every=50, examples=100, metric="cider"),
     )
