@@ -13,6 +13,7 @@
 #include <immintrin.h>
 #endif
 
+typedef float f32x4 __attribute__((vector_size(16)));
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
 typedef int16_t i16x16 __attribute__((vector_size(32)));
@@ -61,7 +62,10 @@ static inline f32x8 min8(f32x8 a, f32x8 b) { return a < b ? a : b; }
 #endif
 
 static inline float sum8(f32x8 v) {
-    return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+    f32x4 halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    const f32x4 sums = halves[0] + halves[1];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 static inline float largest8(f32x8 v) {

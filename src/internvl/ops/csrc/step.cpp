@@ -4,6 +4,7 @@
 // a layer is nine loops with a barrier after each. Keys and values lie in blocks of `block_size` positions, and a table
 // says which blocks a sequence has: a plain cache is one block a sequence.
 #include <limits>
+#include <type_traits>
 
 #include "matrix.h"
 #include "memory.h"
@@ -14,8 +15,6 @@ namespace {
 struct Cells {
     void* values;
     float* scales;
-
-    float scale(int64_t place, int64_t width) const { return scales ? scales[place / width] : 1.0f; }
 };
 
 struct Layer {
@@ -68,13 +67,6 @@ void turn(float* x, const float* norm, const float* cos, const float* sin, int64
 f32x8 cells8(const float* at) { return load<f32x8>(at); }
 f32x8 cells8(const int8_t* at) { return from_bytes(at); }
 
-template <class Cell>
-float dot(const float* a, const Cell* b, int64_t width) {
-    f32x8 sums = {};
-    for (int64_t i = 0; i < width; i += LANES) sums += load<f32x8>(a + i) * cells8(b + i);
-    return sum8(sums);
-}
-
 // What is `width` wide goes to its place; in bytes, the largest becomes 127.
 void keep(const Cells& cells, int64_t place, const float* x, int64_t width) {
     if (!cells.scales) {
@@ -88,64 +80,135 @@ void keep(const Cells& cells, int64_t place, const float* x, int64_t width) {
     cells.scales[place / width] = largest / 127.0f;
 }
 
-// The scores of one query with all keys become probabilities; returns one over their sum.
-float soften(float* scores, int64_t count) {
-    float most = scores[0];
-    for (int64_t i = 1; i < count; i++) most = std::max(most, scores[i]);
-    float sum = 0;
-    for (int64_t i = 0; i < count; i += LANES) {
-        const int64_t some = std::min<int64_t>(count - i, LANES);
-        const f32x8 value = exp8(load_some(scores + i, some) - most);
-        store_some(scores + i, value, some);
-        for (int64_t lane = 0; lane < some; lane++) sum += value[lane];
+// The scores of one query with all keys become probabilities.
+void soften(float* scores, int64_t count) {
+    f32x8 largest = splat(scores[0]), sums = {};
+    int64_t s = 0;
+    for (; s + LANES <= count; s += LANES) largest = max8(largest, load<f32x8>(scores + s));
+    float most = largest8(largest), sum = 0;
+    for (; s < count; s++) most = std::max(most, scores[s]);
+    for (s = 0; s < count; s += LANES) {
+        const int64_t some = std::min<int64_t>(count - s, LANES);
+        const f32x8 value = exp8(load_some(scores + s, some) - most);
+        store_some(scores + s, value, some);
+        if (some == LANES) sums += value;
+        else
+            for (int64_t lane = 0; lane < some; lane++) sum += value[lane];
     }
-    return 1.0f / sum;
+    const float inverse = 1.0f / (sum + sum8(sums));
+    for (s = 0; s < count; s++) scores[s] *= inverse;
 }
 
-// One sequence and one key head: writes the new key and value, then all of the head's queries look.
+// Positions that lie one after the other: keys or values of a head, with their scales if they are bytes.
+template <class Cell>
+struct Run {
+    const Cell* cells;
+    const float* scales;
+    int64_t first, count, width;
+};
+
+// Scores of G queries with a run's keys; those of a query lie `stride` long.
+template <int G, class Cell>
+void score(const Run<Cell>& run, const float* queries, float* scores, int64_t stride) {
+    for (int64_t s = 0; s < run.count; s++) {
+        f32x8 sums[G] = {};
+        for (int64_t i = 0; i < run.width; i += LANES) {
+            const f32x8 key = cells8(run.cells + s * run.width + i);
+            UNROLL for (int g = 0; g < G; g++) sums[g] += load<f32x8>(queries + g * run.width + i) * key;
+        }
+        const float size = run.scales ? run.scales[s] : 1.0f;
+        for (int g = 0; g < G; g++) scores[g * stride + run.first + s] = sum8(sums[g]) * size;
+    }
+}
+
+// What G queries see of `V` vectors of a run's values is added to `to`.
+template <int G, int V, class Cell>
+void gather_part(const Run<Cell>& run, const float* shares, int64_t stride, float* to) {
+    f32x8 sums[G][V];
+    for (int g = 0; g < G; g++)
+        for (int v = 0; v < V; v++) sums[g][v] = load<f32x8>(to + g * run.width + v * LANES);
+    for (int64_t s = 0; s < run.count; s++) {
+        const float size = run.scales ? run.scales[s] : 1.0f;
+        f32x8 values[V];
+        for (int v = 0; v < V; v++) values[v] = cells8(run.cells + s * run.width + v * LANES) * size;
+        UNROLL for (int g = 0; g < G; g++) {
+            UNROLL for (int v = 0; v < V; v++) sums[g][v] += values[v] * shares[g * stride + run.first + s];
+        }
+    }
+    for (int g = 0; g < G; g++)
+        for (int v = 0; v < V; v++) store(to + g * run.width + v * LANES, sums[g][v]);
+}
+
+template <int G, class Cell>
+void gather(const Run<Cell>& run, const float* shares, int64_t stride, float* to) {
+    for (int64_t i = 0; i < run.width; i += 2 * LANES) {
+        Run<Cell> part = run;
+        part.cells += i;
+        if (i + 2 * LANES <= run.width) gather_part<G, 2>(part, shares, stride, to + i);
+        else gather_part<G, 1>(part, shares, stride, to + i);
+    }
+}
+
+// Calls `each` with four of a group's queries at a time, and with the rest.
+template <class Each>
+void in_fours(int64_t group, const Each& each) {
+    for (int64_t g = 0; g < group; g += 4) {
+        if (group - g >= 4) each(std::integral_constant<int, 4>{}, g);
+        else if (group - g == 3) each(std::integral_constant<int, 3>{}, g);
+        else if (group - g == 2) each(std::integral_constant<int, 2>{}, g);
+        else each(std::integral_constant<int, 1>{}, g);
+    }
+}
+
+// Where one sequence's keys and values of one head lie.
+struct Places {
+    const Batch& batch;
+    const int64_t* blocks;
+    int64_t head, width;
+
+    int64_t of(int64_t position) const {
+        const int64_t block = blocks[position / batch.block_size];
+        return block * batch.block_stride + head * batch.head_stride + position % batch.block_size * width;
+    }
+
+    // Calls `each` with the runs of the first `count` positions.
+    template <class Cell, class Each>
+    void runs(const Cells& cells, int64_t count, const Each& each) const {
+        for (int64_t first = 0; first < count; first += batch.block_size) {
+            const int64_t place = of(first), some = std::min(batch.block_size, count - first);
+            each(Run<Cell>{(const Cell*)cells.values + place, cells.scales ? cells.scales + place / width : nullptr, first,
+                           some, width});
+        }
+    }
+};
+
+// One sequence and one key head: writes the new key and value, then all of the head's queries look, four at a time.
 template <class Cell>
 void attend(const Decoder& d, const Layer& layer, const Batch& batch, const Turn& angles, int64_t row, int64_t head,
             float* qkv, float* out) {
     thread_local Scratch scratch;
     const int64_t D = d.head_dim, group = d.heads / d.kv_heads, count = batch.lengths[row] + 1;
     const float *cos = angles.cos + row * D, *sin = angles.sin + row * D;
-    const int64_t* blocks = batch.blocks + row * batch.max_blocks;
-    const auto place = [&](int64_t position) {
-        const int64_t block = blocks[position / batch.block_size];
-        return block * batch.block_stride + head * batch.head_stride + position % batch.block_size * D;
-    };
+    const Places places = {batch, batch.blocks + row * batch.max_blocks, head, D};
     float* key = qkv + (d.heads + head) * D;
     turn(key, layer.k_norm, cos, sin, D, d.eps);
-    keep(layer.keys, place(count - 1), key, D);
-    keep(layer.values, place(count - 1), qkv + (d.heads + d.kv_heads + head) * D, D);
+    keep(layer.keys, places.of(count - 1), key, D);
+    keep(layer.values, places.of(count - 1), qkv + (d.heads + d.kv_heads + head) * D, D);
 
-    float* scores = scratch.floats(group * count);
-    float* queries = qkv + head * group * D;
+    float *scores = scratch.floats(group * count), *queries = qkv + head * group * D, *to = out + head * group * D;
     const float scale = 1.0f / std::sqrt(float(D));
     for (int64_t g = 0; g < group; g++) {
         turn(queries + g * D, layer.q_norm, cos, sin, D, d.eps);
         for (int64_t i = 0; i < D; i++) queries[g * D + i] *= scale;
     }
-    for (int64_t s = 0; s < count; s++) {
-        const Cell* found = (const Cell*)layer.keys.values + place(s);
-        const float size = layer.keys.scale(place(s), D);
-        for (int64_t g = 0; g < group; g++) scores[g * count + s] = dot(queries + g * D, found, D) * size;
-    }
-    float* to = out + head * group * D;
+    places.runs<Cell>(layer.keys, count, [&](const Run<Cell>& run) {
+        in_fours(group, [&](auto G, int64_t g) { score<G>(run, queries + g * D, scores + g * count, count); });
+    });
+    for (int64_t g = 0; g < group; g++) soften(scores + g * count, count);
     std::memset(to, 0, group * D * sizeof(float));
-    for (int64_t g = 0; g < group; g++) {
-        const float inverse = soften(scores + g * count, count);
-        for (int64_t s = 0; s < count; s++) scores[g * count + s] *= inverse;
-    }
-    for (int64_t s = 0; s < count; s++) {
-        const Cell* value = (const Cell*)layer.values.values + place(s);
-        const float size = layer.values.scale(place(s), D);
-        for (int64_t g = 0; g < group; g++) {
-            const float weight = scores[g * count + s] * size;
-            for (int64_t i = 0; i < D; i += LANES)
-                store(to + g * D + i, load<f32x8>(to + g * D + i) + cells8(value + i) * weight);
-        }
-    }
+    places.runs<Cell>(layer.values, count, [&](const Run<Cell>& run) {
+        in_fours(group, [&](auto G, int64_t g) { gather<G>(run, scores + g * count, count, to + g * D); });
+    });
 }
 
 // silu(gate) * up of one panel's outputs.
