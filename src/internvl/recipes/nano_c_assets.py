@@ -1,4 +1,4 @@
-"""What is shipped of nano-c's training: adapters, pools, queries; its tower is shipped with nano.
+"""What is shipped of nano-c's training: adapters, pools, queries; its tower is in assets/nano-c-tower.
 
     python -m internvl.recipes.nano_c_assets runs/nano-c-1/deltas runs/nano-c-2/model OUT
 
