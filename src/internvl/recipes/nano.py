@@ -8,9 +8,12 @@ r"""How the default model is trained: tower, projector, both, then adapters on t
     internvl train nano-2 --model runs/nano-1.5/model --data runs/data/all.json --out runs/nano-2
     internvl train nano-3 --model runs/nano-1.5/model --data runs/data/agreed.json \
         --set model.adapter=runs/nano-2/adapter --out runs/nano-3
-    internvl train nano-4 --model runs/nano-1.5/model --data runs/data/captions.json \
-        --set model.adapter=runs/nano-3/adapter --out runs/nano-4
-    python -m internvl.recipes.nano_assets runs/nano-1.5/model runs/nano-4/adapter OUT
+    python -m internvl.recipes.nano_tower DATA runs/tower-2 --start runs/nano-1.5/model --steps 850
+    internvl train nano-3 --model runs/tower-2/model --data runs/data/more.json \
+        --set model.adapter=runs/nano-3/adapter --set steps=960 --out runs/nano-3-more
+    internvl train nano-4 --model runs/tower-2/model --data runs/data/captions.json \
+        --set model.adapter=runs/nano-3-more/adapter --out runs/nano-4
+    python -m internvl.recipes.nano_assets runs/tower-2/model runs/nano-4/adapter OUT
 
 The stages follow InternVL 2.5 (arXiv 2412.05271); what the run behind the shipped weights did otherwise is in
 docs/model-cards/nano.md.
@@ -112,10 +115,10 @@ def score() -> Recipe:
     return replace(
         instruct(),
         name="nano-4",
-        params=((parts.ADAPTERS, AdamW(lr=1e-4, betas=BETAS)), parts.FROZEN),
+        params=((parts.ADAPTERS, AdamW(lr=1.5e-4, betas=BETAS)), parts.FROZEN),
         objective=SelfCritical(samples=8, temperature=0.7),
         data=replace(MIXTURE, batching=replace(MIXTURE.batching, examples=16)),
-        steps=200,
-        schedule=Schedule(warmup=10, final=0.2),
+        steps=100,
+        schedule=Schedule(warmup=5, final=0.2),
         evaluation=Evaluation(every=50, examples=100, metric="cider"),
     )
