@@ -29,12 +29,14 @@ from internvl.zoo import template_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A model on the CPU, its processor, the directory it came from, and the names of adapted modules."""
+    """A model on the CPU, its processor, the directory it came from, the names of adapted modules, and those
+    of parameters that came with the adapters of a run before."""
 
     model: VLM
     processor: Processor
     source: Path
     adapted: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
     family: str | None
     """How the checkpoint packs its language model, where it is known."""
 
@@ -62,13 +64,14 @@ def build(spec: ModelSpec, seed: int) -> Built:
         model.to(resolve_dtype(spec.frozen_dtype))
     if spec.int8:
         quantize_linears(model, spec.int8)  # after `to`, which would round the scales
-    adapted = start_adapters(model, spec, seed)
+    started = start_adapters(model, spec, seed)
     origin = checkpoint.description.origin
     return Built(
         model=model,
         processor=processor,
         source=directory,
-        adapted=adapted,
+        adapted=started.modules,
+        replaced=started.replaced,
         family=origin.name if origin else None,
     )
 

@@ -43,13 +43,14 @@ CHAT_ALONE = ("template", "select_layer", "max_tiles", "fresh_projector", "int8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltPairs:
-    """A dual encoder on the CPU, its tokenizer, the directory it came from (None: joined from parts), and the
-    names of adapted modules."""
+    """A dual encoder on the CPU, its tokenizer, the directory it came from (None: joined from parts), the
+    names of adapted modules, and those of parameters that came with the adapters of a run before."""
 
     model: DualEncoder
     tokenizer: Tokenizer
     source: Path | None
     adapted: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
 
 
 def build_pairs(spec: ModelSpec, seed: int) -> BuiltPairs:
@@ -68,11 +69,13 @@ def build_pairs(spec: ModelSpec, seed: int) -> BuiltPairs:
     TextProcessor(tokenizer, vocab_size=model.config.text.vocab_size)  # what cannot be read fails now
     if spec.frozen_dtype is not None:
         model.to(resolve_dtype(spec.frozen_dtype))
+    started = start_adapters(model, spec, seed)
     return BuiltPairs(
         model=model,
         tokenizer=tokenizer,
         source=directory if spec.contrastive is None else None,
-        adapted=start_adapters(model, spec, seed),
+        adapted=started.modules,
+        replaced=started.replaced,
     )
 
 

@@ -87,16 +87,20 @@ def _write_pairs(built: BuiltPairs, out: Path) -> None:
         partial = out / f"{DELTAS}.partial"
         for folder in (partial, out / DELTAS):
             shutil.rmtree(folder, ignore_errors=True)
-        write_deltas(model, [re.escape(name) for name in _beside(model)], partial, torch.float32)
+        write_deltas(model, [re.escape(name) for name in _beside(built)], partial, torch.float32)
         partial.rename(out / DELTAS)
 
 
-def _beside(model: torch.nn.Module) -> list[str]:
-    """Parameters that were trained beside adapters."""
-    return [name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name]
+def _beside(built: Built | BuiltPairs) -> list[str]:
+    """Parameters that were trained beside adapters, in this run or in the one that it began with."""
+    return [
+        name
+        for name, p in built.model.named_parameters()
+        if name in built.replaced or (p.requires_grad and ".lora_" not in name)
+    ]
 
 
 def _adapter_options(built: Built | BuiltPairs, recipe: Recipe) -> dict[str, Any]:
     """What PEFT's files are to say beside the adapters: what else was trained, names, the base."""
     family = built.family if isinstance(built, Built) else None
-    return {"trained": _beside(built.model), "family": family, "base": recipe.model.checkpoint}
+    return {"trained": _beside(built), "family": family, "base": recipe.model.checkpoint}
