@@ -58,7 +58,7 @@ def test_held_out_captions(nano: ChatModel) -> None:
         for reply in nano.chat_batch(requests[start : start + 20])
     ]
     score, _ = cider_d(answers, [row["en"] for row in rows])
-    assert score > 0.3, f"CIDEr-D {score:.3f}"
+    assert score > 0.4, f"CIDEr-D {score:.3f}"
 
 
 def _picture(data: Path, name: str) -> Path:
