@@ -84,7 +84,8 @@ def best_ids(logits_BV: Tensor) -> list[int]:
     """
     if logits_BV.device.type == "cpu":
         return [int(index) for index in logits_BV.detach().float().numpy().argmax(-1)]
-    return [int(index) for index in logits_BV.argmax(-1)]
+    ids: list[int] = logits_BV.argmax(-1).tolist()  # one wait for the device, not one a row
+    return ids
 
 
 def check_finite(score: float) -> None:

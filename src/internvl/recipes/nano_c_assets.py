@@ -3,6 +3,7 @@
     python -m internvl.recipes.nano_c_assets runs/nano-c-1/deltas runs/nano-c-2/model OUT
 
 The files of OUT belong in src/internvl/assets/nano-c, their hash, which is printed, in `checkpoints.nano`.
+Those of the tower are what `nano_assets` writes of the tower of runs/nano-1.5/model.
 """
 
 from __future__ import annotations

@@ -91,10 +91,9 @@ class SelfCriticalObjective:
         seen_S = torch.tensor([row for one in asked for row in one.seen], device=vision_SD.device)
         hidden_AD = trained_states(model, answers, vision_SD.index_select(0, seen_S.long()))
         weights_A = advantages_B[answers.branches_A]
-        hidden_AD = (
-            hidden_AD / self.spec.temperature
-        )  # the head is linear: the drawn distribution is what learns
-        total = cross_entropy(hidden_AD, model.llm.head, answers.targets_A, weights_A).total
+        # What learns is the distribution that was drawn from; the head is linear, so states may be divided.
+        tempered_AD = hidden_AD / self.spec.temperature
+        total = cross_entropy(tempered_AD, model.llm.head, answers.targets_A, weights_A).total
         weight = float(len(answers.targets_A))
         return Loss(total=total, weight=weight, metrics={"reward": float(rewards_B.mean()) * weight})
 
