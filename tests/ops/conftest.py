@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from internvl.ops import causal_attention, decoder_step, packed, tile_attention, tower_block
+from internvl.ops import causal_attention, decoder_step, gated_mlp, packed, tile_attention, tower_block
 from internvl.ops.native import KINDS, load_library, runs_here
 
 
@@ -23,7 +23,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         assert library is not None, (
             "not built: is there a C++ compiler? scripts/test installs again after a change"
         )
-    for module in (packed, tile_attention, causal_attention, decoder_step, tower_block):
+    for module in (packed, tile_attention, causal_attention, decoder_step, tower_block, gated_mlp):
         monkeypatch.setattr(module, "library", lambda: library)
     return library
 

@@ -21,6 +21,7 @@ TESTS = (
     "tests/ops/test_tile_attention.py",
     "tests/ops/test_causal_attention.py",
     "tests/ops/test_tower_block.py",
+    "tests/ops/test_gated_mlp.py",
     "tests/models/test_fused_step.py",
     "tests/engine/test_paged_cache.py",
 )

@@ -18,6 +18,7 @@ from internvl.config import TextConfig
 from internvl.models.attention import KVCache
 from internvl.models.decoder import Block, Decoder
 from internvl.models.layers import Linear, RMSNorm
+from internvl.models.packed_mlp import packed_matrix
 from internvl.models.rope import make_angles
 from internvl.ops.decoder_step import Cells, Layer, Places, Sizes, decoder_step
 from internvl.ops.native import address, library
@@ -134,9 +135,8 @@ def _norm(module: object) -> object:
 
 
 def _matrix(module: Linear) -> Matrix | None:
-    if (packed := getattr(module, "packed", None)) is not None:
-        matrix: Matrix = packed.matrix(module.padded_bias_O)
-        return matrix
+    if (packed := packed_matrix(module)) is not None:
+        return packed
     if (
         type(module) is not Linear
         or not module.weight.is_contiguous()

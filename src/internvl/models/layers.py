@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from internvl.config import Activation, NormKind
+from internvl.models.packed_mlp import packed_mlp
 from internvl.ops.linear import linear
 from internvl.ops.swiglu import swiglu
 
@@ -85,6 +86,8 @@ class GatedMLP(nn.Module):
         self.down = Linear(mlp_width, width, bias=False)
 
     def forward(self, x_TC: Tensor) -> Tensor:
+        if (fused_TC := packed_mlp(self.gate_up, self.down, x_TC)) is not None:
+            return fused_TC
         out: Tensor = self.down(swiglu(self.gate_up(x_TC)))
         return out
 

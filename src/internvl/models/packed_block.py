@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from internvl.models.layers import ACTIVATIONS, RMSNorm
+from internvl.models.packed_mlp import packed_matrix
 from internvl.ops.native import library
-from internvl.ops.packed import Matrix, PackedWeight
 from internvl.ops.tile_attention import COLUMNS
 from internvl.ops.tower_block import Norm, TowerBlock, tower_block
 
 
 def packed_block(block: Any, x_NPC: Tensor) -> Tensor | None:
     """What a `vit.Block` makes of tiles (N, P, C); None where the kernel cannot serve."""
-    matrices = [_matrix(module) for module in _linears(block)]
+    matrices = [packed_matrix(module) for module in _linears(block)]
     whole = [matrix for matrix in matrices if matrix is not None]
     if len(whole) < len(matrices) or not _serves(block, x_NPC):
         return None
@@ -34,11 +34,6 @@ def packed_block(block: Any, x_NPC: Tensor) -> Tensor | None:
 
 def _linears(block: Any) -> tuple[nn.Module, ...]:
     return block.attn.qkv, block.attn.out, block.mlp.fc1, block.mlp.fc2
-
-
-def _matrix(module: Any) -> Matrix | None:
-    packed: PackedWeight | None = getattr(module, "packed", None)
-    return None if packed is None else packed.matrix(module.padded_bias_O)
 
 
 def _norm(module: RMSNorm | nn.LayerNorm) -> Norm:

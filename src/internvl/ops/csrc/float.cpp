@@ -9,7 +9,7 @@ namespace {
 
 constexpr int ROWS = 6;
 constexpr int64_t STRETCH = 256;
-constexpr int64_t KEPT = 120;  // rows whose sums wait in the first cache from stretch to stretch
+constexpr int64_t LINE = 64;  // bytes of a cache line
 
 static inline f32x8 weights(const float* from) { return load<f32x8>(from); }
 
@@ -43,10 +43,16 @@ void tile(const float* x, int64_t stride, const W* b, int64_t length, bool begin
         for (int half = 0; half < 2; half++) store(kept + r * COLUMNS + half * LANES, sums[r][half]);
 }
 
+// Meanwhile what comes after the stretch is fetched: a weight of several megabytes passes but once for all of these rows.
 template <class W>
 void tiles(int64_t count, const float* x, int64_t stride, const W* b, int64_t length, bool begins, float* kept) {
-    for (; count >= ROWS; count -= ROWS, x += ROWS * stride, kept += ROWS * COLUMNS)
+    const char* ahead = (const char*)(b + length * COLUMNS);
+    const int64_t part = length * COLUMNS * sizeof(W) * ROWS / std::max<int64_t>(count, ROWS);
+    for (; count >= ROWS; count -= ROWS, x += ROWS * stride, kept += ROWS * COLUMNS) {
+        for (int64_t byte = 0; byte < part; byte += LINE) __builtin_prefetch(ahead + byte);
+        ahead += part;
         tile<ROWS>(x, stride, b, length, begins, kept);
+    }
     switch (count) {
         case 5: tile<5>(x, stride, b, length, begins, kept); break;
         case 4: tile<4>(x, stride, b, length, begins, kept); break;
@@ -58,12 +64,12 @@ void tiles(int64_t count, const float* x, int64_t stride, const W* b, int64_t le
 
 template <class W>
 void stretches(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to) {
-    alignas(64) float kept[KEPT * COLUMNS];
+    alignas(64) float kept[FLOAT_ROWS * COLUMNS];
     Matrix part = m;
     if (rows.from) part.bias = nullptr;
     const Sink sink = {to.values, to.stride, to.add || rows.from > 0, to.scale};
-    for (; first < last; first += KEPT) {
-        const int64_t count = std::min(KEPT, last - first);
+    for (; first < last; first += FLOAT_ROWS) {
+        const int64_t count = std::min(FLOAT_ROWS, last - first);
         for (int64_t k = rows.from; k < rows.to; k += STRETCH)
             tiles(count, rows.x + first * rows.stride + k - rows.from, rows.stride,
                   (const W*)m.panels + (panel * m.padded + k) * COLUMNS, std::min(STRETCH, rows.to - k), k == rows.from, kept);

@@ -152,8 +152,7 @@ Rows part_of(const Rows& rows, int64_t first, int64_t last, int64_t k, int64_t c
 void multiply_rows(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to) {
     const int64_t chunk = chunk_of(m);
     // A block of rows stays in the second cache while the panels pass.
-    const int64_t row_bytes = chunk * (is_integer(m) ? 1 : 4);
-    const int64_t block = std::max<int64_t>((1 << 18) / row_bytes / 30, 1) * 30;
+    const int64_t block = is_integer(m) ? std::max<int64_t>((1 << 18) / chunk / 30, 1) * 30 : FLOAT_ROWS;
     for (int64_t k = 0; k < m.padded; k += chunk) {
         for (int64_t row = first; row < last; row += block) {
             const int64_t stop = std::min(row + block, last);

@@ -64,7 +64,8 @@ void multiply_plain(const Matrix& m, const Rows& rows, int64_t first, int64_t la
 void multiply_int8(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
 void multiply_int4(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
 
-constexpr int GROUP = 64;  // inputs that share a scale in INT4
+constexpr int GROUP = 64;             // inputs that share a scale in INT4
+constexpr int64_t FLOAT_ROWS = 120;  // float rows whose sums wait in the first cache from stretch to stretch of their inputs
 
 // `put` where fewer than eight outputs are left.
 void put_some(const Matrix& m, const Sink& to, int64_t row, int64_t column, const f32x8& value);

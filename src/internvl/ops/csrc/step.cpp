@@ -6,6 +6,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "gate.h"
 #include "matrix.h"
 #include "memory.h"
 
@@ -211,15 +212,6 @@ void attend(const Decoder& d, const Layer& layer, const Batch& batch, const Turn
     });
 }
 
-// silu(gate) * up of one panel's outputs.
-void gate_panel(const float* gate, const float* up, int64_t width, float* to) {
-    for (int64_t i = 0; i < width; i += LANES) {
-        const int64_t some = width - i;
-        const f32x8 g = load_some(gate + i, some);
-        store_some(to + i, g / (1.0f + exp8(-g)) * load_some(up + i, some), some);
-    }
-}
-
 struct Buffers {
     float *normed, *qkv, *seen, *gate_up, *gated;
     char* prepared;
@@ -278,7 +270,7 @@ void layer_step(const Decoder& d, const Layer& layer, const Batch& batch, const 
     for (int64_t job = 0; job < size * ((d.mlp_width + 255) / 256); job++) {
         const int64_t row = job % size, first = job / size * 256;
         const float* gate = b.gate_up + row * 2 * d.mlp_width + first;
-        gate_panel(gate, gate + d.mlp_width, std::min<int64_t>(256, d.mlp_width - first), b.gated + row * d.mlp_width + first);
+        gate_row(gate, gate + d.mlp_width, std::min<int64_t>(256, d.mlp_width - first), b.gated + row * d.mlp_width + first);
     }
     product(layer.down, b.gated, size, b.prepared, {x, d.width, true});
 }

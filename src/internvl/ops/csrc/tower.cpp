@@ -3,16 +3,11 @@
 // A thread takes some rows through everything that concerns rows alone, so that nothing as wide as the MLP leaves its
 // caches: rows are normalised, rounded and multiplied, and what comes out goes on as it is. Only queries, keys and values
 // and what attention makes of them are kept for a whole tile.
-#include <omp.h>
-
 #include "attention.h"
-#include "matrix.h"
 #include "memory.h"
+#include "shares.h"
 
 namespace {
-
-constexpr int64_t SHARE = 120;  // rows that a thread takes at a time
-constexpr int64_t UNIT = 5;    // shares begin at multiples of it: tiles of rows stay whole
 
 enum Activation : int64_t { GELU = 0, GELU_TANH = 1, QUICK_GELU = 2 };
 
@@ -69,15 +64,10 @@ void activate(float* row, int64_t width, int64_t activation) {
         store_some(row + i, activated(load_some(row + i, width - i), activation), width - i);
 }
 
-// Rows through a matrix; `make` makes each of them just before it is rounded.
+// Rows through a matrix.
 template <class Make>
 void product(const Matrix& m, const float* x, int64_t count, char* prepared, const Sink& to, const Make& make) {
-    const Rows rows = rows_in(m, x, count, prepared);
-    for (int64_t row = 0; row < count; row++) {
-        make(row);
-        prepare_row(m, rows, row);
-    }
-    multiply_rows(m, rows, 0, count, 0, m.num_panels(), to);
+    multiply_rows(m, prepared_rows(m, x, count, prepared, make), 0, count, 0, m.num_panels(), to);
 }
 
 // What a thread needs for a share.
@@ -110,14 +100,6 @@ void from_heads(const TowerBlock& b, const float* x, const float* seen, int64_t 
             [&](int64_t row) { normalise(to + row * b.width, b.norm2, b.width, b.eps, room.normed + row * b.width); });
     product(b.fc2, room.hidden, count, room.prepared, {to, b.width, true, b.scale2},
             [&](int64_t row) { activate(room.hidden + row * b.mlp_width, b.mlp_width, b.activation); });
-}
-
-// Within a parallel region: this thread's share of `count` rows, some at a time.
-template <class Take>
-void each_share(int64_t count, const Take& take) {
-    const int64_t units = (count + UNIT - 1) / UNIT, thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    const int64_t end = std::min(units * (thread + 1) / threads * UNIT, count);
-    for (int64_t row = units * thread / threads * UNIT; row < end; row += SHARE) take(row, std::min(SHARE, end - row));
 }
 
 }  // namespace
