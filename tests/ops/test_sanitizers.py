@@ -54,7 +54,7 @@ import ctypes, torch
 from internvl.ops.native import address, count
 native = ctypes.CDLL(r"{kernels_folder / f"_kernels_portable{EXTENSION_SUFFIXES[0]}"}")
 rows, out = torch.randn(1, 17, 48), torch.empty(1, 17, 16)
-native.tile_attention(address(rows), *map(count, (1, 18, 1, 16)), address(out))  # one patch too many
+native.tile_attention(address(rows), *map(count, (1, 18, 1, 16, 0)), address(out))  # one patch too many
 """
     done = watched("-c", program)
     assert done.returncode != 0

@@ -36,6 +36,32 @@ def test_equals_pytorch(tiles: int, patches: int, heads: int, width: int) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("tiles", "patches", "heads", "width"),
+    [(1, 1, 1, 16), (2, 17, 3, 32), (1, 49, 2, 64), (3, 96, 1, 128), (1, 1030, 2, 64)],
+)
+@pytest.mark.parametrize("size", [0.1, 2.0, 10.0], ids=["flat", "mixed", "peaked"])
+@pytest.mark.usefixtures("kernels")
+def test_rounded_is_off_by_little(tiles: int, patches: int, heads: int, width: int, size: float) -> None:
+    """By half a step of values and what queries, keys and probabilities add, far below eight bits."""
+    torch.manual_seed(0)
+    qkv_NPC = torch.randn(tiles, patches, 3 * heads * width)
+    qkv_NPC[..., : 2 * heads * width] *= size**0.5
+    wanted_NPC = expected(qkv_NPC, heads)
+    apart_NPC = (tile_attention(qkv_NPC, heads, rounded=True) - wanted_NPC).abs()
+    largest = qkv_NPC[..., 2 * heads * width :].abs().max()
+    assert apart_NPC.max() < largest / 2**9
+    assert apart_NPC.square().mean().sqrt() < largest / 2**12
+
+
+@pytest.mark.usefixtures("kernels")
+def test_rounded_takes_what_has_no_size() -> None:
+    qkv_NPC = torch.zeros(1, 20, 48)
+    assert tile_attention(qkv_NPC, 1, rounded=True).eq(0).all()
+    qkv_NPC[..., 32:] = 1e-38
+    assert tile_attention(qkv_NPC, 1, rounded=True).abs().max() < 1e-30
+
+
 @pytest.mark.usefixtures("kernels")
 def test_large_scores_do_not_overflow() -> None:
     torch.manual_seed(0)
@@ -45,11 +71,17 @@ def test_large_scores_do_not_overflow() -> None:
     )
 
 
+@pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.usefixtures("kernels")
-def test_what_is_no_number_is_not_hidden() -> None:
-    qkv_NPC = torch.randn(1, 20, 48)
-    qkv_NPC[0, 3, 0] = torch.nan
-    assert tile_attention(qkv_NPC, 1)[0, 3].isnan().all()
+def test_what_is_no_number_is_not_hidden(rounded: bool) -> None:
+    """A query spoils its own row, a key every row, a value its column."""
+    for column, spoilt in ((0, (3, slice(None))), (16, (slice(None), slice(None))), (32, (slice(None), 0))):
+        qkv_NPC = torch.randn(1, 20, 48)
+        qkv_NPC[0, 3, column] = torch.nan
+        is_finite_PC = tile_attention(qkv_NPC, 1, rounded=rounded)[0].isfinite()
+        assert not is_finite_PC[spoilt].any()
+        if column == 0:
+            assert is_finite_PC[torch.arange(20) != 3].all()
 
 
 def test_gradients_go_through() -> None:

@@ -18,7 +18,7 @@ from internvl.config import TextConfig
 from internvl.models.attention import KVCache
 from internvl.models.decoder import Block, Decoder
 from internvl.models.layers import Linear, RMSNorm
-from internvl.models.packed_mlp import packed_matrix
+from internvl.models.packed_layers import packed_matrix
 from internvl.models.rope import make_angles
 from internvl.ops.decoder_step import Cells, Layer, Places, Sizes, decoder_step
 from internvl.ops.native import address, library

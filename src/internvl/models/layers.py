@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from internvl.config import Activation, NormKind
-from internvl.models.packed_mlp import packed_mlp
+from internvl.models.packed_layers import packed_mlp
 from internvl.ops.linear import linear
 from internvl.ops.swiglu import swiglu
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from internvl.models.layers import ACTIVATIONS, RMSNorm
-from internvl.models.packed_mlp import packed_matrix
+from internvl.models.packed_layers import packed_matrix
 from internvl.ops.native import library
 from internvl.ops.tile_attention import COLUMNS
 from internvl.ops.tower_block import Norm, TowerBlock, tower_block

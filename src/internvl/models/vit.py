@@ -15,6 +15,7 @@ from internvl.config import VisionConfig
 from internvl.errors import ConfigError, InputError
 from internvl.models.layers import MLP, DropPath, Linear, RMSNorm, make_norm, normal
 from internvl.models.packed_block import packed_block
+from internvl.models.packed_layers import rounds_rows
 from internvl.ops.tile_attention import tile_attention
 
 
@@ -66,7 +67,7 @@ class Attention(nn.Module):
         if self.has_norms:
             q_NPC, k_NPC, v_NPC = qkv_NPC.chunk(3, dim=-1)
             qkv_NPC = torch.cat((self.q_norm(q_NPC), self.k_norm(k_NPC), v_NPC), dim=-1)
-        out: Tensor = self.out(tile_attention(qkv_NPC, self.num_heads))
+        out: Tensor = self.out(tile_attention(qkv_NPC, self.num_heads, rounded=rounds_rows(self.qkv)))
         return out
 
 

@@ -84,6 +84,11 @@ class PackedWeight:
         return _padded(self.scheme, self.shape[1])
 
     @property
+    def is_integer(self) -> bool:
+        """Whether rows are rounded to eight bits."""
+        return self.scheme in ("int8", "int4")
+
+    @property
     def has_finite_scales(self) -> bool:
         """False for a damaged weight: a scale, or a least value of four bits, that is NaN or infinite."""
         scales = self.scale_O

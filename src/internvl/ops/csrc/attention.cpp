@@ -88,6 +88,8 @@ struct Panels {
         for (int64_t s = 0; s < padded; s++) {
             float* column = keys.data() + s / COLUMNS * COLUMNS * width + s % COLUMNS;
             const float* key = k + s * stride;
+            fetch(key + AHEAD * stride, width);
+            fetch(v + (s + AHEAD) * stride, width);
             for (int64_t d = 0; d < width; d++) column[d * COLUMNS] = s < length ? key[d] : 0.0f;
             for (int64_t d = 0; d < width; d += COLUMNS) {
                 float* row = values.data() + d * padded + s * COLUMNS;
@@ -116,8 +118,10 @@ void attend(const Panels& panels, const float* q, float* out, int64_t stride, in
     scratch.sums.resize(BLOCK * width);
     float *queries = scratch.queries.data(), *scores = scratch.scores.data(), *sums = scratch.sums.data();
     const float scale = 1.0f / std::sqrt(float(width));
-    for (int64_t row = 0; row < rows; row++)
+    for (int64_t row = 0; row < rows; row++) {
+        fetch(q + (first + row + AHEAD) * stride, width);
         for (int64_t d = 0; d < width; d++) queries[row * width + d] = q[(first + row) * stride + d] * scale;
+    }
     for (int64_t key = 0; key < padded; key += COLUMNS)
         tiles<false>(rows, queries, width, panels.keys.data() + key * width, width, scores + key, panels.padded);
     std::fill(sums, sums + rows * width, 0.0f);
@@ -145,11 +149,13 @@ void attend_tile(const float* qkv, int64_t patches, int64_t heads, int64_t width
 }
 
 // Every tile's patches among themselves: qkv (N, P, 3 H D), each of the three by heads; out (N, P, H D).
-extern "C" void tile_attention(const float* qkv, int64_t tiles_, int64_t patches, int64_t heads, int64_t width, float* out) {
+extern "C" void tile_attention(const float* qkv, int64_t tiles_, int64_t patches, int64_t heads, int64_t width,
+                               int64_t rounded, float* out) {
+    const auto attend_one = rounded ? attend_tile_in_shorts : attend_tile;
     const int64_t size = patches * heads * width;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t job = 0; job < tiles_ * heads; job++)
-        attend_tile(qkv + job / heads * 3 * size, patches, heads, width, job % heads, out + job / heads * size);
+        attend_one(qkv + job / heads * 3 * size, patches, heads, width, job % heads, out + job / heads * size);
 }
 
 // Causal attention of T new tokens after `length` - T old ones: q (T, heads, D), keys and values (kv_heads, length, D) with

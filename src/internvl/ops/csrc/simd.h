@@ -127,6 +127,30 @@ static inline i32x8 dot4(i32x8 total, i32x8 a, i32x8 b) {
 #endif
 }
 
+// total[lane] += a[2 lane] * b[2 lane] + a[2 lane + 1] * b[2 lane + 1], all of 16 bits with a sign.
+static inline i32x8 dot_pairs(i32x8 total, i32x8 a, i32x8 b) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return (i32x8)_mm256_dpwssd_epi32((__m256i)total, (__m256i)a, (__m256i)b);
+#elif defined(__AVX2__)
+    return total + (i32x8)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    const i16x16 left = (i16x16)a, right = (i16x16)b;
+    for (int lane = 0; lane < LANES; lane++)
+        total[lane] += int32_t(left[2 * lane]) * right[2 * lane] + int32_t(left[2 * lane + 1]) * right[2 * lane + 1];
+    return total;
+#endif
+}
+
+// Eight values that fit 16 bits.
+static inline void store_shorts(int16_t* to, i32x8 values) {
+#if defined(__AVX2__)
+    const __m128i low = _mm256_castsi256_si128((__m256i)values), high = _mm256_extracti128_si256((__m256i)values, 1);
+    _mm_storeu_si128((__m128i*)to, _mm_packs_epi32(low, high));
+#else
+    for (int lane = 0; lane < LANES; lane++) to[lane] = int16_t(values[lane]);
+#endif
+}
+
 // total[pair] += a[2 pair] * b[2 pair] + a[2 pair + 1] * b[2 pair + 1] in 16 bits: the caller keeps the sum small.
 static inline i16x16 dot2(i16x16 total, i32x8 a, i32x8 b) {
 #if defined(__AVX2__)

@@ -9,7 +9,7 @@ from torch import nn
 from internvl.adapt.quantize import quantize
 from internvl.models import layers
 from internvl.models.layers import GatedMLP
-from internvl.models.packed_mlp import packed_mlp
+from internvl.models.packed_layers import packed_mlp, rounds_rows
 from internvl.ops.gated_mlp import ROWS
 from internvl.ops.native import library
 from internvl.ops.packed import Scheme
@@ -49,3 +49,8 @@ def test_the_kernel_serves_where_it_can() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert packed_mlp(packed.gate_up, packed.down, x_TC) is None
     assert packed_mlp(packed.gate_up, packed.down, x_TC) is None
+
+
+def test_integers_are_told_from_the_rest() -> None:
+    found = [rounds_rows(mlp(scheme).down) for scheme in (None, "float32", "bfloat16", "int8", "int4")]
+    assert found == [False, False, False, True, True]

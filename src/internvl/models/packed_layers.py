@@ -21,6 +21,12 @@ def packed_matrix(module: Any) -> Matrix | None:
     return None if packed is None else packed.matrix(module.padded_bias_O)
 
 
+def rounds_rows(module: Any) -> bool:
+    """Whether a layer rounds what it is given to eight bits."""
+    packed: PackedWeight | None = getattr(module, "packed", None)
+    return packed is not None and packed.is_integer
+
+
 def packed_mlp(gate_up: Any, down: Any, x_TC: Tensor) -> Tensor | None:
     """`down(silu(gate) * up)` of tokens (T, C); None where the kernel cannot serve."""
     first, second = packed_matrix(gate_up), packed_matrix(down)

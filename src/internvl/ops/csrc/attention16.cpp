@@ -1,0 +1,216 @@
+// Attention of a tile in integers of 16 bits, for towers that round their rows to eight anyway.
+//
+// AVX2 multiplies sixteen of them where it multiplies eight floats, and adds neighbours. Blocks of queries and panels of
+// 16 columns are as in attention.cpp, but a panel holds neighbouring pairs. What is multiplied is rounded to so many steps
+// that sums fit 32 bits: queries and keys to sqrt(2^31 / D), 5792 for heads of 64, each with a scale of its own; columns
+// of values to 2047; probabilities, whose sum is known by then, to 32767, or to fewer so that they make a million.
+#include <vector>
+
+#include "attention.h"
+#include "simd.h"
+
+namespace {
+
+constexpr int ROWS = 6, COLUMNS = 16, BLOCK = 24;
+constexpr int64_t PAIRS = 256;  // of keys in a pass over the values: their panel stays in the first cache
+constexpr float LOG2E = 1.44269504f;
+constexpr float VALUE = 2047.0f, SHARE = 32767.0f, SHARES = 1e6f;
+constexpr int64_t PATCHES = 90000;
+static_assert((double(SHARES) + PATCHES / 2) * double(VALUE) < 2147483647.0, "sums of shares that are half a step too large");
+
+// The largest magnitude; NaN if there is a value that is not finite.
+float size_of(const float* x, int64_t width) {
+    f32x8 largest = {}, taint = {};
+    for (int64_t i = 0; i < width; i += LANES) {
+        const f32x8 v = load<f32x8>(x + i);
+        largest = max8(max8(v, -v), largest);
+        taint += v * 0.0f;
+    }
+    return largest8(largest) + sum8(taint);
+}
+
+// round(v * inverse), within -most..most; something if that is NaN.
+i32x8 rounded(f32x8 v, f32x8 inverse, float most) {
+    return to_int(min8(max8(round8(v * inverse), splat(-most)), splat(most)));
+}
+
+// Rounds a row; returns what a step stands for, NaN if a value is not finite.
+float round_row(const float* x, int64_t width, float most, int16_t* to) {
+    const float size = size_of(x, width), inverse = size > 0 ? most / size : 0.0f;
+    for (int64_t i = 0; i < width; i += LANES) store_shorts(to + i, rounded(load<f32x8>(x + i), splat(inverse), most));
+    return size / most;
+}
+
+// Sums of R rows times a panel of `pairs` x 16, handed to `finish` row by row.
+template <int R, class Finish>
+void tile(const int16_t* a, int64_t stride, const int16_t* panel, int64_t pairs, int64_t row, const Finish& finish) {
+    i32x8 sums[R][2] = {};
+    for (int64_t i = 0; i < pairs; i++, panel += 2 * COLUMNS) {
+        const i32x8 left = load<i32x8>(panel), right = load<i32x8>(panel + 2 * LANES);
+        UNROLL for (int r = 0; r < R; r++) {
+            const i32x8 x = splat4(a + (row + r) * stride + 2 * i);
+            sums[r][0] = dot_pairs(sums[r][0], x, left);
+            sums[r][1] = dot_pairs(sums[r][1], x, right);
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) finish(row + r, sums[r][0], sums[r][1]);
+}
+
+template <class Finish>
+void tiles(int64_t rows, const int16_t* a, int64_t stride, const int16_t* panel, int64_t pairs, const Finish& finish) {
+    int64_t row = 0;
+    for (; row + ROWS <= rows; row += ROWS) tile<ROWS>(a, stride, panel, pairs, row, finish);
+    switch (rows - row) {
+        case 5: tile<5>(a, stride, panel, pairs, row, finish); break;
+        case 4: tile<4>(a, stride, panel, pairs, row, finish); break;
+        case 3: tile<3>(a, stride, panel, pairs, row, finish); break;
+        case 2: tile<2>(a, stride, panel, pairs, row, finish); break;
+        case 1: tile<1>(a, stride, panel, pairs, row, finish); break;
+    }
+}
+
+// Keys, values and queries of one head: `stride` from one patch to the next.
+struct Head {
+    const float *q, *k, *v;
+    int64_t stride, patches, width, padded;
+    float most;  // steps of queries and keys
+};
+
+// A head's keys in panels of 16 keys, for each pair of the width; its values in panels of 16 columns, for each pair of keys.
+struct Panels {
+    std::vector<int16_t> row, keys, values;
+    std::vector<float> key_steps, value_steps;
+
+    void fill(const Head& head) {
+        row.resize(head.width);
+        keys.assign(head.padded * head.width, 0);
+        values.resize(head.padded * head.width);
+        key_steps.assign(head.padded, 0.0f);
+        value_steps.resize(head.width);
+        fill_keys(head);
+        fill_values(head);
+    }
+
+    void fill_keys(const Head& head) {
+        for (int64_t s = 0; s < head.patches; s++) {
+            fetch(head.k + (s + AHEAD) * head.stride, head.width);
+            key_steps[s] = round_row(head.k + s * head.stride, head.width, head.most, row.data());
+            int16_t* column = keys.data() + s / COLUMNS * COLUMNS * head.width + s % COLUMNS * 2;
+            for (int64_t d = 0; d < head.width; d += 2) std::memcpy(column + d * COLUMNS, row.data() + d, 4);
+        }
+    }
+
+    void fill_values(const Head& head) {
+        value_steps.assign(head.width, 0.0f);
+        float* steps = value_steps.data();
+        for (int64_t s = 0; s < head.patches; s++)
+            for (int64_t d = 0; d < head.width; d += LANES) {
+                const f32x8 v = load<f32x8>(head.v + s * head.stride + d), step = load<f32x8>(steps + d);
+                store(steps + d, max8(max8(v, -v), step) + v * 0.0f);
+            }
+        for (int64_t d = 0; d < head.width; d++) steps[d] /= VALUE;
+        for (int64_t s = 0; s < head.padded; s += 2)
+            for (int64_t d = 0; d < head.width; d += LANES) {
+                const i32x8 one = short_of(head, s, d), next = short_of(head, s + 1, d);
+                int16_t* column = values.data() + d / COLUMNS * COLUMNS * head.padded + d % COLUMNS * 2;
+                store(column + s * COLUMNS, (one & 0xffff) | (next << 16));
+            }
+    }
+
+    i32x8 short_of(const Head& head, int64_t s, int64_t d) const {
+        if (s >= head.patches) return i32x8{};
+        const f32x8 step = max8(load<f32x8>(&value_steps[d]), splat(1e-30f));
+        return rounded(load<f32x8>(head.v + s * head.stride + d), 1.0f / step, VALUE);
+    }
+};
+
+struct Scratch {
+    Panels panels;
+    std::vector<float> scores;
+    std::vector<int16_t> queries, shares;
+    std::vector<int32_t> sums;
+};
+
+thread_local Scratch scratch;
+
+// 2^x for x up to 0, off by 8e-5 of itself, and 2^-126 for what is less; NaN stays NaN.
+f32x8 power(f32x8 x) {
+    const f32x8 bounded = max8(splat(-126.0f), x), shifted = bounded + 0x1.8p23f;
+    const f32x8 f = bounded - (shifted - 0x1.8p23f);
+    const f32x8 p = ((f * 0.05517178f + 0.24261143f) * f + 0.69326099f) * f + 0.99992806f;
+    return p * (f32x8)(((i32x8)shifted + 127) << 23);
+}
+
+// Scores to 2^(score - largest) for the first `count`, then to integers; returns one over their sum, NaN if a score is.
+float round_shares(float* scores, int64_t count, int64_t padded, int16_t* to) {
+    f32x8 most = splat(-INFINITY), sums = {};
+    std::fill(scores + count, scores + padded, -INFINITY);
+    for (int64_t i = 0; i < padded; i += LANES) most = max8(load<f32x8>(scores + i), most);
+    const f32x8 largest = splat(largest8(most));
+    for (int64_t i = 0; i < padded; i += LANES) {
+        const f32x8 share = power(load<f32x8>(scores + i) - largest);
+        store(scores + i, share);
+        sums += share;
+    }
+    const float sum = sum8(sums);
+    const f32x8 scale = splat(std::min(SHARE, SHARES / sum));
+    i32x8 total = {};
+    for (int64_t i = 0; i < padded; i += LANES) {
+        const i32x8 share = to_int(max8(load<f32x8>(scores + i) * scale + 0.5f, splat(0.0f)));
+        store_shorts(to + i, share);
+        total += share;
+    }
+    return 1.0f / sum8(to_float(total)) + sum * 0.0f;
+}
+
+// Rows first..first + rows of a head.
+void attend(const Head& head, int64_t first, int64_t rows, float* out, int64_t out_stride) {
+    Scratch& s = scratch;
+    const int64_t width = head.width, padded = head.padded;
+    s.queries.resize(BLOCK * width);
+    s.scores.resize(BLOCK * padded);
+    s.shares.resize(BLOCK * padded);
+    s.sums.assign(BLOCK * width, 0);
+    float steps[BLOCK], inverse[BLOCK];
+    for (int64_t row = 0; row < rows; row++) {
+        fetch(head.q + (first + row + AHEAD) * head.stride, width);
+        steps[row] = round_row(head.q + (first + row) * head.stride, width, head.most, s.queries.data() + row * width) /
+                     std::sqrt(float(width)) * LOG2E;
+    }
+    for (int64_t key = 0; key < padded; key += COLUMNS) {
+        const f32x8 left = load<f32x8>(&s.panels.key_steps[key]), right = load<f32x8>(&s.panels.key_steps[key] + LANES);
+        tiles(rows, s.queries.data(), width, s.panels.keys.data() + key * width, width / 2,
+              [&, scores = s.scores.data() + key](int64_t row, i32x8 a, i32x8 b) {
+                  store(scores + row * padded, to_float(a) * (left * steps[row]));
+                  store(scores + row * padded + LANES, to_float(b) * (right * steps[row]));
+              });
+    }
+    for (int64_t row = 0; row < rows; row++) {
+        float* scores = s.scores.data() + row * padded;
+        inverse[row] = round_shares(scores, head.patches, padded, s.shares.data() + row * padded);
+    }
+    for (int64_t pair = 0; pair < padded / 2; pair += PAIRS)
+        for (int64_t d = 0; d < width; d += COLUMNS)
+            tiles(rows, s.shares.data() + 2 * pair, padded, s.panels.values.data() + d * padded + pair * 2 * COLUMNS,
+                  std::min(PAIRS, padded / 2 - pair), [&, sums = s.sums.data() + d](int64_t row, i32x8 a, i32x8 b) {
+                      store(sums + row * width, load<i32x8>(sums + row * width) + a);
+                      store(sums + row * width + LANES, load<i32x8>(sums + row * width + LANES) + b);
+                  });
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t d = 0; d < width; d += LANES)
+            store(out + (first + row) * out_stride + d,
+                  to_float(load<i32x8>(&s.sums[row * width + d])) * (load<f32x8>(&s.panels.value_steps[d]) * inverse[row]));
+}
+
+}  // namespace
+
+void attend_tile_in_shorts(const float* qkv, int64_t patches, int64_t heads, int64_t width, int64_t head, float* out) {
+    if (patches > PATCHES) return attend_tile(qkv, patches, heads, width, head, out);
+    const float* q = qkv + head * width;
+    const int64_t padded = (patches + COLUMNS - 1) / COLUMNS * COLUMNS;
+    const float most = std::min(32767.0f, std::floor(std::sqrt(2147483647.0f / float(width))) - 1.0f);
+    const Head one = {q, q + heads * width, q + 2 * heads * width, 3 * heads * width, patches, width, padded, most};
+    scratch.panels.fill(one);
+    for (int64_t first = 0; first < patches; first += BLOCK)
+        attend(one, first, std::min<int64_t>(BLOCK, patches - first), out + head * width, heads * width);
+}
