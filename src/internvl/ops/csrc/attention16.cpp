@@ -3,7 +3,7 @@
 // AVX2 multiplies sixteen of them where it multiplies eight floats, and adds neighbours. Blocks of queries and panels of
 // 16 columns are as in attention.cpp, but a panel holds neighbouring pairs. What is multiplied is rounded to so many steps
 // that sums fit 32 bits: queries and keys to sqrt(2^31 / D), 5792 for heads of 64, each with a scale of its own; columns
-// of values to 2047; probabilities, whose sum is known by then, to 32767, or to fewer so that they make a million.
+// of values to 4095; probabilities, whose sum is known by then, to 32767, or to fewer so that they make half a million.
 #include <vector>
 
 #include "attention.h"
@@ -14,8 +14,8 @@ namespace {
 constexpr int ROWS = 6, COLUMNS = 16, BLOCK = 24;
 constexpr int64_t PAIRS = 256;  // of keys in a pass over the values: their panel stays in the first cache
 constexpr float LOG2E = 1.44269504f;
-constexpr float VALUE = 2047.0f, SHARE = 32767.0f, SHARES = 1e6f;
-constexpr int64_t PATCHES = 90000;
+constexpr float VALUE = 4095.0f, SHARE = 32767.0f, SHARES = 5e5f;
+constexpr int64_t PATCHES = 40000;
 static_assert((double(SHARES) + PATCHES / 2) * double(VALUE) < 2147483647.0, "sums of shares that are half a step too large");
 
 // The largest magnitude; NaN if there is a value that is not finite.
