@@ -31,15 +31,15 @@ from internvl.ops.packed import (
 
 Rules = Sequence[tuple[str, Scheme]]
 
-FIRST_BLOCK: tuple[str, Scheme] = (r"vit\.layers\.0\..*", "bfloat16")
-"""What a tower's first block makes of the embeddings decides which tokens become outliers later on: in eight
-bits it costs more accuracy than all other blocks together (docs/performance.md)."""
+FIRST_MLP: tuple[str, Scheme] = (r"vit\.layers\.0\.mlp\..*", "bfloat16")
+"""What the MLP of a tower's first block makes of the embeddings decides which tokens become outliers later:
+in eight bits it costs more accuracy than all other layers together (docs/performance.md)."""
 
 DEFAULTS: Mapping[Scheme, Rules] = {
     "float32": ((r".*", "float32"),),
     "bfloat16": ((r".*", "bfloat16"),),
-    "int8": (FIRST_BLOCK, (r".*", "int8")),
-    "int4": (FIRST_BLOCK, (r"(llm|qllama)\.layers\..*", "int4"), (r".*", "int8")),
+    "int8": (FIRST_MLP, (r".*", "int8")),
+    "int4": (FIRST_MLP, (r"(llm|qllama)\.layers\..*", "int4"), (r".*", "int8")),
 }
 """The rules of a scheme's name: the first that matches a linear layer decides; those that match none are left
 out."""
