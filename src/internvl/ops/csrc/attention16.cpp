@@ -163,43 +163,64 @@ float round_shares(float* scores, int64_t count, int64_t padded, int16_t* to) {
     return 1.0f / sum8(to_float(total)) + sum * 0.0f;
 }
 
+// Rows first..first + rows of the queries; `steps` turns sums of products into scores, as powers of two.
+void round_queries(const Head& head, int64_t first, int64_t rows, float* steps) {
+    scratch.queries.resize(BLOCK * head.width);
+    for (int64_t row = 0; row < rows; row++) {
+        const float* query = head.q + (first + row) * head.stride;
+        fetch(query + AHEAD * head.stride, head.width);
+        steps[row] = round_row(query, head.width, head.most, scratch.queries.data() + row * head.width) /
+                     std::sqrt(float(head.width)) * LOG2E;
+    }
+}
+
+void score(const Head& head, int64_t rows, const float* steps) {
+    const int64_t width = head.width, padded = head.padded;
+    const Panels& panels = scratch.panels;
+    scratch.scores.resize(BLOCK * padded);
+    for (int64_t key = 0; key < padded; key += COLUMNS) {
+        const f32x8 left = load<f32x8>(&panels.key_steps[key]), right = load<f32x8>(&panels.key_steps[key] + LANES);
+        float* scores = scratch.scores.data() + key;
+        const auto finish = [=](int64_t row, i32x8 a, i32x8 b) {
+            store(scores + row * padded, to_float(a) * (left * steps[row]));
+            store(scores + row * padded + LANES, to_float(b) * (right * steps[row]));
+        };
+        tiles(rows, scratch.queries.data(), width, panels.keys.data() + key * width, width / 2, finish);
+    }
+}
+
+// Sums of the values, weighted with shares.
+void gather(const Head& head, int64_t rows) {
+    const int64_t width = head.width, padded = head.padded;
+    scratch.sums.assign(BLOCK * width, 0);
+    for (int64_t pair = 0; pair < padded / 2; pair += PAIRS)
+        for (int64_t d = 0; d < width; d += COLUMNS) {
+            int32_t* sums = scratch.sums.data() + d;
+            const int16_t* values = scratch.panels.values.data() + d * padded + pair * 2 * COLUMNS;
+            const auto finish = [=](int64_t row, i32x8 a, i32x8 b) {
+                store(sums + row * width, load<i32x8>(sums + row * width) + a);
+                store(sums + row * width + LANES, load<i32x8>(sums + row * width + LANES) + b);
+            };
+            tiles(rows, scratch.shares.data() + 2 * pair, padded, values, std::min(PAIRS, padded / 2 - pair), finish);
+        }
+}
+
 // Rows first..first + rows of a head.
 void attend(const Head& head, int64_t first, int64_t rows, float* out, int64_t out_stride) {
-    Scratch& s = scratch;
-    const int64_t width = head.width, padded = head.padded;
-    s.queries.resize(BLOCK * width);
-    s.scores.resize(BLOCK * padded);
-    s.shares.resize(BLOCK * padded);
-    s.sums.assign(BLOCK * width, 0);
     float steps[BLOCK], inverse[BLOCK];
+    round_queries(head, first, rows, steps);
+    score(head, rows, steps);
+    scratch.shares.resize(BLOCK * head.padded);
     for (int64_t row = 0; row < rows; row++) {
-        fetch(head.q + (first + row + AHEAD) * head.stride, width);
-        steps[row] = round_row(head.q + (first + row) * head.stride, width, head.most, s.queries.data() + row * width) /
-                     std::sqrt(float(width)) * LOG2E;
+        const int64_t place = row * head.padded;
+        inverse[row] = round_shares(&scratch.scores[place], head.patches, head.padded, &scratch.shares[place]);
     }
-    for (int64_t key = 0; key < padded; key += COLUMNS) {
-        const f32x8 left = load<f32x8>(&s.panels.key_steps[key]), right = load<f32x8>(&s.panels.key_steps[key] + LANES);
-        tiles(rows, s.queries.data(), width, s.panels.keys.data() + key * width, width / 2,
-              [&, scores = s.scores.data() + key](int64_t row, i32x8 a, i32x8 b) {
-                  store(scores + row * padded, to_float(a) * (left * steps[row]));
-                  store(scores + row * padded + LANES, to_float(b) * (right * steps[row]));
-              });
-    }
-    for (int64_t row = 0; row < rows; row++) {
-        float* scores = s.scores.data() + row * padded;
-        inverse[row] = round_shares(scores, head.patches, padded, s.shares.data() + row * padded);
-    }
-    for (int64_t pair = 0; pair < padded / 2; pair += PAIRS)
-        for (int64_t d = 0; d < width; d += COLUMNS)
-            tiles(rows, s.shares.data() + 2 * pair, padded, s.panels.values.data() + d * padded + pair * 2 * COLUMNS,
-                  std::min(PAIRS, padded / 2 - pair), [&, sums = s.sums.data() + d](int64_t row, i32x8 a, i32x8 b) {
-                      store(sums + row * width, load<i32x8>(sums + row * width) + a);
-                      store(sums + row * width + LANES, load<i32x8>(sums + row * width + LANES) + b);
-                  });
+    gather(head, rows);
     for (int64_t row = 0; row < rows; row++)
-        for (int64_t d = 0; d < width; d += LANES)
-            store(out + (first + row) * out_stride + d,
-                  to_float(load<i32x8>(&s.sums[row * width + d])) * (load<f32x8>(&s.panels.value_steps[d]) * inverse[row]));
+        for (int64_t d = 0; d < head.width; d += LANES) {
+            const f32x8 step = load<f32x8>(&scratch.panels.value_steps[d]) * inverse[row];
+            store(out + (first + row) * out_stride + d, to_float(load<i32x8>(&scratch.sums[row * head.width + d])) * step);
+        }
 }
 
 }  // namespace
