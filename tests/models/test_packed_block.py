@@ -47,6 +47,16 @@ def test_equals_the_modules(config: VisionConfig, scheme: Scheme, monkeypatch: p
     torch.testing.assert_close(found_NPC, model(tiles_N3HW), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@torch.inference_mode()
+def test_rounds_as_the_modules(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block, since the next would make more of what rounded to the other side."""
+    model, x_NPC = tower(replace(CONFIG, num_layers=1), scheme), torch.randn(2, 13, 64)
+    found_NPC = model.layers[0](x_NPC)
+    monkeypatch.setattr(vit, "packed_block", lambda *_: None)
+    assert (found_NPC - model.layers[0](x_NPC)).abs().median() < 1e-5
+
+
 def test_the_kernel_serves_where_it_can() -> None:
     x_NPC = torch.randn(1, 5, 64)
     block = tower(CONFIG).layers[0]

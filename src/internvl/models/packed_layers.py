@@ -29,10 +29,10 @@ def rounds_rows(module: Any) -> bool:
 
 def packed_mlp(gate_up: Any, down: Any, x_TC: Tensor) -> Tensor | None:
     """`down(silu(gate) * up)` of tokens (T, C); None where the kernel cannot serve."""
-    first, second = packed_matrix(gate_up), packed_matrix(down)
-    if first is None or second is None or not _serves(x_TC):
+    if not _serves(x_TC):
         return None
-    return gated_mlp(x_TC, first, second)
+    first, second = packed_matrix(gate_up), packed_matrix(down)
+    return None if first is None or second is None else gated_mlp(x_TC, first, second)
 
 
 def _serves(x_TC: Tensor) -> bool:

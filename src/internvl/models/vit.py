@@ -67,7 +67,7 @@ class Attention(nn.Module):
         if self.has_norms:
             q_NPC, k_NPC, v_NPC = qkv_NPC.chunk(3, dim=-1)
             qkv_NPC = torch.cat((self.q_norm(q_NPC), self.k_norm(k_NPC), v_NPC), dim=-1)
-        out: Tensor = self.out(tile_attention(qkv_NPC, self.num_heads, rounded=rounds_rows(self.qkv)))
+        out: Tensor = self.out(tile_attention(qkv_NPC, self.num_heads, in_16_bits=rounds_rows(self.qkv)))
         return out
 
 

@@ -24,6 +24,8 @@ def gated_mlp(x_TC: Tensor, gate_up: Matrix, down: Matrix) -> Tensor | None:
 
     None where the kernel cannot serve or would be slower. No matrix is a plain one (`ops.packed`).
     """
+    assert gate_up.outputs == 2 * down.inputs, (gate_up.outputs, down.inputs)
+    assert x_TC.shape[1] == gate_up.inputs, (x_TC.shape, gate_up.inputs)
     native = library()
     if native is None or down.inputs % PANEL or len(x_TC) < ROWS * torch.get_num_threads():
         return None

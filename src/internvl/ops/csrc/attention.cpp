@@ -150,8 +150,8 @@ void attend_tile(const float* qkv, int64_t patches, int64_t heads, int64_t width
 
 // Every tile's patches among themselves: qkv (N, P, 3 H D), each of the three by heads; out (N, P, H D).
 extern "C" void tile_attention(const float* qkv, int64_t tiles_, int64_t patches, int64_t heads, int64_t width,
-                               int64_t rounded, float* out) {
-    const auto attend_one = rounded ? attend_tile_in_shorts : attend_tile;
+                               int64_t in_16_bits, float* out) {
+    const auto attend_one = in_16_bits ? attend_tile_16 : attend_tile;
     const int64_t size = patches * heads * width;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t job = 0; job < tiles_ * heads; job++)

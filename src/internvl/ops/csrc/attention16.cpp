@@ -2,8 +2,8 @@
 //
 // AVX2 multiplies sixteen of them where it multiplies eight floats, and adds neighbours. Blocks of queries and panels of
 // 16 columns are as in attention.cpp, but a panel holds neighbouring pairs. What is multiplied is rounded to so many steps
-// that sums fit 32 bits: queries and keys to sqrt(2^31 / D), 5792 for heads of 64, each with a scale of its own; columns
-// of values to 4095; probabilities, whose sum is known by then, to 32767, or to fewer so that they make half a million.
+// that sums fit 32 bits: queries and keys to sqrt(2^31 / D), 5791 for heads of 64, each with a scale of its own, after keys
+// gave the size of their channels to the queries, since few channels often outweigh the rest; columns of values to 4095; probabilities, whose sum is known by then, to 32767, or to fewer so that they make half a million.
 #include <vector>
 
 #include "attention.h"
@@ -14,30 +14,32 @@ namespace {
 constexpr int ROWS = 6, COLUMNS = 16, BLOCK = 24;
 constexpr int64_t PAIRS = 256;  // of keys in a pass over the values: their panel stays in the first cache
 constexpr float LOG2E = 1.44269504f;
-constexpr float VALUE = 4095.0f, SHARE = 32767.0f, SHARES = 5e5f;
+constexpr float VALUE = 4095.0f, PROBABILITY = 32767.0f, PROBABILITIES = 5e5f;  // steps of the largest, and of all together
+constexpr float TINY = 1e-30f;  // no size that is divided by is smaller
 constexpr int64_t PATCHES = 40000;
-static_assert((double(SHARES) + PATCHES / 2) * double(VALUE) < 2147483647.0, "sums of shares that are half a step too large");
+static_assert((double(PROBABILITIES) + PATCHES / 2) * double(VALUE) < 2147483647.0, "each may be half a step too large");
 
-// The largest magnitude; NaN if there is a value that is not finite.
-float size_of(const float* x, int64_t width) {
+// The largest magnitude of x times `factors`; NaN if there is a value that is not finite.
+float size_of(const float* x, const float* factors, int64_t width) {
     f32x8 largest = {}, taint = {};
     for (int64_t i = 0; i < width; i += LANES) {
-        const f32x8 v = load<f32x8>(x + i);
+        const f32x8 v = load<f32x8>(x + i) * load<f32x8>(factors + i);
         largest = max8(max8(v, -v), largest);
         taint += v * 0.0f;
     }
     return largest8(largest) + sum8(taint);
 }
 
-// round(v * inverse), within -most..most; something if that is NaN.
-i32x8 rounded(f32x8 v, f32x8 inverse, float most) {
+// round(v * inverse), within -most..most; -most if that is NaN.
+i32x8 to_steps(f32x8 v, f32x8 inverse, float most) {
     return to_int(min8(max8(round8(v * inverse), splat(-most)), splat(most)));
 }
 
-// Rounds a row; returns what a step stands for, NaN if a value is not finite.
-float round_row(const float* x, int64_t width, float most, int16_t* to) {
-    const float size = size_of(x, width), inverse = size > 0 ? most / size : 0.0f;
-    for (int64_t i = 0; i < width; i += LANES) store_shorts(to + i, rounded(load<f32x8>(x + i), splat(inverse), most));
+// Rounds a row times `factors`; returns what a step stands for, NaN if a value is not finite.
+float round_row(const float* x, const float* factors, int64_t width, float most, int16_t* to) {
+    const float size = size_of(x, factors, width), inverse = most / std::max(size, TINY);
+    for (int64_t i = 0; i < width; i += LANES)
+        store_shorts(to + i, to_steps(load<f32x8>(x + i), load<f32x8>(factors + i) * inverse, most));
     return size / most;
 }
 
@@ -78,37 +80,33 @@ struct Head {
 
 // A head's keys in panels of 16 keys, for each pair of the width; its values in panels of 16 columns, for each pair of keys.
 struct Panels {
-    std::vector<int16_t> row, keys, values;
-    std::vector<float> key_steps, value_steps;
+    std::vector<int16_t> keys, values;
+    std::vector<float> key_steps, value_steps, channels, inverses;  // sizes of the keys' channels, and one over them
+    std::vector<int16_t> row;                                       // of a key, on its way
 
     void fill(const Head& head) {
-        row.resize(head.width);
-        keys.assign(head.padded * head.width, 0);
-        values.resize(head.padded * head.width);
-        key_steps.assign(head.padded, 0.0f);
-        value_steps.resize(head.width);
         fill_keys(head);
         fill_values(head);
     }
 
     void fill_keys(const Head& head) {
+        row.resize(head.width);
+        keys.assign(head.padded * head.width, 0);
+        key_steps.assign(head.padded, 0.0f);
+        sizes_of(head.k, head, channels);
+        inverses.resize(head.width);
+        for (int64_t d = 0; d < head.width; d += LANES) store(&inverses[d], 1.0f / load<f32x8>(&channels[d]));
         for (int64_t s = 0; s < head.patches; s++) {
-            fetch(head.k + (s + AHEAD) * head.stride, head.width);
-            key_steps[s] = round_row(head.k + s * head.stride, head.width, head.most, row.data());
+            key_steps[s] = round_row(head.k + s * head.stride, inverses.data(), head.width, head.most, row.data());
             int16_t* column = keys.data() + s / COLUMNS * COLUMNS * head.width + s % COLUMNS * 2;
             for (int64_t d = 0; d < head.width; d += 2) std::memcpy(column + d * COLUMNS, row.data() + d, 4);
         }
     }
 
     void fill_values(const Head& head) {
-        value_steps.assign(head.width, 0.0f);
-        float* steps = value_steps.data();
-        for (int64_t s = 0; s < head.patches; s++)
-            for (int64_t d = 0; d < head.width; d += LANES) {
-                const f32x8 v = load<f32x8>(head.v + s * head.stride + d), step = load<f32x8>(steps + d);
-                store(steps + d, max8(max8(v, -v), step) + v * 0.0f);
-            }
-        for (int64_t d = 0; d < head.width; d++) steps[d] /= VALUE;
+        values.resize(head.padded * head.width);
+        sizes_of(head.v, head, value_steps);
+        for (float& step : value_steps) step /= VALUE;
         for (int64_t s = 0; s < head.padded; s += 2)
             for (int64_t d = 0; d < head.width; d += LANES) {
                 const i32x8 one = short_of(head, s, d), next = short_of(head, s + 1, d);
@@ -117,17 +115,28 @@ struct Panels {
             }
     }
 
+    // The largest magnitude of each channel, at least TINY; NaN where a value is not finite.
+    static void sizes_of(const float* x, const Head& head, std::vector<float>& sizes) {
+        sizes.assign(head.width, TINY);
+        for (int64_t s = 0; s < head.patches; s++, x += head.stride) {
+            fetch(x + AHEAD * head.stride, head.width);
+            for (int64_t d = 0; d < head.width; d += LANES) {
+                const f32x8 v = load<f32x8>(x + d), size = load<f32x8>(&sizes[d]);
+                store(&sizes[d], max8(max8(v, -v), size) + v * 0.0f);
+            }
+        }
+    }
+
     i32x8 short_of(const Head& head, int64_t s, int64_t d) const {
         if (s >= head.patches) return i32x8{};
-        const f32x8 step = max8(load<f32x8>(&value_steps[d]), splat(1e-30f));
-        return rounded(load<f32x8>(head.v + s * head.stride + d), 1.0f / step, VALUE);
+        return to_steps(load<f32x8>(head.v + s * head.stride + d), 1.0f / load<f32x8>(&value_steps[d]), VALUE);
     }
 };
 
 struct Scratch {
     Panels panels;
     std::vector<float> scores;
-    std::vector<int16_t> queries, shares;
+    std::vector<int16_t> queries, probabilities;
     std::vector<int32_t> sums;
 };
 
@@ -142,23 +151,23 @@ f32x8 power(f32x8 x) {
 }
 
 // Scores to 2^(score - largest) for the first `count`, then to integers; returns one over their sum, NaN if a score is.
-float round_shares(float* scores, int64_t count, int64_t padded, int16_t* to) {
+float round_probabilities(float* scores, int64_t count, int64_t padded, int16_t* to) {
     f32x8 most = splat(-INFINITY), sums = {};
     std::fill(scores + count, scores + padded, -INFINITY);
     for (int64_t i = 0; i < padded; i += LANES) most = max8(load<f32x8>(scores + i), most);
     const f32x8 largest = splat(largest8(most));
     for (int64_t i = 0; i < padded; i += LANES) {
-        const f32x8 share = power(load<f32x8>(scores + i) - largest);
-        store(scores + i, share);
-        sums += share;
+        const f32x8 value = power(load<f32x8>(scores + i) - largest);
+        store(scores + i, value);
+        sums += value;
     }
     const float sum = sum8(sums);
-    const f32x8 scale = splat(std::min(SHARE, SHARES / sum));
+    const f32x8 scale = splat(std::min(PROBABILITIES / sum, PROBABILITY));  // in this order NaN stays NaN, and all become 0
     i32x8 total = {};
     for (int64_t i = 0; i < padded; i += LANES) {
-        const i32x8 share = to_int(max8(load<f32x8>(scores + i) * scale + 0.5f, splat(0.0f)));
-        store_shorts(to + i, share);
-        total += share;
+        const i32x8 value = to_int(max8(load<f32x8>(scores + i) * scale + 0.5f, splat(0.0f)));
+        store_shorts(to + i, value);
+        total += value;
     }
     return 1.0f / sum8(to_float(total)) + sum * 0.0f;
 }
@@ -169,7 +178,8 @@ void round_queries(const Head& head, int64_t first, int64_t rows, float* steps) 
     for (int64_t row = 0; row < rows; row++) {
         const float* query = head.q + (first + row) * head.stride;
         fetch(query + AHEAD * head.stride, head.width);
-        steps[row] = round_row(query, head.width, head.most, scratch.queries.data() + row * head.width) /
+        const float* channels = scratch.panels.channels.data();
+        steps[row] = round_row(query, channels, head.width, head.most, scratch.queries.data() + row * head.width) /
                      std::sqrt(float(head.width)) * LOG2E;
     }
 }
@@ -189,7 +199,7 @@ void score(const Head& head, int64_t rows, const float* steps) {
     }
 }
 
-// Sums of the values, weighted with shares.
+// Sums of the values, weighted with probabilities.
 void gather(const Head& head, int64_t rows) {
     const int64_t width = head.width, padded = head.padded;
     scratch.sums.assign(BLOCK * width, 0);
@@ -201,7 +211,7 @@ void gather(const Head& head, int64_t rows) {
                 store(sums + row * width, load<i32x8>(sums + row * width) + a);
                 store(sums + row * width + LANES, load<i32x8>(sums + row * width + LANES) + b);
             };
-            tiles(rows, scratch.shares.data() + 2 * pair, padded, values, std::min(PAIRS, padded / 2 - pair), finish);
+            tiles(rows, scratch.probabilities.data() + 2 * pair, padded, values, std::min(PAIRS, padded / 2 - pair), finish);
         }
 }
 
@@ -210,10 +220,10 @@ void attend(const Head& head, int64_t first, int64_t rows, float* out, int64_t o
     float steps[BLOCK], inverse[BLOCK];
     round_queries(head, first, rows, steps);
     score(head, rows, steps);
-    scratch.shares.resize(BLOCK * head.padded);
+    scratch.probabilities.resize(BLOCK * head.padded);
     for (int64_t row = 0; row < rows; row++) {
         const int64_t place = row * head.padded;
-        inverse[row] = round_shares(&scratch.scores[place], head.patches, head.padded, &scratch.shares[place]);
+        inverse[row] = round_probabilities(&scratch.scores[place], head.patches, head.padded, &scratch.probabilities[place]);
     }
     gather(head, rows);
     for (int64_t row = 0; row < rows; row++)
@@ -225,11 +235,11 @@ void attend(const Head& head, int64_t first, int64_t rows, float* out, int64_t o
 
 }  // namespace
 
-void attend_tile_in_shorts(const float* qkv, int64_t patches, int64_t heads, int64_t width, int64_t head, float* out) {
+void attend_tile_16(const float* qkv, int64_t patches, int64_t heads, int64_t width, int64_t head, float* out) {
     if (patches > PATCHES) return attend_tile(qkv, patches, heads, width, head, out);
     const float* q = qkv + head * width;
     const int64_t padded = (patches + COLUMNS - 1) / COLUMNS * COLUMNS;
-    const float most = std::min(32767.0f, std::floor(std::sqrt(2147483647.0f / float(width))) - 1.0f);
+    const float most = std::min(32767.0f, std::floor(std::sqrt(0x1p31f / float(width))) - 1.0f);  // sums stay below 2^31
     const Head one = {q, q + heads * width, q + 2 * heads * width, 3 * heads * width, patches, width, padded, most};
     scratch.panels.fill(one);
     for (int64_t first = 0; first < patches; first += BLOCK)

@@ -43,10 +43,10 @@ void tile(const float* x, int64_t stride, const W* b, int64_t length, bool begin
         for (int half = 0; half < 2; half++) store(kept + r * COLUMNS + half * LANES, sums[r][half]);
 }
 
-// Meanwhile what comes after the stretch is fetched: a weight of several megabytes passes but once for all of these rows.
+// Meanwhile the stretch at `next` is fetched: a weight of several megabytes passes but once for all of these rows.
 template <class W>
-void tiles(int64_t count, const float* x, int64_t stride, const W* b, int64_t length, bool begins, float* kept) {
-    const char* ahead = (const char*)(b + length * COLUMNS);
+void tiles(int64_t count, const float* x, int64_t stride, const W* b, int64_t length, bool begins, float* kept, const W* next) {
+    const char* ahead = (const char*)next;
     const int64_t part = length * COLUMNS * sizeof(W) * ROWS / std::max<int64_t>(count, ROWS);
     for (; count >= ROWS; count -= ROWS, x += ROWS * stride, kept += ROWS * COLUMNS) {
         for (int64_t byte = 0; byte < part; byte += LINE) __builtin_prefetch(ahead + byte);
@@ -70,9 +70,12 @@ void stretches(const Matrix& m, const Rows& rows, int64_t first, int64_t last, i
     const Sink sink = {to.values, to.stride, to.add || rows.from > 0, to.scale};
     for (; first < last; first += FLOAT_ROWS) {
         const int64_t count = std::min(FLOAT_ROWS, last - first);
-        for (int64_t k = rows.from; k < rows.to; k += STRETCH)
-            tiles(count, rows.x + first * rows.stride + k - rows.from, rows.stride,
-                  (const W*)m.panels + (panel * m.padded + k) * COLUMNS, std::min(STRETCH, rows.to - k), k == rows.from, kept);
+        for (int64_t k = rows.from; k < rows.to; k += STRETCH) {
+            const W* b = (const W*)m.panels + panel * m.padded * COLUMNS;
+            const W* next = b + (k + STRETCH < rows.to ? k + STRETCH : m.padded + rows.from) * COLUMNS;
+            tiles(count, rows.x + first * rows.stride + k - rows.from, rows.stride, b + k * COLUMNS,
+                  std::min(STRETCH, rows.to - k), k == rows.from, kept, next);
+        }
         for (int64_t r = 0; r < count; r++)
             for (int half = 0; half < 2; half++)
                 put(part, sink, first + r, panel * COLUMNS + half * LANES, load<f32x8>(kept + r * COLUMNS + half * LANES));

@@ -6,7 +6,7 @@
 #include "matrix.h"
 
 constexpr int64_t SHARE = 120;  // rows that a thread takes at a time
-constexpr int64_t UNIT = 5;     // shares begin at multiples of it: tiles of rows stay whole
+constexpr int64_t UNIT = 5;     // shares begin at multiples of it: int8 tiles of rows stay whole
 
 // Within a parallel region: this thread's share of `count` rows, some at a time.
 template <class Take>

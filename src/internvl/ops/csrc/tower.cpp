@@ -121,7 +121,7 @@ extern "C" void tower_block(const TowerBlock* b, const float* x, int64_t tiles, 
 #pragma omp for schedule(dynamic)
         for (int64_t job = 0; job < count * heads; job++) {
             const int64_t at = job / heads * patches * width;
-            const auto attend = is_integer(b->qkv) ? attend_tile_in_shorts : attend_tile;
+            const auto attend = is_integer(b->qkv) ? attend_tile_16 : attend_tile;
             attend(qkv + 3 * at, patches, heads, width / heads, job % heads, seen + at);
         }
         each_share(count * patches, [&](int64_t row, int64_t some) {
