@@ -49,6 +49,18 @@ def test_equals_what_is_written_out(scheme: Scheme, rows: int, width: int, mlp: 
     torch.testing.assert_close(found_TC.double(), expected(x_TC, gate_up, down), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("compiled")
+def test_biases_are_added_where_they_belong() -> None:
+    """Gates and what they let through are computed by groups of columns, each with its part of the bias."""
+    gate_up, down = weights("float32", 32, 272)
+    bias_2F, bias_C = torch.randn(544), torch.randn(32)
+    x_TC = torch.randn(2 * ROWS, 32)
+    found_TC = gated_mlp(x_TC, gate_up.matrix(bias_2F), down.matrix(bias_C))
+    gate_TF, up_TF = F.linear(x_TC, unpack(gate_up), bias_2F).chunk(2, dim=-1)
+    wanted_TC = F.linear(F.silu(gate_TF) * up_TF, unpack(down), bias_C)
+    torch.testing.assert_close(found_TC, wanted_TC, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 @pytest.mark.usefixtures("compiled", "three_threads")
 def test_rows_are_rounded_as_layer_by_layer(scheme: Scheme) -> None:
