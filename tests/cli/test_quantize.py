@@ -21,7 +21,7 @@ from tests.cli.conftest import Run
 def test_quantize_load_answer(run: Run, model: str, photo: str, tmp_path: Path) -> None:
     out = tmp_path / "packed"
     document = run("quantize", model, str(out), "--pictures", photo, "--json").json
-    assert document["packed"] == "15 layers int8, 4 bfloat16"
+    assert document["packed"] == "17 layers int8, 2 bfloat16"
     assert document["measured"]["vision_cosine"] > 0.999
     assert document["measured"]["pictures"] == 1
     mapped, packed = internvl.load(out), internvl.load(model, quantize="int8")
