@@ -34,7 +34,7 @@ class Packing:
 
     @property
     def summary(self) -> str:
-        """ "168 layers int8, 4 bfloat16"."""
+        """ "170 layers int8, 2 bfloat16"."""
         counts = Counter(self.layers.values()).most_common()
         return ", ".join(
             f"{count} layers {scheme}" if not index else f"{count} {scheme}"
