@@ -112,8 +112,7 @@ def _features(
     found: dict[tuple[int, str], list[Tensor]] = {}
     for start in range(0, len(encoded), BATCH):
         tiles_N3HW = torch.stack([view(one, size)[0] for one in encoded[start : start + BATCH]])
-        with torch.autocast("cpu", torch.bfloat16):
-            states = tower.hidden_states(tiles_N3HW)
+        states = tower.hidden_states(tiles_N3HW)
         for layer in layers:
             state_NPC = states[layer].float()
             class_NC, patches_NC = state_NPC[:, 0], state_NPC[:, 1:].mean(1)
