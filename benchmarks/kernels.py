@@ -23,8 +23,10 @@ from torch.nn import functional as F
 from internvl.adapt.quantize import quantize
 from internvl.config import VisionConfig
 from internvl.models.vit import VisionTower
+from internvl.ops.gated_mlp import gated_mlp
 from internvl.ops.native import kind_in_use, library
 from internvl.ops.packed import SCHEMES, Scheme, pack, packed_linear
+from internvl.ops.swiglu import swiglu
 from internvl.ops.tile_attention import tile_attention
 
 MANY = {
@@ -70,25 +72,49 @@ def main() -> None:
             limit = flops() * (2 if scheme.startswith("int") else 1) if rows > 4 else reads()
             call = lambda: packed_linear(x, packed)  # noqa: B023, E731
             row(name, scheme, options.repeats, call, rows, inputs, outputs, limit, BYTES[scheme])
-    attention(options.repeats, flops())
+    for in_16_bits in (False, True):
+        attention(in_16_bits, options.repeats, flops() * (2 if in_16_bits else 1))
+    for tokens in (296, 1832):
+        for mlp_scheme in SCHEMES:
+            gated(tokens, mlp_scheme, options.repeats, flops() * (2 if mlp_scheme.startswith("int") else 1))
     for block_scheme in (None, "bfloat16", "int8"):
         block(block_scheme, options.repeats)
 
 
-def attention(repeats: int, limit: float) -> None:
+def attention(in_16_bits: bool, repeats: int, limit: float) -> None:
     qkv = torch.randn(1, 1025, 3072)
-    seconds = timed(repeats, lambda: tile_attention(qkv, 16))
+    seconds = timed(repeats, lambda: tile_attention(qkv, 16, in_16_bits=in_16_bits))
     rate = 4 * 1025**2 * 1024 / seconds
     print(
         json.dumps(
             {
-                "what": "vit attention",
+                "what": "vit attention, 16 bits" if in_16_bits else "vit attention",
                 "ms": round(seconds * 1e3, 3),
                 "GFLOP/s": round(rate / 1e9, 1),
                 "share": round(rate / limit, 3),
             }
         )
     )
+
+
+def gated(tokens: int, scheme: Scheme, repeats: int, limit: float) -> None:
+    """The gated MLP of a prompt, in one call and layer by layer."""
+    gate_up, down = pack(torch.randn(9728, 896) * 0.03, scheme), pack(torch.randn(896, 4864) * 0.03, scheme)
+    x = torch.randn(tokens, 896)
+    ways: dict[str, Callable[[], object]] = {
+        "one call": lambda: gated_mlp(x, gate_up.matrix(), down.matrix()),
+        "layer by layer": lambda: packed_linear(swiglu(packed_linear(x, gate_up)), down),
+    }
+    for name, call in ways.items():
+        seconds = timed(repeats, call)
+        share = 2 * tokens * 3 * 896 * 4864 / seconds / limit
+        what = f"gated MLP, {tokens} tokens, {name}"
+        print(
+            json.dumps(
+                {"what": what, "scheme": scheme, "ms": round(seconds * 1e3, 3), "share": round(share, 3)}
+            ),
+            flush=True,
+        )
 
 
 def block(scheme: Scheme | None, repeats: int) -> None:
@@ -135,7 +161,7 @@ def row(
 
 
 @torch.inference_mode()
-def timed(repeats: int, call: Callable[[], Tensor]) -> float:
+def timed(repeats: int, call: Callable[[], object]) -> float:
     """Median seconds of a call, after one to warm up; fast calls are timed many at a time."""
     call()
     start = time.perf_counter()
