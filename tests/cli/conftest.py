@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from internvl import zoo
+import internvl
+from internvl import ContrastiveModel, zoo
 from internvl.checkpoints.write import save_model
 from internvl.cli.bench import shrink
 from internvl.cli.main import main
@@ -62,6 +63,20 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> str:
     small = zoo.tiny(config)
     save_model(VisionTower(small), small, path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def contrastive(golden_dir: Path) -> ContrastiveModel:
+    """The dual encoder that lies at `path`; with one thread, so that sums have one order."""
+    torch.set_num_threads(1)
+    loaded = internvl.load(golden_dir / "internvl_14b")
+    assert isinstance(loaded, ContrastiveModel)
+    return loaded
+
+
+@pytest.fixture
+def path(golden_dir: Path) -> str:
+    return str(golden_dir / "internvl_14b")
 
 
 @pytest.fixture

@@ -7,22 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import internvl
 from internvl import ContrastiveModel
 from internvl.cli.main import DONE, FAILED, WRONG_USE
 from tests.cli.conftest import Run, save_noise
-
-
-@pytest.fixture(scope="module")
-def contrastive(golden_dir: Path) -> ContrastiveModel:
-    loaded = internvl.load(golden_dir / "internvl_14b")
-    assert isinstance(loaded, ContrastiveModel)
-    return loaded
-
-
-@pytest.fixture
-def path(golden_dir: Path) -> str:
-    return str(golden_dir / "internvl_14b")
 
 
 @pytest.fixture

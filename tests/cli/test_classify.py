@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import internvl
 from internvl import ContrastiveModel
 from internvl.cli.classify import read_classes
 from internvl.cli.main import DONE, FAILED, WRONG_USE
@@ -16,18 +15,6 @@ from internvl.evaluation.prompts import general_templates
 from tests.cli.conftest import Run, save_noise
 
 NAMES = ("cat", "red panda", "dog")
-
-
-@pytest.fixture(scope="module")
-def contrastive(golden_dir: Path) -> ContrastiveModel:
-    loaded = internvl.load(golden_dir / "internvl_14b")
-    assert isinstance(loaded, ContrastiveModel)
-    return loaded
-
-
-@pytest.fixture
-def path(golden_dir: Path) -> str:
-    return str(golden_dir / "internvl_14b")
 
 
 @pytest.fixture

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import internvl
 from internvl import ContrastiveModel
 from internvl.cli.main import DONE, WRONG_USE
 from internvl.evaluation.prompts import general_templates, make_prompts, open_prompts, parse_prompts
@@ -23,19 +21,6 @@ from tests.cli.conftest import Run
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "evaluate-contrastive.md"
 COLOURS = {"red_cat": (200, 30, 30), "green dog": (30, 200, 30), "bird": (30, 30, 200)}
-
-
-@pytest.fixture(scope="module")
-def contrastive(golden_dir: Path) -> ContrastiveModel:
-    torch.set_num_threads(1)
-    loaded = internvl.load(golden_dir / "internvl_14b")
-    assert isinstance(loaded, ContrastiveModel)
-    return loaded
-
-
-@pytest.fixture
-def path(golden_dir: Path) -> str:
-    return str(golden_dir / "internvl_14b")
 
 
 @pytest.fixture

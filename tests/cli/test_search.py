@@ -20,11 +20,6 @@ NAMES = ("a.png", "b.png", "[bold]c.png", "sub/d.png")
 
 
 @pytest.fixture
-def path(golden_dir: Path) -> str:
-    return str(golden_dir / "internvl_14b")
-
-
-@pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     (folder / "sub").mkdir(parents=True)

@@ -14,12 +14,7 @@ from internvl.engine.engine import Engine
 from internvl.engine.request import Delta, EngineRequest
 from internvl.errors import ContextOverflowError, EngineStoppedError, InputError
 from internvl.models.vlm import VLM
-from tests.engine.tiny import expected, ids_of, last_of, make_engine, make_image, make_request, make_vlm
-
-
-@pytest.fixture(scope="module")
-def vlm() -> VLM:
-    return make_vlm()
+from tests.engine.tiny import expected, ids_of, last_of, make_engine, make_image, make_request
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

@@ -16,7 +16,7 @@ from internvl.engine.engine import Engine
 from internvl.engine.settings import EngineSettings
 from internvl.errors import InputError
 from internvl.models.vlm import VLM
-from tests.engine.tiny import SLOT, finish, ids_of, last_of, make_engine, make_request, make_vlm
+from tests.engine.tiny import SLOT, finish, ids_of, last_of, make_engine, make_request
 
 pytest.importorskip("llguidance")
 
@@ -31,11 +31,6 @@ def encode(text: str) -> list[int]:
 
 def decode(ids: Any) -> str:
     return b"".join(WORDS[id] for id in ids).decode()
-
-
-@pytest.fixture(scope="module")
-def vlm() -> VLM:
-    return make_vlm()
 
 
 def make(vlm: VLM, **settings: Any) -> Engine:

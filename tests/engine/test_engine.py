@@ -33,11 +33,6 @@ from tests.engine.tiny import (
 )
 
 
-@pytest.fixture(scope="module")
-def vlm() -> VLM:
-    return make_vlm()
-
-
 def test_ids_text_reason_and_usage(vlm: VLM) -> None:
     engine = make_engine(vlm)
     request = make_request("a", [1, 2, 3], [make_image(1, 2)], max_new_tokens=6)

@@ -26,14 +26,8 @@ from tests.engine.tiny import (
     make_engine,
     make_image,
     make_request,
-    make_vlm,
 )
 from tests.generation.tiny import CONFIG, letters
-
-
-@pytest.fixture(scope="module")
-def vlm() -> VLM:
-    return make_vlm()
 
 
 def adapted(vlm: VLM, pattern: str, seed: int) -> VLM:

@@ -24,11 +24,6 @@ from tests.engine.tiny import (
 from tests.generation.tiny import make_prompt
 
 
-@pytest.fixture(scope="module")
-def vlm() -> VLM:
-    return make_vlm()
-
-
 def test_answers_are_those_of_generate(vlm: VLM) -> None:
     engine = make_engine(vlm, max_step_tiles=1)
     requests = [

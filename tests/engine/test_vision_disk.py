@@ -17,11 +17,6 @@ from internvl.models.vlm import VLM
 from tests.engine.tiny import expected, finish, ids_of, make_engine, make_image, make_request, make_vlm
 
 
-@pytest.fixture(scope="module")
-def vlm() -> VLM:
-    return make_vlm()
-
-
 def tokens(value: float) -> torch.Tensor:
     return torch.full((4, 16), value)
 
