@@ -22,7 +22,7 @@ for mode in ("C", "G"):
 vectors = model.embed_images(pictures, mode="G", normalize=True)
 print("vectors:", tuple(vectors.shape))
 
-# Slower and surer than the products: each picture together with one text.
+# Each picture together with one text: slower, and surer with a model that has learnt it (nano-c has not).
 for picture, share in zip(pictures, model.match(pictures, texts).tolist(), strict=True):
     print(f"{picture.stem:>10} belongs to its text with probability {share:.2f}")
 

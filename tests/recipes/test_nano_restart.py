@@ -151,6 +151,18 @@ def hand_over(built: BuiltPairs, folder: Path) -> None:
     nano_c_assets.write(folder / "deltas", folder / "model", folder / "again")
 
 
+def test_the_published_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of what is shipped; written once."""
+    shipped = Shipped("nano", tmp_path, monkeypatch)
+    found = load_model(nano_restart.published(tmp_path / "start")).state_dict()
+    for key, value in found.items():
+        expected = torch.zeros_like(value) if key.startswith("projector.") else shipped.start[key]
+        assert torch.equal(value, expected), key
+    written = (tmp_path / "start" / "config.json").stat().st_mtime_ns
+    nano_restart.published(tmp_path / "start")
+    assert (tmp_path / "start" / "config.json").stat().st_mtime_ns == written
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOTH)
 def test_the_real_ones(name: Name, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_the_whole_repair(small: Small, data: Path, tmp_path: Path, monkeypatch:
     """The result is a chat model: its tower has learnt above, its projector is new, the rest is rounded."""
     classifier = (torch.randn(5, FEATURES), torch.randn(5))
     monkeypatch.setattr(nano_tower, "open_teacher", lambda folder, numbers: (teacher, classifier))
-    monkeypatch.setattr(nano_tower, "assemble", lambda: small.checkpoint)
+    monkeypatch.setattr(nano_tower, "published", lambda directory: small.checkpoint)
     repair(data, tmp_path / "out")
     made, start = load_model(tmp_path / "out" / "model"), load_model(small.checkpoint)
     assert isinstance(made, VLM)

@@ -1,6 +1,7 @@
-"""Other sizes for a built model: the position table of a tower, the vocabulary of a language model.
+"""Other sizes for a built model: the position table of a tower, alone, in a chat model or in a dual encoder,
+and the vocabulary of a language model.
 
-Both change the module in place, give it its new configuration, and return that. Knows no files.
+All change the module in place, give it its new configuration, and return that. Knows no files.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class Options:
 
     With InternVL-C or -G as --model records are pairs of a picture and its captions, all of which are read.
 
-    Exit status 1 tells that something is. Nothing is trained; of the model only the configuration and the
-    tokenizer are read.
+    Exit status 1 tells that something is. Nothing is trained; to check, of the model only the configuration
+    and the tokenizer are read.
     """
 
     action: Annotated[
@@ -85,7 +85,8 @@ class Options:
     workers: Annotated[int, arg(metavar="N")] = 1
     """Threads that read."""
     out: File = None
-    """Write all broken records here, a JSON object a line; a file there is replaced."""
+    """Of `check`: write all broken records here, a JSON object a line; a file there is replaced. Of
+    `reference`: the folder to make."""
     json: Flag = False
     """Print one JSON document."""
 

@@ -1,8 +1,9 @@
 """Causal attention of the last tokens of one sequence, compiled where it can be.
 
-In float32 without gradients the kernel of `csrc/attention.cpp` runs: it repeats no heads and computes no
-masked score. Knows no sequences but one. Shape letters: T tokens, H heads, K key-value heads, S cache
-positions, D head width.
+Of several tokens in float32 without gradients, heads a multiple of 16 wide, the kernel of
+`csrc/attention.cpp` runs: it repeats no heads and computes no masked score. PyTorch's serves everything else.
+Knows no sequences but one. Shape letters: T tokens, H heads, K key-value heads, S cache positions, D head
+width.
 """
 
 from __future__ import annotations

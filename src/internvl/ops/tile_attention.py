@@ -1,7 +1,8 @@
 """Full attention of a tile's patches among themselves, compiled where it can be.
 
-In float32 without gradients the kernel of `csrc/attention.cpp` runs, exact like PyTorch's, which serves
-everything else. Knows no tower. Shape letters: N tiles, P patches, C width, H heads, D head width.
+In float32 without gradients a kernel runs: that of `csrc/attention.cpp`, exact like PyTorch's, or that of
+`csrc/attention16.cpp`, which rounds to 16-bit integers. PyTorch's serves everything else. Knows no tower.
+Shape letters: N tiles, P patches, C width, H heads, D head width.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Training runs as data: functions that return recipes. Nothing imports this package."""
+"""Training runs as data: functions that return recipes. Only the command line imports this package."""

@@ -1,6 +1,6 @@
 """What is shipped of nano's training: the tower's tuned blocks, the projector, the language model's adapters.
 
-    python -m internvl.recipes.nano_assets runs/nano-1.5/model runs/nano-2/adapter OUT
+    python -m internvl.recipes.nano_assets runs/tower-2/model runs/nano-4/adapter OUT
 
 The files of OUT belong in src/internvl/assets/nano, their hash, which is printed, in `checkpoints.nano`.
 """

@@ -7,9 +7,10 @@ r"""How nano's tower was repaired: distilled from EfficientNet-Lite on photos an
         --teachers 0 1 2
 
 DATA holds `flickr8k/` (train.jsonl, val.jsonl, pictures) and `tiny-imagenet/train.zip`. The start is the
-tower of the package that `checkpoints.nano` names; the teachers are those of `nano_teacher`. Odd
-steps show photos at 224 px, even ones ImageNet pictures at 112 px, all randomly cropped; the teacher sees the
-same crop. OUT/model is a chat checkpoint whose projector is new. Called again, the run goes on.
+tower of the package that `checkpoints.nano` names, as it is published; the teachers are those of
+`nano_teacher`. Steps show ImageNet pictures at 112 px and photos at 224 px in turns, all randomly cropped;
+the teacher sees the same crop. OUT/model is a chat checkpoint whose projector is new. Called again, the run
+goes on.
 
 With `--start` the tower of a chat checkpoint learns further, and its projector is kept: then photos come more
 often, at 168 and 224 px, and the tower also learns to tell the words of their captions.
@@ -28,10 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from internvl.checkpoints.nano import assemble
 from internvl.checkpoints.write import save_model
 from internvl.recipes.crops import Crops, Pictures, Teacher, view
 from internvl.recipes.nano import TUNED_BLOCKS
+from internvl.recipes.nano_restart import published
 from internvl.recipes.nano_teacher import open_teacher
 from internvl.training.build import Built, build
 from internvl.training.distillation import DistillationBatch, Student, Teaching, distillation, spread
@@ -53,7 +54,7 @@ HELD_BACK = 15
 
 
 def recipe(start: Path | None = None, steps: int = 1300) -> Recipe:
-    """`steps` of 16 photos or 48 small pictures; the upper seven blocks learn."""
+    """`steps` of photos or of small pictures; the upper seven blocks learn."""
     settings = AdamW(lr=2e-4, weight_decay=0.02)
     model = ModelSpec(select_layer=-1, fresh_projector=True)
     return Recipe(
@@ -85,7 +86,8 @@ def repair(
     crops = Crops(kinds, teacher)
     maps_NF = torch.cat([teacher(crops.read(step)[1]).flatten(0, 2) for step in range(8)])
     mean_F, std_F = spread(maps_NF[:, None, None])
-    built = build(chosen.model if start else replace(chosen.model, checkpoint=str(assemble())), chosen.seed)
+    begin = start or published(out / "start")
+    built = build(replace(chosen.model, checkpoint=str(begin)), chosen.seed)
     torch.manual_seed(chosen.seed)
     held_out_NW = None if start is None else _words(data / "flickr8k", "val")[:MEASURED]
     num_words = 0 if held_out_NW is None else held_out_NW.shape[1]
