@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from internvl.data.bad_samples import BROKEN
 from internvl.data.meta import DataSet, open_data
 from internvl.data.pair_examples import PairExamples, clean_caption, image_id
 from internvl.errors import InputError
@@ -110,6 +111,16 @@ def test_augmented_pictures_differ_from_look_to_look(
     looks = [maker.example(ROW, augmented, seed=seed, key="k").tile_3HW for seed in (1, 1, 2)]
     assert torch.equal(looks[0], looks[1])
     assert not torch.equal(looks[0], looks[2])
+
+
+def test_a_name_with_half_a_character_is_a_bad_sample(
+    make: Callable[..., PairExamples], dataset: DataSet
+) -> None:
+    row = {**dataset.source.row(0), "image": "photo \ud83d.png"}
+    with pytest.raises(BROKEN):
+        make().measure(row, dataset, seed=0)
+    with pytest.raises(BROKEN):
+        make().example(row, dataset, seed=0, key="a")
 
 
 def test_pictures_are_named_by_path_or_content(tmp_path: Path) -> None:

@@ -133,6 +133,21 @@ def test_captions_by_language() -> None:
         read(row, language="fr")
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [{"hw": [480, 640]}, {"ts": 1700000000}, {"no": "12"}, {"id": "7"}, {"it": ["", None]}, {"de": [3]}],
+)
+def test_not_every_key_of_two_letters_is_a_language(beside: dict[str, Any]) -> None:
+    record = read({"image": "a", "text": "A dog on a lawn.", **beside})
+    assert [one.messages[1].text for one in record.conversations] == ["A dog on a lawn."]
+
+
+def test_text_without_a_picture_has_no_captions() -> None:
+    record = read({"text": "A long document.", "en": "A title."})
+    assert record.kind == "raw"
+    assert texts(record.conversations[0]) == ["A long document."]
+
+
 def test_questions_of_the_run_replace_the_built_in_ones() -> None:
     record = read({"image": "a", "captions": ["One."]}, questions=("Why?",))
     assert texts(record.conversations[0]) == ["<image>\nWhy?", "One."]

@@ -50,6 +50,15 @@ def test_conversations_are_lists_of_objects(tmp_path: Path) -> None:
     assert ParquetRows([write_parquet(tmp_path / "a.parquet", [row])]).row(0) == row
 
 
+def test_a_date_outside_of_the_calendar_is_a_broken_row(tmp_path: Path) -> None:
+    taken = pyarrow.array([0, 2**62], pyarrow.timestamp("us"))
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "taken": taken}), tmp_path / "a.parquet")
+    source = ParquetRows([tmp_path / "a.parquet"])
+    assert source.row(0)["text"] == "a"
+    with pytest.raises(InputError, match=r"a\.parquet, row 2 of row group 0"):
+        source.row(1)
+
+
 def test_a_group_over_the_limit_is_a_broken_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = ParquetRows([write_parquet(tmp_path / "a.parquet", numbers(0, 3))])
     monkeypatch.setattr(source_parquet, "MAX_GROUP_BYTES", 10)

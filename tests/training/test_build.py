@@ -11,11 +11,12 @@ import torch
 from internvl.adapt.lora import LoRA, LoRAInt8Linear, adapters
 from internvl.adapt.qlora import Int8Linear
 from internvl.checkpoints.adapters import save_adapters
+from internvl.checkpoints.load import load_model
 from internvl.checkpoints.write import save_model
 from internvl.errors import InputError, TrainingError
 from internvl.models.layers import DropPath
 from internvl.models.vit import VisionTower
-from internvl.training.build import build, widen_trained
+from internvl.training.build import build, narrow_frozen
 from internvl.training.optim import freeze
 from internvl.training.recipe import AdamW, ModelSpec, Recipe
 from tests.conftest import GoldenFixtures
@@ -66,12 +67,19 @@ def test_a_fresh_projector_depends_on_the_seed_alone(checkpoint: str) -> None:
 
 
 def test_frozen_weights_may_be_narrower(checkpoint: str) -> None:
+    """What is trained is not rounded on the way."""
+    exact = load_model(checkpoint)
+    for parameter in exact.parameters():
+        parameter.data.mul_(1 + 2**-12)
     model = build(ModelSpec(checkpoint=checkpoint, frozen_dtype="bfloat16"), 0).model
+    model.load_state_dict(exact.state_dict())
     freeze(model, ((r"projector\..*", AdamW(lr=1.0)), (".*", None)))
-    widen_trained(model, "float32")
+    narrow_frozen(model, "bfloat16")
     for name, parameter in model.named_parameters():
         trained = name.startswith("projector.")
         assert parameter.dtype == (torch.float32 if trained else torch.bfloat16), name
+        if trained:
+            assert torch.equal(parameter, exact.get_parameter(name)), name
 
 
 def test_adapters_depend_on_the_seed_alone(checkpoint: str) -> None:

@@ -319,6 +319,23 @@ def test_the_best_is_restored() -> None:
     assert again.is_hopeless
 
 
+def test_what_another_measurement_said_is_forgotten() -> None:
+    """A loss of 2 is no score that nothing beats; nor is that of other records."""
+    best = Best("loss", 1, of="these")
+    assert best.update({"val_loss": 2.0}, 10)
+    best.update({"val_loss": 3.0}, 20)
+    for other in (Best("exact", 1, of="these"), Best("loss", 1, of="those")):
+        other.restore(best.state())
+        assert not other.is_hopeless
+        assert other.step is None
+        assert other.update({f"val_{other.metric}": 0.5}, 30)
+    same, older = Best("loss", 1, of="these"), Best("loss", 1, of="these")
+    same.restore(best.state())
+    assert (same.value, same.step, same.is_hopeless) == (2.0, 10, True)
+    older.restore({"value": 2.0, "waited": 1})
+    assert (older.value, older.step, older.is_hopeless) == (2.0, None, True)
+
+
 def test_what_was_not_measured_is_named() -> None:
     with pytest.raises(TrainingError, match="no 'val_cider' was measured, only val_loss"):
         Best("cider").update({"val_loss": 1.0})

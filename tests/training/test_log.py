@@ -70,6 +70,14 @@ def test_steps_that_a_resumed_run_repeats_count_once(tmp_path: Path) -> None:
     ]
 
 
+def test_only_newlines_end_a_row(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    row = {"step": 1, "val_loss/of\u2028two\x85lines": 1.0}
+    log.write(**row)
+    log.close()
+    assert read_rows(tmp_path) == [row]
+
+
 @pytest.mark.parametrize("line", ["nonsense", "[1]", "3"])
 def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n' + line + "\n")

@@ -32,6 +32,7 @@ RECIPE = Recipe(name="x", params=((".*", AdamW(lr=1.0)),), steps=10)
         ({"saving": Saving(every=-1)}, r"saving\.every counts from 1, got -1"),
         ({"saving": Saving(keep=0)}, r"saving\.keep counts from 1, got 0"),
         ({"execution": Execution(accumulate=0)}, r"execution\.accumulate counts from 1, got 0"),
+        ({"evaluation": Evaluation(result="best")}, r"evaluation\.result=best needs evaluation\.data"),
         ({"model": ModelSpec(frozen_dtype="bfloat16")}, r"frozen_dtype needs execution\.autocast"),
         ({"model": ModelSpec(int8=(".*",))}, r"model\.int8 needs model\.adapters"),
         ({"model": ModelSpec(image_size=448)}, r"model\.image_size is of dual encoders"),

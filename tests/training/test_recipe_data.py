@@ -88,7 +88,9 @@ def test_examples_are_made_as_the_recipe_says(tmp_path: Path, golden_dir: Golden
     assert branches(0, NextToken()) == 3
     assert branches(0, NextToken(), language="en") == 2
     assert branches(0, NextToken(), share_pictures=False) == 1
-    assert branches(1, Preference()) == 2
+    assert branches(1, Preference(reference="adapters_off")) == 2
+    with pytest.raises(InputError, match="no ref_chosen_logps"):
+        branches(1, Preference(reference="stored"))
     for row, objective in ((0, Preference()), (1, NextToken()), (1, SelfCritical())):
         with pytest.raises(InputError, match="this objective"):
             branches(row, objective)
@@ -97,15 +99,25 @@ def test_examples_are_made_as_the_recipe_says(tmp_path: Path, golden_dir: Golden
 
 
 def test_data_that_changed_are_refused(tmp_path: Path) -> None:
-    """Rows, the order of the sets, the steps; facts come back from JSON."""
+    """Rows, the order of the sets, how they are used, the steps; facts come back from JSON."""
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "x"}\n' * 5)
     facts = data_facts(open_mixture(DataSpec(meta=str(path)), 0), 7)
-    assert facts == json.loads(json.dumps(facts)) == {"rows": [["rows", 5]], "steps": 7}
+    use = [["rows", 1.0, None, False, None]]
+    assert facts == json.loads(json.dumps(facts)) == {"rows": [["rows", 5]], "use": use, "steps": 7}
     check_unchanged(facts, facts)
+    check_unchanged({"rows": [["rows", 5]], "steps": 7}, facts)  # of an older run less is known
     changes = ({"rows": [["rows", 9]]}, {"steps": 9}, {"rows": [["rows", 5], ["more", 1]]})
     for change in changes:
         with pytest.raises(
             TrainingError, match=r"began with rows \(5 rows\) and 7 steps, now .* Put them back"
         ):
             check_unchanged(facts, facts | change)
+    for used in (
+        (5.0, None, False, None),
+        (1.0, 0.5, False, None),
+        (1.0, None, True, None),
+        (1.0, None, False, 2),
+    ):
+        with pytest.raises(TrainingError, match="max_dynamic_patch of rows has changed"):
+            check_unchanged(facts, facts | {"use": [["rows", *used]]})

@@ -41,6 +41,14 @@ def test_a_recipe_survives_json(recipe: Recipe, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
 
 
+def test_paths_that_are_not_utf8_survive(tmp_path: Path) -> None:
+    """As Python names such files of a Linux disk."""
+    recipe = replace(PLAIN, data=DataSpec(meta="caf\udce9/图.jsonl"))
+    write(tmp_path / "recipe.json", recipe)
+    assert read(tmp_path / "recipe.json") == recipe
+    assert "图" in (tmp_path / "recipe.json").read_text(encoding="utf-8")
+
+
 def test_whole_numbers_become_floats_where_floats_belong() -> None:
     rate = load({"name": "x", "steps": 1, "params": [[".*", {"lr": 1}]]}).params[0][1]
     assert rate is not None

@@ -101,6 +101,14 @@ def test_stored_rows_are_the_rows_with_two_numbers_more(model: VLM, tmp_path: Pa
     assert "¿Qué?" in text
 
 
+def test_half_a_character_is_kept(model: VLM, tmp_path: Path) -> None:
+    pair = PAIR.replace("¿Qué?", "\\ud83d 图")
+    assert store(model, Maker(), dataset(tmp_path, pair), tmp_path / "out.jsonl") == {}
+    text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+    assert json.loads(text)["question"] == "\ud83d 图"
+    assert "图" in text
+
+
 def test_rows_that_make_no_pair_are_named_and_kept(model: VLM, tmp_path: Path) -> None:
     answers, broken = '{"id": 1, "image": "a.jpg"}', '{"id": 1, "image": "broken.jpg"}'
     data = dataset(tmp_path, answers, "{", broken, PAIR)

@@ -32,6 +32,7 @@ from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Re
 from internvl.training.recipe_data import make_examples
 from internvl.training.reference import store
 from internvl.training.run import run
+from internvl.training.saves import Saves
 from tests.conftest import GoldenFixtures
 from tests.invariants.training_worker import Ending, losses, write_records
 from tests.training.processes import run as run_processes
@@ -557,6 +558,56 @@ def test_the_best_weights_can_be_the_result(full: Recipe, tmp_path: Path) -> Non
     kept = {name: tensors(path)["model/projector.fc1.weight"] for name, path in folders.items()}
     assert torch.equal(made, kept[f"step-{best:08d}"])
     assert not torch.equal(made, kept["step-00000003"])
+
+
+def test_the_best_is_known_after_a_kill(
+    full: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of the best measurement was complete, best.json not written yet."""
+    evaluation = Evaluation(data=full.data, every=1, examples=4, result="best")
+    recipe = replace(full, steps=3, params=((".*", AdamW(lr=0.3)),), evaluation=evaluation)
+
+    class KilledError(Exception):
+        pass
+
+    keep_best = Saves.keep_best
+
+    def kill(saves: Saves, step: int) -> None:
+        saves.wait()
+        if step == 2:
+            raise KilledError
+        keep_best(saves, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Saves, "keep_best", kill)
+        with pytest.raises(KilledError):
+            run(recipe, tmp_path)
+    best = tmp_path / "checkpoints" / "best.json"
+    assert json.loads(best.read_text()) == {"step": 1}
+    run(recipe, tmp_path, resume=True)
+    losses = {row["step"]: row["val_loss"] for row in rows(tmp_path) if "val_loss" in row}
+    assert json.loads(best.read_text()) == {"step": 2}
+    assert min(losses, key=losses.__getitem__) == 2
+
+
+def test_a_large_seed_is_one(full: Recipe, tmp_path: Path) -> None:
+    for seed in (2**40, -(2**40)):
+        assert run(replace(full, steps=1, seed=seed), tmp_path / str(seed)).reason == "finished"
+
+
+def test_preferences_without_a_reference_are_bad(lora: Recipe, pairs: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    for row in rows[1:]:
+        row |= {"ref_chosen_logps": -3.0, "ref_rejected_logps": -4.0}
+    path = pairs.with_name("stored.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = preferring(lora, path, "stored")
+    recipe = replace(recipe, data=replace(recipe.data, bad_samples=BadSamples(limit=1.0)), steps=8)
+    outcome = run(recipe, tmp_path)
+    assert (outcome.reason, outcome.num_bad) == ("finished", 1)
+    bad = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
+    assert {row["key"] for row in bad} == {"stored:0"}
+    assert "internvl data reference" in bad[0]["reason"]
 
 
 def test_broken_records_are_written_down(full: Recipe, tmp_path: Path) -> None:

@@ -144,6 +144,27 @@ def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["step-00000001"]
 
 
+def test_a_kill_between_old_and_new_loses_nothing(tmp_path: Path) -> None:
+    """The old one had been moved away, the new one was not there yet."""
+    path = Run(tmp_path).save(1, word="old")
+    shutil.copytree(path, tmp_path / "step-00000001.partial")
+    path.rename(tmp_path / "step-00000001.replaced.partial")
+    again = Run(tmp_path)
+    assert again.saves.latest() == path
+    assert again.load(path) == {"word": "old"}
+
+
+def test_damaged_checkpoints_are_no_new_beginning(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.saves.refuse_damaged()
+    path = run.save(1)
+    run.saves.refuse_damaged()
+    file = next(path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(TrainingError, match=r"step-00000001 is no complete checkpoint: .* bytes"):
+        run.saves.refuse_damaged()
+
+
 def test_an_earlier_step_is_not_saved_beside_later_ones(tmp_path: Path) -> None:
     Run(tmp_path).save(5)
     with pytest.raises(TrainingError, match="already has step 5, and step 2"):

@@ -63,7 +63,8 @@ class Examples:
     """Makes examples of rows. Safe under threads: nothing changes.
 
     `share_pictures`: all answers to a picture become branches of one example; else one of them is drawn.
-    `preferences`: True takes nothing else, False none of them, None every record.
+    `preferences`: True takes nothing else, False none of them, None every record. `needs_references`: of
+    preferences only those with log-probabilities of a reference model on record.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Examples:
         max_length: int,
         share_pictures: bool = True,
         preferences: bool | None = None,
+        needs_references: bool = False,
         language: str | None = None,
         questions: tuple[str, ...] = (),
         videos: VideoLimits | None = None,
@@ -81,6 +83,7 @@ class Examples:
         as in `RecordReader`."""
         self.processor, self.max_length, self.share_pictures = processor, max_length, share_pictures
         self.preferences, self.language, self.questions = preferences, language, questions
+        self.needs_references = needs_references
         self._pictures = PictureReader(
             images=processor.limits, videos=videos or VideoLimits(), policy=processor.policy
         )
@@ -151,6 +154,11 @@ class Examples:
         ).read(row)
         if self.preferences is not None and self.preferences != (record.kind == "preference"):
             raise InputError(UNFIT[self.preferences])
+        if self.needs_references and record.kind == "preference" and None in record.references:
+            raise InputError(
+                "no ref_chosen_logps and ref_rejected_logps: write the records again with `internvl data "
+                "reference`, or set objective.reference to adapters_off or copy"
+            )
         return record
 
     def _plan(self, row: Mapping[str, Any], dataset: DataSet, seed: int) -> _Plan:

@@ -172,9 +172,16 @@ def clean_caption(text: str) -> str:
 def image_id(source: Any) -> int:
     """Names a picture by its path or its bytes, in 63 bits: equal ones have equal ids."""
     if isinstance(source, str | PathLike):
-        source = os.fsencode(source)
+        source = _path_bytes(source)
     content = source if isinstance(source, bytes) else np.asarray(source).tobytes()
     return _digest(content)
+
+
+def _path_bytes(path: str | PathLike[str]) -> bytes:
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError:  # half a character in a JSON text; no file has such a name
+        return os.fspath(path).encode("utf-8", "surrogatepass")
 
 
 def _digest(content: bytes) -> int:

@@ -8,7 +8,7 @@ Forms, the first that a row has:
                     are log-probabilities under the reference model, where stored
     pairs           [[question, answer], ...]
     answers         a list, or `answer`, with question
-    captions        a list, or `caption`, or lists by language ("en", "zh"); question is optional
+    captions        a list, or `caption`, or texts by language ("en", "zh", ...); question is optional
     text            a caption where there is a picture, else text that is learnt whole
 
 Pictures: `image` or `images`, one or a list; `video`, with `clip` [start, end] in seconds. Each is a path
@@ -26,7 +26,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Literal
 
-from internvl.data.caption_questions import draw_question
+from internvl.data.caption_questions import LANGUAGES, draw_question
 from internvl.data.media import FrameReader, Media, find_media, listed, place, resolve
 from internvl.errors import InputError
 from internvl.processing.conversation import Conversation, Part, Role, shorten
@@ -237,17 +237,23 @@ def captions_of(
 ) -> dict[str, list[str]]:
     """The captions of a row by language; those of one language, or of all where it is None.
 
-    Captions that name no language are in the one asked for, else English. Lists by language stand under keys
-    of two small letters. The text of a row is a caption where it has pictures.
+    Captions that name no language are in the one asked for, else English. Those by language stand under its
+    code; what stands there and is no text is none. The text of a row is a caption where it has pictures.
     """
     named = language or "en"
     if captions := _texts(row, "captions", "caption"):
         return {named: captions}
-    keys = [key for key in row if len(key) == 2 and key.isascii() and key.islower() and key != "id"]
-    keys = keys if language is None else [key for key in keys if key == language]
-    if found := {key: texts for key in keys if (texts := _texts(row, key))}:
+    if not has_pictures:
+        return {}
+    keys = [key for key in row if (key in LANGUAGES if language is None else key == language)]
+    if found := {key: _texts(row, key) for key in keys if _holds_texts(row, key)}:
         return found
-    return {named: captions} if has_pictures and (captions := _texts(row, "text")) else {}
+    return {named: captions} if (captions := _texts(row, "text")) else {}
+
+
+def _holds_texts(row: Mapping[str, Any], key: str) -> bool:
+    values = list(listed(row, key))
+    return bool(values) and all(isinstance(value, str) for value in values)
 
 
 def _list(value: Any, name: str) -> Sequence[Any]:

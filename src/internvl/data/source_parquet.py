@@ -100,7 +100,7 @@ def _footer(path: Path) -> Any:
 
 def _guarded(read: Callable[[], Any], where: str) -> Any:
     """What `read` returns; whatever pyarrow finds wrong is an InputError."""
-    failures = (_pyarrow().ArrowException, OSError, ValueError)
+    failures = (_pyarrow().ArrowException, OSError, ValueError, OverflowError)
     try:
         return read()
     except failures as reason:

@@ -148,5 +148,5 @@ def _errors(where: str = "") -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (tarfile.TarError, ValueError, EOFError) as reason:
+    except (tarfile.TarError, ValueError, EOFError, RecursionError) as reason:
         raise InputError(f"{where}not a readable tar: {reason}") from reason

@@ -60,10 +60,8 @@ def build(spec: ModelSpec, seed: int) -> Built:
         torch.manual_seed(seed)
         config = model.config
         model.projector = Projector(config.projector, config.vision.width, config.text.width)
-    if spec.frozen_dtype is not None:
-        model.to(resolve_dtype(spec.frozen_dtype))
     if spec.int8:
-        quantize_linears(model, spec.int8)  # after `to`, which would round the scales
+        quantize_linears(model, spec.int8)
     started = start_adapters(model, spec, seed)
     origin = checkpoint.description.origin
     return Built(
@@ -76,10 +74,10 @@ def build(spec: ModelSpec, seed: int) -> Built:
     )
 
 
-def widen_trained(model: nn.Module, dtype: str) -> None:
-    """Gives trained parameters their own dtype where the frozen ones have a narrower one."""
+def narrow_frozen(model: nn.Module, dtype: str | None) -> None:
+    """Rounds the parameters that are not trained, where they are to be narrower than the trained ones."""
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if dtype is not None and not parameter.requires_grad:
             parameter.data = parameter.data.to(resolve_dtype(dtype))
 
 

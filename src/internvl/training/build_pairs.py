@@ -67,8 +67,6 @@ def build_pairs(spec: ModelSpec, seed: int) -> BuiltPairs:
         model, directory = _joined(spec, spec.contrastive, seed)
     tokenizer = load_tokenizer(directory)
     TextProcessor(tokenizer, vocab_size=model.config.text.vocab_size)  # what cannot be read fails now
-    if spec.frozen_dtype is not None:
-        model.to(resolve_dtype(spec.frozen_dtype))
     started = start_adapters(model, spec, seed)
     return BuiltPairs(
         model=model,

@@ -7,6 +7,7 @@ files. Shape letters: B pairs of this process, G pairs of all, E width of the co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -84,7 +85,11 @@ def hits(pairs: Pairs, belongs_BG: Tensor) -> float:
 
 
 def own_scale(model: DualEncoder) -> Tensor:
-    return model.logit_scale.float().exp().clamp(max=MAX_SCALE)
+    """At most 100, by holding the parameter there: a limit on its exponential would have no gradient behind
+    it, so that a scale that overshot would stay."""
+    with torch.no_grad():
+        model.logit_scale.clamp_(max=math.log(MAX_SCALE))
+    return model.logit_scale.float().exp()
 
 
 def exact(device: torch.device) -> AbstractContextManager[Any]:

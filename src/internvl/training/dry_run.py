@@ -13,7 +13,7 @@ from internvl.data.bad_samples import BROKEN
 from internvl.data.example import Size
 from internvl.data.mixture import Mixture
 from internvl.data.places import Maker
-from internvl.training.build import build
+from internvl.training.build import build, narrow_frozen
 from internvl.training.build_pairs import build_pairs
 from internvl.training.estimate import Estimate, estimate, measure_rate
 from internvl.training.optim import freeze
@@ -31,6 +31,7 @@ def dry_run(recipe: Recipe, *, device: str = "cpu") -> Estimate:
     recipe = for_device(recipe, on)
     built = (build_pairs if recipe.has_pairs else build)(recipe.model, recipe.seed)
     freeze(built.model, recipe.params)
+    narrow_frozen(built.model, recipe.model.frozen_dtype)
     sizes: list[Size] = []
     steps = recipe.steps
     if recipe.data.meta is not None:

@@ -197,22 +197,26 @@ def _with_mean(name: str, values: Mapping[str, float]) -> dict[str, float]:
 class Best:
     """Which measurement was the best, by the loss (lower) or a score (higher), and whether to go on."""
 
-    def __init__(self, metric: str, patience: int | None = None) -> None:
+    def __init__(self, metric: str, patience: int | None = None, of: str = "") -> None:
+        """`of` tells what is measured on: where it or the metric has changed, old values mean nothing."""
         if patience is not None and patience < 1:
             raise TrainingError(f"evaluation.patience counts from 1, got {patience}")
-        self.metric, self.patience = metric, patience
+        self.metric, self.patience, self.of = metric, patience, of
         self.value: float | None = None
+        self.step: int | None = None
         self.waited = 0
 
-    def update(self, row: Mapping[str, float]) -> bool:
-        """Whether `row` is the best so far; what is not a number never is."""
+    def update(self, row: Mapping[str, float], step: int | None = None) -> bool:
+        """Whether `row`, measured after `step`, is the best so far; what is not a number never is."""
         name = f"val_{self.metric}"
         if name not in row:
             raise TrainingError(f"no {name!r} was measured, only {', '.join(row) or 'nothing'}")
         sign = -1.0 if self.metric == "loss" else 1.0
         value = row[name]
         is_better = not math.isnan(value) and (self.value is None or sign * value > sign * self.value)
-        self.value, self.waited = (value, 0) if is_better else (self.value, self.waited + 1)
+        self.waited = 0 if is_better else self.waited + 1
+        if is_better:
+            self.value, self.step = value, step
         return is_better
 
     @property
@@ -221,7 +225,16 @@ class Best:
         return self.patience is not None and self.waited >= self.patience
 
     def state(self) -> dict[str, Any]:
-        return {"value": self.value, "waited": self.waited}
+        measured = {"metric": self.metric, "of": self.of}
+        return {"value": self.value, "step": self.step, "waited": self.waited, **measured}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.value, self.waited = state["value"], int(state["waited"])
+        measured = (state.get("metric", self.metric), state.get("of", self.of))
+        if measured == (self.metric, self.of):
+            self.value, self.step, self.waited = state["value"], state.get("step"), int(state["waited"])
+
+
+def best_of(evaluation: Evaluation) -> Best:
+    """As the recipe asks for it."""
+    meta = None if evaluation.data is None else evaluation.data.meta
+    return Best(evaluation.metric, evaluation.patience, f"{evaluation.examples} records of {meta}")

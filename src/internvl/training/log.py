@@ -68,7 +68,7 @@ def read_rows(folder: Path) -> list[Row]:
     rows: list[Row] = []
     if not path.is_file():
         return rows
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
         row = _parsed(line, f"{path}, line {number}")
         _take_back(rows, row)
         rows.append(row)

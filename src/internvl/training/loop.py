@@ -148,7 +148,7 @@ def _step(job: Job) -> None:
     """One optimiser step: gradients of sums over micro-batches and processes, divided by their common
     weight."""
     recipe, world = job.recipe, job.world
-    torch.manual_seed((recipe.seed * 1_000_003 + job.done) * 4099 + world.rank)
+    torch.manual_seed(((recipe.seed * 1_000_003 + job.done) * 4099 + world.rank) % 2**63)
     data = job.take()
     rate = set_rates(job.optimizer, lr_scale(job.done, job.steps, recipe.schedule))
     job.optimizer.zero_grad(set_to_none=True)
@@ -249,7 +249,7 @@ def _evaluate(job: Job, measure: Callable[[], dict[str, float]]) -> None:
         row = measure()
     job.model.train()
     job.log.write(step=job.done, **row)
-    is_best, job.measured = job.best.update(row), job.done
+    is_best, job.measured = job.best.update(row, job.done), job.done
     if is_best:
         _save(job, again=True)  # one of this step does not know of the measurement
         job.saves.keep_best(job.done)

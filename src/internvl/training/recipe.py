@@ -201,6 +201,8 @@ class Recipe:
             "saving.keep": self.saving.keep,
             "execution.accumulate": self.execution.accumulate,
         }
+        if self.evaluation.data is None and self.evaluation.result == "best":
+            raise RecipeError(f"recipe {self.name}: evaluation.result=best needs evaluation.data")
         if self.model.frozen_dtype is not None and self.execution.autocast is None:
             raise RecipeError(f"recipe {self.name}: model.frozen_dtype needs execution.autocast")
         if self.model.int8 and not self.model.adapters:

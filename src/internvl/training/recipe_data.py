@@ -35,6 +35,7 @@ def make_examples(built: Built, data: DataSpec, objective: ObjectiveSpec) -> Exa
         max_length=data.max_length,
         share_pictures=data.share_pictures,
         preferences=isinstance(objective, Preference),
+        needs_references=isinstance(objective, Preference) and objective.reference == "stored",
         language=data.language,
     )
 
@@ -87,14 +88,28 @@ def count_steps(recipe: Recipe, records: int) -> int:
 
 def data_facts(mixture: Mixture, steps: int) -> dict[str, Any]:
     """What tells on resuming that the data are those the run began with."""
-    return {"rows": [[dataset.name, dataset.size] for dataset in mixture.datasets], "steps": steps}
+    return {
+        "rows": [[dataset.name, dataset.size] for dataset in mixture.datasets],
+        "use": [
+            [dataset.name, dataset.repeat, dataset.weight, dataset.augment, dataset.max_tiles]
+            for dataset in mixture.datasets
+        ],
+        "steps": steps,
+    }
 
 
 def check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises TrainingError where the data sets, their rows in use or the steps are not those of before: order
-    and learning rate would jump."""
-    if before == now:
+    """Raises TrainingError where the data sets, their rows in use, how these are used or the steps are not
+    those of before: order and learning rate would jump."""
+    known = {name: value for name, value in now.items() if name in before}  # of an older run less is known
+    if known == before:
         return
+    if all(known[name] == before[name] for name in ("rows", "steps")):
+        changed = [old for old, new in zip(before["use"], known["use"], strict=True) if old != new]
+        raise TrainingError(
+            f"repeat_time, weight, data_augment or max_dynamic_patch of {changed[0][0]} has changed: a run "
+            f"goes on with the data it began with. Put back {changed[0][1:]}, or train in another folder"
+        )
     told = [
         f"{', '.join(f'{name} ({rows} rows)' for name, rows in facts['rows'])} and {facts['steps']} steps"
         for facts in (before, now)

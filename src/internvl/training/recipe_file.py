@@ -45,7 +45,9 @@ def load(document: Mapping[str, Any]) -> Recipe:
 def write(path: Path, recipe: Recipe) -> None:
     """`path` as JSON, whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(dump(recipe), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(dump(recipe), indent=2, ensure_ascii=False) + "\n"
+    # A path that is not UTF-8 becomes JSON's own escapes, which are read back as the same path.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)
 
 

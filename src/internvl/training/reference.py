@@ -116,7 +116,8 @@ def store(model: VLM, examples: Maker[Example], dataset: DataSet, out: Path) -> 
     """
     dataset, partial = replace(dataset, augment=False), out.with_name(f"{out.name}.partial")
     wrong: dict[str, str] = {}
-    with partial.open("w", encoding="utf-8") as lines:
+    # Half a character in a text becomes JSON's own escape.
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as lines:
         for index in range(len(dataset.source)):
             where, row = dataset.source.where(index), dict[str, Any]()
             try:

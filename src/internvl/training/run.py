@@ -29,10 +29,10 @@ from internvl.data.feed import Feed, Step
 from internvl.data.meta import DataSet, open_data
 from internvl.data.spec import DataSpec
 from internvl.errors import InternVLError, TrainingError
-from internvl.training.build import Built, build, widen_trained
+from internvl.training.build import Built, build, narrow_frozen
 from internvl.training.build_pairs import BuiltPairs, build_pairs
 from internvl.training.ema import EMA
-from internvl.training.evaluate import Best, Evaluator
+from internvl.training.evaluate import Evaluator, best_of
 from internvl.training.evaluate_pairs import PairEvaluator, modes_of
 from internvl.training.features import FeatureCache
 from internvl.training.folder import BAD, CHECKPOINTS, anchored, claim
@@ -101,7 +101,7 @@ class _Run:
         self.model = self.built.model.to(world.device)
         freeze(self.model, recipe.params)
         check_result(self.built, recipe)
-        widen_trained(self.model, recipe.model.dtype)
+        narrow_frozen(self.model, recipe.model.frozen_dtype)
         self.reference = self._reference()
         recompute(self.model, recipe.execution.recompute)
         self.mixture = open_mixture(recipe.data, recipe.seed)
@@ -112,7 +112,7 @@ class _Run:
         self.optimizer = make_optimizer(self.model, recipe.params)
         self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
         self.saves = Saves(out / CHECKPOINTS, world, keep=recipe.saving.keep)
-        self.best = Best(recipe.evaluation.metric, recipe.evaluation.patience)
+        self.best = best_of(recipe.evaluation)
         self.bad = BadSamplesLog(out / BAD, recipe.data.bad_samples)
         self.cache = self._feature_cache()
 
@@ -196,10 +196,13 @@ class _Run:
         """What the last complete checkpoint says, its tensors put in place; nothing for a new run."""
         path = self.saves.latest()
         if path is None:
+            self.saves.refuse_damaged()
             return {}
         facts = self.saves.load(path, self.model, self.optimizer, self.ema)
         check_unchanged(facts.get("data", self.data_facts), self.data_facts)
         self.best.restore(facts["best"])
+        if self.best.step is not None:
+            self.saves.keep_best(self.best.step)  # a run that was killed has not said so yet
         self.bad.restore(facts.get("bad", self.bad.state()))
         if hasattr(self.objective, "restore"):
             self.objective.restore(facts["objective"])

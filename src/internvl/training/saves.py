@@ -33,6 +33,7 @@ JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 FORMAT = 1
 INDEX = "checkpoint.json"
 BEST = "best.json"
+REPLACED = ".replaced.partial"
 MAX_JSON_BYTES = 64 * 1024 * 1024
 """Of a JSON file that is read: a checkpoint comes from another machine at times."""
 
@@ -52,6 +53,9 @@ class Saves:
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        if world.is_main:
+            self._put_back()
+        world.barrier()
 
     def save(
         self,
@@ -114,6 +118,13 @@ class Saves:
         found = self._complete_steps()
         return self.folder / _name(found[-1]) if found else None
 
+    def refuse_damaged(self) -> None:
+        """Raises TrainingError where there are checkpoints and none is complete."""
+        if not self._complete_steps():
+            for path in sorted(self.folder.glob("step-*")):
+                if _FOLDER.fullmatch(path.name):
+                    _read_index(path)
+
     def load(
         self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Averages | None = None
     ) -> dict[str, Any]:
@@ -159,7 +170,7 @@ class Saves:
         _sync(partial)
         final = partial.with_suffix("")
         if final.exists():
-            final.rename(self.folder / f"{final.name}.replaced.partial")
+            final.rename(self.folder / f"{final.name}{REPLACED}")
         partial.rename(final)
         _sync(self.folder)
         for step in self._complete_steps()[: -self.keep]:
@@ -175,6 +186,13 @@ class Saves:
             if match is not None and _is_complete(path):
                 steps.append(int(match[1]))
         return sorted(steps)
+
+    def _put_back(self) -> None:
+        """A checkpoint that was about to be replaced by its like when the run was killed."""
+        for path in self.folder.glob(f"step-*{REPLACED}"):
+            final = path.with_name(path.name.removesuffix(REPLACED))
+            if not final.exists():
+                path.rename(final)
 
     def _remove_unfinished(self) -> None:
         """What a killed run left; called only while nothing is being written."""

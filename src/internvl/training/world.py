@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -146,7 +147,10 @@ def distribute(module: nn.Module, mode: Mode, world: World) -> nn.Module:
         return module
     if mode == "ddp":
         devices = [world.device] if world.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its other name is not in torch 2.6
+            # No buffer changes in training, and those of int8 weights are the model.
+            return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
     for unit in module.modules():
         if isinstance(unit, SHARDED_UNITS):
             fully_shard(unit, reshard_after_forward=True)
