@@ -287,6 +287,27 @@ def test_ids_may_be_a_tensor(model: ChatModel) -> None:
     assert model.generate(torch.tensor([ids]), max_new_tokens=4) == expected
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.tensor([[5, 6, 7], [8, 9, 10]]), r"shape \(2, 3\) are several prompts"),
+        ([[5, 6], [7, 8]], r"shape \(2, 2\) are several prompts"),
+        (torch.zeros(0, 3, dtype=torch.long), r"shape \(0, 3\)"),
+        ([5.9, 6.2], r"shape \(2,\) must be whole numbers, not torch\.float32"),
+        ([True, False], "whole numbers, not torch.bool"),
+        ([[5, 6], [7]], "one row of whole numbers"),
+        ([5, None], "one row of whole numbers"),
+        ([5, 2**70], "one row of whole numbers"),
+        ("hello", "one row of whole numbers"),
+        ([], "no ids"),
+    ],
+)
+def test_ids_are_one_row_of_whole_numbers(model: ChatModel, ids: Any, message: str) -> None:
+    for use in (model.generate, model.logits):
+        with pytest.raises(InputError, match=message):
+            use(ids)
+
+
 def test_a_batch_is_a_list(model: ChatModel) -> None:
     for wrong in ("hello", {"prompt": "hello"}):
         with pytest.raises(InputError, match="list of requests"):

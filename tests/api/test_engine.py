@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,23 @@ def test_bytes_of_tokens_make_up_the_text(model: ChatModel) -> None:
     ids = vocabulary.encode(text)
     assert b"".join(vocabulary.tokens[id] for id in ids).decode() == text
     assert model.processor.tokenizer.token_id(IMG_CONTEXT) in vocabulary.special_ids
+
+
+@pytest.mark.parametrize(
+    "text", ["<ref>a dog</ref><box>[[1, 2, 3, 4]]</box>", "<img>", "a<IMG_CONTEXT>", "<|im_start|>x"]
+)
+def test_marks_in_forms_are_text(model: ChatModel, text: str) -> None:
+    vocabulary = make_vocabulary(model.processor)
+    ids = vocabulary.encode(text)
+    assert b"".join(vocabulary.tokens[id] for id in ids).decode() == text
+    assert not set(ids) & set(vocabulary.special_ids)
+    engine = make_engine(model, SMALL, keep_tags=True)
+    request = ask(model, "a", "Which?", [], constraint=Constraint(kind="choice", value=(text,)))
+    request = replace(request, sampling=replace(request.sampling, max_new_tokens=len(text) + 1))
+    engine.submit(request)
+    deltas = finish(engine)
+    assert "".join(delta.text for delta in deltas) == text
+    assert last_of(deltas, "a").finish_reason == "stop"
 
 
 def test_an_answer_of_a_given_form(model: ChatModel) -> None:

@@ -63,7 +63,17 @@ def test_a_video_mark_without_videos_is_text(model: ChatModel) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"system": 5}, "system must be a string"), ({"colour": 1}, "unknown option colour")],
+    [
+        ({"system": 5}, "system must be a string"),
+        ({"colour": 1}, "unknown option colour"),
+        *(
+            (
+                {"history": history, "videos": ["missing.mp4"]},
+                "history must be .*pairs of question and answer",
+            )
+            for history in (["a"], [("a", "b", "c")], [(1, "b")], 5)
+        ),
+    ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -11,7 +12,7 @@ import torch
 from internvl.errors import ContextOverflowError
 from internvl.generation.beam import Finals, beam_search, search
 from internvl.generation.generate import generate
-from internvl.generation.sampling import Sampling
+from internvl.generation.sampling import MAX_LENGTH_PENALTY, Sampling
 from internvl.models.attention import Packed
 from internvl.models.decoder import Decoder
 from tests.generation.tiny import CONFIG, letters, make_decoder, make_prompt
@@ -114,3 +115,11 @@ def test_finals_are_not_done_before_they_are_full() -> None:
     assert not finals.is_done(-100.0, 2)
     finals.add(-50.0, [2], "stop")
     assert finals.is_done(-1.0, 2)
+
+
+@pytest.mark.parametrize("penalty", [-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY])
+def test_scores_of_long_beams_are_finite(penalty: float) -> None:
+    finals = Finals(Sampling(num_beams=2, length_penalty=penalty))
+    finals.add(-1e8, range(1_000_000), "stop")
+    (beam,) = finals.best(1)
+    assert -math.inf < beam.score < 0

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from internvl.errors import WeightsError
 from internvl.generation.sampler import Sampler, best_ids, choose_batch
-from internvl.generation.sampling import Sampling
+from internvl.generation.sampling import (
+    MAX_BIAS,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_TEMPERATURE,
+    MIN_REPETITION_PENALTY,
+    Sampling,
+)
 
 
 def draw(count: int, logits_V: Tensor, **settings: Any) -> list[int]:
@@ -80,6 +87,32 @@ def test_without_a_seed_the_global_generator_decides() -> None:
     first, second = draw(30, logits_V), draw(30, logits_V)
     torch.manual_seed(1)
     assert draw(30, logits_V) == first != second
+
+
+@pytest.mark.parametrize("repetition", [MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY])
+@pytest.mark.parametrize("penalty", [-MAX_PENALTY, MAX_PENALTY])
+@pytest.mark.parametrize("bias", [-MAX_BIAS, MAX_BIAS])
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1.0, MAX_TEMPERATURE])
+def test_scores_stay_finite_at_all_limits(
+    temperature: float, bias: float, penalty: float, repetition: float
+) -> None:
+    sampler = Sampler(
+        Sampling(
+            temperature=temperature,
+            logit_bias={0: bias, 1: bias},
+            presence_penalty=penalty,
+            frequency_penalty=penalty,
+            repetition_penalty=repetition,
+            min_new_tokens=200,
+            max_new_tokens=200,
+            stop_ids=(3,),
+            seed=0,
+        )
+    )
+    logits_V = torch.tensor([1e4, -1e4, 1.0, 2.0])
+    assert sampler.choose(logits_V)[0] != 3
+    sampler.ids = [0, 1, 2] * 100_000
+    assert sampler.choose(logits_V)[0] in range(4)
 
 
 def test_frequencies_follow_probabilities() -> None:

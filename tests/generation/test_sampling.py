@@ -26,6 +26,7 @@ def test_defaults_are_plain_greedy() -> None:
         ("temperature", math.nan),
         ("temperature", math.inf),
         ("temperature", "hot"),
+        ("temperature", 1e300),
         ("top_k", -1),
         ("top_k", 1.5),
         ("top_p", 0.0),
@@ -60,6 +61,15 @@ def test_defaults_are_plain_greedy() -> None:
         ("early_stopping", 1),
         ("num_beams", 0),
         ("length_penalty", math.nan),
+        ("length_penalty", 5000.0),
+        ("length_penalty", -5000.0),
+        ("frequency_penalty", 1e300),
+        ("presence_penalty", -101),
+        ("presence_penalty", 10**400),
+        ("repetition_penalty", 1e-300),
+        ("repetition_penalty", 101.0),
+        ("logit_bias", {3: -1e38}),
+        ("logit_bias", {3: 10**400}),
     ],
 )
 def test_values_out_of_range(field: str, value: Any) -> None:

@@ -6,11 +6,12 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from internvl.errors import ImageError
 from internvl.processing.colour import RELEASED_POLICY, UPRIGHT, ImagePolicy
-from internvl.processing.image import load_image
+from internvl.processing.image import load_image, read_size
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
 
@@ -45,6 +46,49 @@ def test_exif_turns_photos_upright(orientation, kind):
         )
         opened = Image.open(io.BytesIO(content))
         np.testing.assert_array_equal(np.asarray(load_image(opened)), np.asarray(upright))
+
+
+def oriented(kind: str, place: str, orientation: int) -> bytes:
+    """A photo whose orientation is written in the EXIF of its format, in XMP, or as old programs do."""
+    photo, exif, texts = Image.fromarray(noise(6, 10, 3)), Image.Exif(), PngInfo()
+    exif[0x0112] = orientation
+    xmp = f'<rdf:Description tiff:Orientation="{orientation}"/>'
+    if place == "exif":
+        return encode(photo, kind, exif=exif)
+    if kind == "TIFF":
+        return encode(photo, kind, tiffinfo={700: xmp.encode()})
+    if kind != "PNG":
+        return encode(photo, kind, xmp=xmp.encode())
+    raw = exif.tobytes()
+    if place == "xmp":
+        texts.add_itxt("XML:com.adobe.xmp", xmp)
+    else:
+        texts.add_text("Raw profile type exif", f"\nexif\n{len(raw):8}\n{raw.hex()}\n", zip=True)
+    return encode(photo, kind, pnginfo=texts)
+
+
+PLACES = [(kind, place) for kind in ("JPEG", "PNG", "WEBP", "TIFF") for place in ("exif", "xmp")]
+
+
+@pytest.mark.parametrize("policy", [ImagePolicy(), RELEASED_POLICY], ids=["upright", "released"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("kind", "place"), [*PLACES, ("PNG", "raw profile")])
+def test_a_photo_is_turned_once_and_its_size_is_known_before(kind, place, orientation, policy):
+    content = oriented(kind, place, orientation)
+    once = load_image(content, policy=policy)
+    assert read_size(content, policy=policy) == once.size
+    for picture in (once, once.copy(), once.convert("RGBA")):
+        again = load_image(picture, policy=ImagePolicy(apply_exif=policy.apply_exif))
+        np.testing.assert_array_equal(np.asarray(again), np.asarray(once))
+    if policy.apply_exif:
+        assert once.size == ((6, 10) if orientation >= 5 else (10, 6))
+
+
+def test_sizes_are_read_without_decoding(monkeypatch):
+    content = oriented("PNG", "xmp", 6)
+    monkeypatch.setattr(Image.Image, "load", None)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert read_size(content) == (6, 10)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])

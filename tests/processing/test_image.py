@@ -108,6 +108,8 @@ def test_an_rgb_picture_is_returned_itself(pixels):
         (lambda d: "data:image/png;base64", "no comma"),
         (lambda d: "data:image/png;base64,a", "not valid base64"),
         (lambda d: "data:image/png;base64,!!!!", "not valid base64"),
+        (lambda d: "data:image/png;base64,\ud800", "characters that are no text"),
+        (lambda d: "data:image/png,\ud800", "characters that are no text"),
         (lambda d: "http://example.org/a.png", "set allow_urls=True"),
         (lambda d: "HTTPS://example.org/a.png", "set allow_urls=True"),
     ],

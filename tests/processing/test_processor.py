@@ -147,6 +147,19 @@ def test_a_prompt_without_room_is_refused_before_tiles_are_cut(
         processor(from_prompt("Hi"), max_tokens=-5)
 
 
+def test_far_too_long_a_text_is_refused_before_it_is_tokenised(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = from_prompt("What? " * 2000)
+    num_tokens = len(processor(conversation).ids)
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_, **__: pytest.fail("a text was tokenised"))
+    with pytest.raises(
+        ContextOverflowError, match=r"prompt of (\d+) tokens or more, but there is room for 9: shorten"
+    ) as caught:
+        processor(conversation, max_tokens=9)
+    assert 9 < int(str(caught.value).split()[2]) <= num_tokens
+
+
 def test_no_more_pictures_are_read_than_there_is_room_for(processor: Processor) -> None:
     conversation = from_prompt("x", [picture(180, 60), picture(180, 60), "missing.jpg"])
     with pytest.raises(

@@ -7,6 +7,7 @@ import io
 import random
 import struct
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -222,11 +223,33 @@ def test_limits_are_checked_before_decoding(mp4, limits, message, monkeypatch):
         load_frames(mp4, limits=limits)
 
 
+def test_frames_that_grow_are_limited_together():
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as output:
+        stream = output.add_stream("mjpeg", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for k in range(8):
+            picture = io.BytesIO()
+            Image.new("RGB", (64, 48) if k < 4 else (400, 300)).save(picture, "JPEG")
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, k, k, True
+            packet.time_base = Fraction(1)
+            output.mux(packet)
+    frames = {id(frame): frame.size for frame in load_frames(file.getvalue())}
+    assert set(frames.values()) == {(64, 48), (400, 300)}
+    total = sum(width * height for width, height in frames.values())
+    load_frames(file.getvalue(), limits=VideoLimits(max_total_pixels=total))
+    with pytest.raises(VideoError, match=f"{len(frames)} frames of .* have {total} pixels, the limit is"):
+        load_frames(file.getvalue(), limits=VideoLimits(max_total_pixels=total - 1))
+
+
 def test_folder_frames_are_limited(tmp_path):
     write_frames(tmp_path, [f"f_{k}.png" for k in range(3)])
     with pytest.raises(VideoError, match="max_pixels=47"):
         load_frames(tmp_path, limits=VideoLimits(max_pixels=47))
-    with pytest.raises(VideoError, match="max_total_pixels=100"):
+    with pytest.raises(
+        VideoError, match=r"\d frames of .* have 144 pixels, the limit is max_total_pixels=100"
+    ):
         load_frames(tmp_path, limits=VideoLimits(max_total_pixels=100))
 
 

@@ -136,9 +136,11 @@ class ChatModel:
 
         With `tiles` (N, 3, S, S), each `<IMG_CONTEXT>` of the prompt is a slot for one vision token.
         Stops at the template's end mark, which is the last id then; other `stop_ids` replace it.
+        Raises InputError for `ids` that are not one row of whole numbers.
         """
         sampling = self._sampling(options)
-        check_room(torch.as_tensor(ids).numel(), sampling.max_new_tokens, self.config.text)
+        ids = _as_row(ids)
+        check_room(len(ids), sampling.max_new_tokens, self.config.text)
         with torch.inference_mode():
             x_TD = self._embed(ids, tiles)
         (made,) = generate(self.vlm.llm, [Prompt(x_TD, sampling, self.seen_ids)])
@@ -146,8 +148,8 @@ class ChatModel:
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int] | Tensor, tiles: Tensor | None = None) -> Tensor:
-        """Scores of the next token at every position (T, V)."""
-        x_TD = self._embed(ids, tiles)
+        """Scores of the next token at every position (T, V). Raises InputError as `generate`."""
+        x_TD = self._embed(_as_row(ids), tiles)
         pos_T = torch.arange(len(x_TD), device=self.device)
         llm = self.vlm.llm
         return llm.logits(llm(x_TD, pos_T, Packed([len(x_TD)], self.device)))
@@ -237,9 +239,8 @@ class ChatModel:
         keys = [key.encode() for key in inputs.image_keys]
         return torch.cat(self.vision_cache.vision_tokens(keys, tiles))
 
-    def _embed(self, ids: Sequence[int] | Tensor, tiles: Tensor | None) -> Tensor:
+    def _embed(self, ids: Sequence[int], tiles: Tensor | None) -> Tensor:
         """Raw ids and tiles to decoder input; every `<IMG_CONTEXT>` is a slot."""
-        ids = torch.as_tensor(ids).flatten().tolist()
         self._check_ids(ids)
         context_id = self.processor.tokenizer.token_id(IMG_CONTEXT)
         slots = [position for position, id in enumerate(ids) if id == context_id]
@@ -260,6 +261,20 @@ class ChatModel:
             raise PromptError("the prompt has no ids")
         if not 0 <= min(ids) <= max(ids) < rows:
             raise PromptError(f"ids go from {min(ids)} to {max(ids)}, the vocabulary from 0 to {rows - 1}")
+
+
+def _as_row(ids: Sequence[int] | Tensor) -> list[int]:
+    """The ids of one prompt, (T,) or (1, T)."""
+    try:
+        found = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as reason:
+        raise InputError(f"ids must be one row of whole numbers: {reason}") from reason
+    shape = tuple(found.shape)
+    if shape[:-1].count(1) != len(shape[:-1]):
+        raise InputError(f"ids of shape {shape} are several prompts: call once for each row")
+    if found.numel() and (found.dtype == torch.bool or found.is_floating_point() or found.is_complex()):
+        raise InputError(f"ids of shape {shape} must be whole numbers, not {found.dtype}")
+    return found.flatten().tolist()
 
 
 def _arguments(request: Question | Mapping[str, Any]) -> dict[str, Any]:

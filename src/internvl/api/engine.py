@@ -15,7 +15,7 @@ import torch
 
 from internvl.api.chat import ChatModel
 from internvl.checkpoints.adapters import load_beside
-from internvl.config import IMG_CONTEXT
+from internvl.config import GROUNDING_TOKENS, IMG_CONTEXT
 from internvl.engine.constraint import Vocabulary
 from internvl.engine.engine import Engine
 from internvl.engine.intake import Intake, Language
@@ -102,9 +102,11 @@ def make_vocabulary(processor: Processor) -> Vocabulary:
     """What answers of a given form need to know of the tokenizer."""
     tokenizer = processor.tokenizer
     (end_id,) = processor.stop_ids
+    # Forms may hold grounding tags, which are text to them; other marks in a form are spelled out.
+    tags = {tokenizer.token_id(tag) for tag in GROUNDING_TOKENS}
     return Vocabulary(
         tokens=[tokenizer.token_bytes(id) for id in range(tokenizer.size)],
-        special_ids=sorted({*tokenizer.special_ids, end_id}),
+        special_ids=sorted({*tokenizer.special_ids, end_id} - tags),
         end_id=end_id,
-        encode=lambda text: tokenizer.encode(text, bos=False, eos=False).ids,
+        encode=lambda text: tokenizer.encode(text, plain=[(0, len(text))], bos=False, eos=False).ids,
     )

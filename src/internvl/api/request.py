@@ -19,6 +19,7 @@ from internvl.processing.conversation import (
     Message,
     Part,
     Picture,
+    as_turns,
     from_prompt,
 )
 from internvl.processing.image import ImageLimits
@@ -152,7 +153,7 @@ def _conversation(
 def _from_text(text: str, images: list[Any], options: Mapping[str, Any], reader: MediaReader) -> Conversation:
     """A question with its pictures, pages and videos. String histories come first with theirs."""
     history = options.get("history")
-    pairs = None if isinstance(history, Conversation) else history
+    pairs = [] if isinstance(history, Conversation) else as_turns(history)
     pages = [page for source in as_list(options.get("documents")) for page in reader.pages(source)]
     pictures = [one if isinstance(one, Picture) else Picture(one) for one in (*images, *pages)]
     clips = [
@@ -160,7 +161,7 @@ def _from_text(text: str, images: list[Any], options: Mapping[str, Any], reader:
         for source in as_list(options.get("videos"))
     ]
     if clips:
-        num_before = sum(str(asked).count(IMAGE_MARK) for asked, _ in pairs or ())
+        num_before = sum(asked.count(IMAGE_MARK) for asked, _ in pairs)
         text, new = lay_out(text, pictures[num_before:], clips, options.get("frame_label", DASHED_FRAMES))
         pictures = [*pictures[:num_before], *new]
     return from_prompt(text, pictures, pairs)

@@ -5,12 +5,37 @@ Plain values; knows no torch, no model and no text. `generation.sampler` acts on
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from internvl.errors import InputError
+
+# Beyond these, scores can leave the range of float32 in long answers and at low temperatures.
+MAX_TEMPERATURE = 1e6
+MAX_BIAS = 1e6
+MAX_PENALTY = 100.0
+MIN_REPETITION_PENALTY = 0.01
+MAX_REPETITION_PENALTY = 100.0
+# Beyond it, powers of the length leave the range of float64.
+MAX_LENGTH_PENALTY = 10.0
+
+AT_LEAST: Mapping[str, int] = {
+    "top_k": 0,
+    "logprobs": 0,
+    "min_new_tokens": 0,
+    "max_new_tokens": 1,
+    "num_beams": 1,
+}
+WITHIN: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, MAX_TEMPERATURE),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
+    "presence_penalty": (-MAX_PENALTY, MAX_PENALTY),
+    "frequency_penalty": (-MAX_PENALTY, MAX_PENALTY),
+    "length_penalty": (-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +53,7 @@ class Sampling:
     length that divides a beam's summed log-probability; `early_stopping` ends at the first `num_beams`
     finished beams. None for `stop` or `logit_bias`, the default of the OpenAI protocol, is none.
 
+    Temperature, penalties and biases are bounded (`MAX_BIAS` and so on), so that scores stay finite.
     Raises InputError naming the field when a value is out of range or two settings contradict each other.
     """
 
@@ -83,7 +109,7 @@ def _check_numbers(sampling: Sampling) -> None:
     """Types and finiteness, so that the range checks below can compare."""
     for item in fields(sampling):
         value, kind = getattr(sampling, item.name), str(item.type)
-        if kind == "float" and not (_is_number(value, int | float) and math.isfinite(value)):
+        if kind == "float" and not _is_finite(value):
             raise InputError(f"{item.name} must be a finite number, got {value!r}")
         if kind == "int" and not _is_number(value, int):
             raise InputError(f"{item.name} must be a whole number, got {value!r}")
@@ -91,9 +117,7 @@ def _check_numbers(sampling: Sampling) -> None:
             raise InputError(f"{item.name} must be true or false, got {value!r}")
     if not all(_is_number(index, int) and index >= 0 for index in (*sampling.stop_ids, *sampling.logit_bias)):
         raise InputError("stop_ids and the keys of logit_bias must be token ids, whole numbers from 0")
-    if not all(
-        _is_number(bias, int | float) and math.isfinite(bias) for bias in sampling.logit_bias.values()
-    ):
+    if not all(_is_finite(bias) for bias in sampling.logit_bias.values()):
         raise InputError("values of logit_bias must be finite numbers; -100 is as good as a ban")
     if not all(isinstance(text, str) and text for text in sampling.stop):
         raise InputError("stop must hold non-empty strings")
@@ -103,26 +127,26 @@ def _is_number(value: object, kind: object) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)  # type: ignore[arg-type]
 
 
+def _is_finite(value: object) -> bool:
+    # Not math.isfinite alone, which fails for whole numbers beyond the range of floats.
+    return _is_number(value, int | float) and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]
+
+
 def _check_ranges(sampling: Sampling) -> None:
-    at_least = {
-        "temperature": 0,
-        "top_k": 0,
-        "logprobs": 0,
-        "min_new_tokens": 0,
-        "max_new_tokens": 1,
-        "num_beams": 1,
-    }
-    for name, least in at_least.items():
+    for name, least in AT_LEAST.items():
         if getattr(sampling, name) < least:
             raise InputError(f"{name} must be at least {least}, got {getattr(sampling, name)}")
+    for name, (low, high) in WITHIN.items():
+        if not low <= getattr(sampling, name) <= high:
+            raise InputError(f"{name} must be from {low:g} to {high:g}, got {getattr(sampling, name)}")
     if not 0 < sampling.top_p <= 1:
         raise InputError(f"top_p must be above 0 and at most 1 (1 = off), got {sampling.top_p}")
-    if not 0 <= sampling.min_p <= 1:
-        raise InputError(f"min_p must be from 0 (off) to 1, got {sampling.min_p}")
-    if sampling.repetition_penalty <= 0:
-        raise InputError(f"repetition_penalty must be above 0 (1 = off), got {sampling.repetition_penalty}")
     if sampling.seed is not None and not (_is_number(sampling.seed, int) and 0 <= sampling.seed < 2**63):
         raise InputError(f"seed must be None or a whole number from 0 to 2**63 - 1, got {sampling.seed!r}")
+    if any(abs(bias) > MAX_BIAS for bias in sampling.logit_bias.values()):
+        raise InputError(
+            f"values of logit_bias must be from {-MAX_BIAS:g} to {MAX_BIAS:g}; -100 is as good as a ban"
+        )
 
 
 def _check_together(sampling: Sampling) -> None:

@@ -110,6 +110,7 @@ class Clip:
         import av
 
         found: dict[int, Image.Image] = {}
+        total = 0
         try:
             with _open(self._file, self.name) as container:
                 reader = _Reader(container, _video_stream(container, self.name), self._table, self._limits)
@@ -118,6 +119,9 @@ class Clip:
                     if frame is None:
                         raise VideoError(f"{self.name} ends before frame {index} of {self.info.num_frames}")
                     self._check_pixels(frame.width, frame.height)
+                    # The header tells the size of the first frame; later ones may be larger.
+                    total += frame.width * frame.height
+                    check_total(total, len(found) + 1, self.name, self._limits)
                     found[index] = _upright(frame)
         except (av.FFmpegError, IndexError) as reason:
             raise VideoError(
@@ -133,6 +137,15 @@ class Clip:
                 f"{self.name} has frames of {width} x {height} = {width * height} pixels,"
                 f" the limit is max_pixels={self._limits.max_pixels}"
             )
+
+
+def check_total(total: int, num_frames: int, name: str, limits: VideoLimits) -> None:
+    """Raises `VideoError` for frames of more pixels altogether than `limits` allow."""
+    if total > limits.max_total_pixels:
+        raise VideoError(
+            f"{num_frames} frames of {name} have {total} pixels, the limit is"
+            f" max_total_pixels={limits.max_total_pixels}; ask for fewer frames"
+        )
 
 
 class _Reader:

@@ -27,6 +27,8 @@ UPRIGHT: Mapping[int, Image.Transpose] = {
 }
 """EXIF orientation to the turn that undoes it; those from 5 swap width and height."""
 SIDEWAYS = frozenset(turn for orientation, turn in UPRIGHT.items() if orientation >= 5)
+TURN_FIELDS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+"""Where Pillow's `info` may hold an orientation."""
 
 # What PIL's readers raise on damaged input, metadata included.
 DECODE_ERRORS = (
@@ -73,13 +75,20 @@ def to_rgb(picture: Image.Image, policy: ImagePolicy) -> Image.Image:
 
 def _turn_upright(picture: Image.Image) -> Image.Image:
     turn = find_turn(picture)
-    return picture if turn is None else picture.transpose(turn)
+    if turn is None:
+        return picture
+    turned = picture.transpose(turn)
+    # Pillow copies the orientation too: whoever read this picture again would turn it again.
+    for name in TURN_FIELDS:
+        turned.info.pop(name, None)
+    return turned
 
 
 def find_turn(picture: Image.Image) -> Image.Transpose | None:
-    """The turn that makes a photo upright as its camera recorded, if any."""
+    """The turn that makes a photo upright as its camera recorded, if any; from what has been read so far."""
     try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+        # Not that of the PNG reader, which decodes a picture to look for an orientation behind its pixels.
+        orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
     except DECODE_ERRORS:
         # Damaged metadata says nothing about the pixels.
         return None

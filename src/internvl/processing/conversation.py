@@ -100,11 +100,8 @@ def from_prompt(
     """
     if not isinstance(pictures, Iterable) or isinstance(pictures, str | bytes):
         raise PromptError(f"pictures must be a list, also where there is one: not {shorten(pictures)}")
-    if not isinstance(history, Sequence | None):
-        raise PromptError(f"history must be a list of pairs of question and answer, not {shorten(history)}")
-    turns = [*(history or ()), (text, "")]
+    turns = [*as_turns(history), *as_turns([(text, "")])]
     given = [item if isinstance(item, Picture) else Picture(item) for item in pictures]
-    _check_turns(turns)
     num_before = sum(question.count(IMAGE_MARK) for question, _ in turns[:-1])
     if IMAGE_MARK not in text and len(given) > num_before:
         text = _announce(range(num_before + 1, len(given) + 1), len(given)) + text
@@ -125,13 +122,17 @@ def from_prompt(
     return Conversation(tuple(messages), system)
 
 
-def _check_turns(turns: Sequence[Any]) -> None:
-    for turn in turns:
+def as_turns(history: Any) -> list[tuple[str, str]]:
+    """The rounds of a `History`, none for None. Raises `PromptError` for anything else."""
+    if not isinstance(history, Sequence | None):
+        raise PromptError(f"history must be a list of pairs of question and answer, not {shorten(history)}")
+    for turn in history or ():
         is_pair = isinstance(turn, list | tuple) and len(turn) == 2
         if not is_pair or not all(isinstance(side, str) for side in turn):
             raise PromptError(
                 f"history must be pairs of question and answer, both strings, not {shorten(turn)}"
             )
+    return [(question, answer) for question, answer in history or ()]
 
 
 def label_picture(number: int, total: int) -> str:

@@ -14,7 +14,8 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from internvl.errors import ImageError
 from internvl.processing.colour import (
@@ -117,10 +118,13 @@ def _upright_size(file: IO[bytes], name: str, limits: ImageLimits, policy: Image
     with _open(file, name, limits) as picture:
         _check_pixels(picture.size, name, limits)
         width, height = picture.size
-        # Pillow would decode a PNG to look for an orientation behind its pixels.
-        has_exif = picture.format != "PNG" or "exif" in picture.info
-        is_sideways = policy.apply_exif and has_exif and find_turn(picture) in SIDEWAYS
-        return (height, width) if is_sideways else (width, height)
+        is_sideways = find_turn(picture) in SIDEWAYS
+        if isinstance(picture, TiffImageFile):
+            # Pillow turns these whatever the policy, and gives the turned size unless XMP alone has the turn.
+            is_turned = is_sideways and ExifTags.Base.Orientation not in picture.tag_v2
+        else:
+            is_turned = is_sideways and policy.apply_exif
+        return (height, width) if is_turned else (width, height)
 
 
 def _open(file: IO[bytes], name: str, limits: ImageLimits) -> Image.Image:

@@ -6,7 +6,6 @@ model beyond its configuration.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from internvl.config import IMG_CONTEXT, IMG_END, IMG_START, ChatConfig, TilingConfig
 from internvl.errors import ContextOverflowError, ImageError, PromptError, TokenizerError
-from internvl.processing.added_tokens import Span
+from internvl.processing.added_tokens import Span, merge, overlaps
 from internvl.processing.colour import ImagePolicy
 from internvl.processing.conversation import Conversation, Picture, Role
 from internvl.processing.image import ImageLimits, load_image
@@ -154,8 +153,8 @@ class Processor:
         """
         self._check(conversation, open_answer)
         opened = self._open(conversation.pictures, total_tiles, max_tokens)
-        tokens = self.tokenize(conversation, [one.num_tiles for one in opened], open_answer=open_answer)
-        _check_room(f"prompt of {len(tokens.ids)} tokens", len(tokens.ids), max_tokens)
+        tile_counts = [one.num_tiles for one in opened]
+        tokens = self.tokenize(conversation, tile_counts, open_answer=open_answer, max_tokens=max_tokens)
         # Each picture is let go as soon as it is cut.
         tiles = [opened.pop(0).cut() for _ in range(len(opened))]
         return Inputs(
@@ -180,13 +179,23 @@ class Processor:
         return text.strip()
 
     def tokenize(
-        self, conversation: Conversation, tile_counts: Sequence[int], *, open_answer: bool = True
+        self,
+        conversation: Conversation,
+        tile_counts: Sequence[int],
+        *,
+        open_answer: bool = True,
+        max_tokens: int | None = None,
     ) -> Tokens:
         """The ids for pictures of so many tiles each; no picture is read. Raises as a call does."""
         self._check(conversation, open_answer)
         rendered = self.render(conversation, tile_counts, open_answer=open_answer)
+        if max_tokens is not None and len(rendered.text) > max_tokens:
+            # Reading far too long a text as tokens takes minutes and hundreds of times its memory.
+            least = self.tokenizer.least(rendered.text)
+            _check_room(f"prompt of {least} tokens or more", least, max_tokens)
         encoding = self.tokenizer.encode(rendered.text, plain=rendered.plain)
         self._check_ids(encoding.ids)
+        _check_room(f"prompt of {len(encoding.ids)} tokens", len(encoding.ids), max_tokens)
         return Tokens(
             text=rendered.text,
             ids=encoding.ids,
@@ -255,9 +264,9 @@ class Processor:
 
     def _slots(self, encoding: Encoding, rendered: Rendered, num_tiles: int) -> list[int]:
         """Positions of the context tokens inside the runs of pictures."""
-        inside = _Inside(rendered.pictures)
+        runs = merge(rendered.pictures)
         pairs = enumerate(zip(encoding.ids, encoding.offsets, strict=True))
-        slots = [index for index, (id, span) in pairs if id == self._context_id and inside(span[0])]
+        slots = [index for index, (id, (start, _)) in pairs if id == self._context_id and _has(runs, start)]
         if len(slots) != num_tiles * self.config.tokens_per_tile:
             raise TokenizerError(
                 f"{IMG_CONTEXT} was read {len(slots)} times instead of {num_tiles} tiles x "
@@ -267,9 +276,13 @@ class Processor:
 
     def _answers(self, encoding: Encoding, rendered: Rendered) -> list[bool]:
         """A token belongs to the answer in which its text begins; a leading bos belongs to none."""
-        inside = _Inside(rendered.answers)
-        marks = [inside(start) for start, _ in encoding.offsets]
+        answers = merge(rendered.answers)
+        marks = [_has(answers, start) for start, _ in encoding.offsets]
         return [False, *marks[1:]] if self.tokenizer.adds_bos else marks
+
+
+def _has(merged: Sequence[Span], character: int) -> bool:
+    return overlaps(merged, (character, character + 1))
 
 
 def _check_room(what: str, num_tokens: int, max_tokens: int | None) -> None:
@@ -278,15 +291,3 @@ def _check_room(what: str, num_tokens: int, max_tokens: int | None) -> None:
             f"{what}, but there is room for {max(0, max_tokens)}: shorten the prompt or lower max_new_tokens "
             "(fewer tiles per picture: max_tiles)"
         )
-
-
-class _Inside:
-    """Whether a character is in one of some spans, which are in order and do not overlap."""
-
-    def __init__(self, spans: Sequence[Span]) -> None:
-        self._starts = [start for start, _ in spans]
-        self._ends = [end for _, end in spans]
-
-    def __call__(self, character: int) -> bool:
-        index = bisect_right(self._starts, character) - 1
-        return index >= 0 and character < self._ends[index]

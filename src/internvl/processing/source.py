@@ -140,7 +140,10 @@ def _decode_data_url(url: str, limits: ReadLimits, error: type[InputError]) -> b
         raise error(f"{describe(url)} has no comma: a data URL is data:<type>;base64,<content>")
     if len(body) > 3 * limits.max_bytes + 4:
         raise error(_over(describe(url), len(body) // 3, limits))
-    content = unquote_to_bytes(body)
+    try:
+        content = unquote_to_bytes(body)
+    except UnicodeEncodeError as reason:
+        raise error(f"{describe(url)} holds characters that are no text: {reason}") from reason
     if not head.lower().endswith(";base64"):
         return content
     content = b"".join(content.split())

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from internvl.errors import ImageError, VideoError
-from internvl.processing.clip import VideoLimits, opened
+from internvl.processing.clip import VideoLimits, check_total, opened
 from internvl.processing.frames import Bound, choose
 from internvl.processing.image import ImageLimits, load_image
 from internvl.processing.source import Source, describe, is_path
@@ -51,17 +51,9 @@ def load_frames(
         indices = choose(
             info.num_frames, info.fps, num_segments=num_segments, rate=fps, bound=bound, max_frames=most
         )
-        _check_total(info.width * info.height, indices, clip.name, limits)
+        num_frames = len(set(indices))
+        check_total(info.width * info.height * num_frames, num_frames, clip.name, limits)
         return clip.read(indices)
-
-
-def _check_total(pixels: int, indices: list[int], name: str, limits: VideoLimits) -> None:
-    total = pixels * len(set(indices))
-    if total > limits.max_total_pixels:
-        raise VideoError(
-            f"{len(set(indices))} frames of {name} have {total} pixels, the limit is"
-            f" max_total_pixels={limits.max_total_pixels}; ask for fewer frames"
-        )
 
 
 def is_folder(source: object) -> bool:
@@ -95,9 +87,8 @@ def _load_folder(names: list[Path], indices: list[int], limits: VideoLimits) -> 
     try:
         for index in sorted(set(indices)):
             frames[index] = load_image(names[index], image_limits)
-            _check_total(
-                sum(frame.width * frame.height for frame in frames.values()), [0], names[0].name, limits
-            )
+            total = sum(frame.width * frame.height for frame in frames.values())
+            check_total(total, len(frames), describe(names[0].parent), limits)
     except ImageError as reason:
         raise VideoError(f"frame {index} of {len(names)}: {reason}") from reason
     return [frames[index] for index in indices]
