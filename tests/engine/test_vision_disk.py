@@ -65,10 +65,75 @@ def test_a_full_disk_costs_the_file_only(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("internvl.engine.vision_disk.save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     disk = VisionDisk(tmp_path, b"", 10_000)
     disk.keep(b"a", tokens(1))
     assert (files(tmp_path), disk.num_failed, disk.find(b"a")) == ([], 1, None)
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise PermissionError(13, "not yours")
+
+
+def test_a_directory_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    VisionDisk(tmp_path, b"", 10_000).keep(b"a", tokens(1))
+    for name in ("utime", "unlink", "replace", "rename"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    disk = VisionDisk(tmp_path, b"", 10_000)
+    found = disk.find(b"a")
+    assert found is not None
+    assert torch.equal(found, tokens(1))
+    assert disk.num_failed == 0
+
+
+def test_broken_files_that_cannot_be_removed_count_as_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = VisionDisk(tmp_path, b"", 10_000)
+    disk.keep(b"a", tokens(1))
+    (path,) = files(tmp_path)
+    path.write_bytes(path.read_bytes()[:40])
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert disk.find(b"a") is None
+    assert disk.num_failed == 1
+
+
+def test_files_that_cannot_be_removed_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    VisionDisk(tmp_path, b"", 10_000).keep(b"a", tokens(1))
+    size = files(tmp_path)[0].stat().st_size
+    disk = VisionDisk(tmp_path, b"", size + 1)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    disk.keep(b"b", tokens(2))
+    assert disk.num_failed > 0
+    assert disk.num_bytes == 2 * size
+    assert disk.find(b"b") is not None
+
+
+def test_files_that_cannot_be_looked_at_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = VisionDisk(tmp_path, b"", 10_000)
+    monkeypatch.setattr(Path, "stat", refuse)
+    disk.keep(b"a", tokens(1))
+    assert disk.num_failed == 1
+
+
+def test_a_file_that_was_not_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = VisionDisk(tmp_path, b"", 10_000)
+    disk.keep(b"a", tokens(1))
+    with monkeypatch.context() as patch:
+        patch.setattr("internvl.engine.vision_disk.load_file", refuse)
+        assert disk.find(b"a") is None
+    assert disk.num_failed == 1
+    assert disk.find(b"a") is not None
+
+
+def test_files_can_be_shared(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        VisionDisk(tmp_path, b"", 10_000).keep(b"a", tokens(1))
+    finally:
+        os.umask(before)
+    assert files(tmp_path)[0].stat().st_mode & 0o777 == 0o640
 
 
 def test_what_cannot_be_a_cache(tmp_path: Path) -> None:

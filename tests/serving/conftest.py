@@ -96,6 +96,8 @@ def full_disk(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+JSON = {"Content-Type": "application/json"}
+"""For bodies that are written here: httpx writes no half surrogate pairs."""
 Post = Callable[..., httpx.Response]
 
 

@@ -23,8 +23,8 @@ def line(custom_id: str, **fields: Any) -> str:
 class Model:
     """Answers rows and remembers which; breaks down at one of them."""
 
-    def __init__(self, breaks_at: str | None = None, failure: Exception | None = None) -> None:
-        self.breaks_at, self.failure = breaks_at, failure or RuntimeError("power failure")
+    def __init__(self, breaks_at: str | None = None, failure: BaseException | None = None) -> None:
+        self.breaks_at, self.failure = breaks_at, failure or KeyboardInterrupt("power failure")
         self.asked: list[str] = []
 
     async def __call__(self, url: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -63,7 +63,7 @@ def test_every_row_has_its_answer(tmp_path: Path) -> None:
 def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     rows = read_rows(file_of(*names(6)))
-    with pytest.raises(RuntimeError, match="power failure"):
+    with pytest.raises(KeyboardInterrupt, match="power failure"):
         run(rows, output, Model(breaks_at="row-3"), concurrency=1)
     with output.open("a") as file:
         file.write('{"custom_id": "row-3", "resp')
@@ -85,6 +85,25 @@ def test_rows_without_an_engine_are_left_to_the_next_run(tmp_path: Path) -> None
         run(rows, output, model, concurrency=1)
     assert answered(output) == {"row-0": 200, "row-1": 200}
     assert run(rows, output, Model()).completed == 6
+
+
+def test_a_row_that_fails_unexpectedly_is_one_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    output = tmp_path / "out.jsonl"
+    progress = run(read_rows(file_of("a", "b", "c")), output, Model("b", RuntimeError("no such thing")))
+    assert answered(output) == {"a": 200, "b": 500, "c": 200}
+    assert (progress.completed, progress.failed) == (2, 1)
+    assert "no such thing" not in output.read_text()
+    assert "no such thing" in caplog.text
+
+
+def test_half_a_surrogate_pair_stays_what_it_was(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    rows = read_rows(file_of("\ud800", "ü \\\udfff"))
+    run(rows, output, Model())
+    assert answered(output) == {"\ud800": 200, "ü \\\udfff": 200}
+    again = Model()
+    run(rows, output, again)
+    assert again.asked == []
 
 
 @pytest.mark.parametrize(

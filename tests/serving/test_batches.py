@@ -20,7 +20,7 @@ from internvl.serving.app import make_app
 from internvl.serving.batches import Batches
 from internvl.serving.files import FileStore
 from internvl.serving.settings import Settings
-from tests.serving.conftest import encoded, error_of, full_disk, image_part, picture, serving
+from tests.serving.conftest import JSON, encoded, error_of, full_disk, image_part, picture, serving
 
 CHAT = "/v1/chat/completions"
 
@@ -75,6 +75,15 @@ def test_a_batch_of_the_official_client(client: OpenAI) -> None:
     )
     assert statuses(client.files.content(batch.output_file_id).text) == STATUSES
     assert made.id in [one.id for one in client.batches.list()]
+
+
+def test_half_a_surrogate_pair_breaks_no_list(http: httpx.Client, client: OpenAI) -> None:
+    uploaded = client.files.create(file=("rows.jsonl", ROWS.encode()), purpose="batch")
+    body = {"input_file_id": uploaded.id, "endpoint": CHAT, "completion_window": "24h"}
+    made = http.post("/v1/batches", content=json.dumps({**body, "metadata": {"k": "\ud800"}}), headers=JSON)
+    assert made.json()["metadata"] == {"k": "\ud800"}
+    assert made.json()["id"] in [one["id"] for one in http.get("/v1/batches").json()["data"]]
+    wait(client, made.json()["id"])
 
 
 def test_what_is_no_batch(http: httpx.Client, client: OpenAI) -> None:
@@ -143,6 +152,38 @@ def test_a_full_disk_fails_a_batch_and_no_other(tmp_path: Path) -> None:
 
     asyncio.run(asyncio.wait_for(main(), 60))
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_batch_that_cannot_be_run_is_the_only_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One breaks in a way nobody expected, the description of another is damaged."""
+    files = FileStore(tmp_path)
+    upload = files.add(row("\ud800").encode(), "rows.jsonl", "batch")
+
+    async def answer(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return 200, {"text": "\udfff"}
+
+    async def main() -> None:
+        async with Batches(files, answer, concurrency=1) as batches:
+            broken, damaged, good = [batches.create(upload.id, CHAT, "24h", None) for _ in range(3)]
+            (tmp_path / f"{damaged.id}.json").write_text("{")
+            breaks = iter([True, False])
+
+            def of_endpoint(row: Any, endpoint: str) -> Any:
+                if next(breaks):
+                    raise RuntimeError("no such thing")
+                return row
+
+            monkeypatch.setattr(batches, "_of_endpoint", of_endpoint)
+            while batches.find(good.id).status == "in_progress":
+                await asyncio.sleep(0.01)
+            assert [batches.find(one.id).status for one in (broken, good)] == ["failed", "completed"]
+            output = batches.files.content(str(batches.find(good.id).output_file_id))
+            assert statuses((output or b"").decode()) == {"\ud800": 200}
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert "no such thing" in caplog.text
 
 
 def test_a_batch_can_be_cancelled(model: ChatModel) -> None:

@@ -218,3 +218,11 @@ def test_answers_without_a_number_of_tokens_fit_the_context(http: httpx.Client) 
     body = {"messages": [{"role": "user", "content": "x" * 1850}], "ignore_eos": True}
     answer = http.post("/v1/chat/completions", json=body).json()
     assert answer["usage"]["total_tokens"] == 2048
+
+
+def test_bytes_of_logprobs_join_to_the_text(post: Post) -> None:
+    text = "\u00e9a\u4e2d"
+    answer = post("hi", max_tokens=9, logprobs=True, top_logprobs=3, guided_choice=[text])
+    tokens = answer.json()["choices"][0]["logprobs"]["content"][:-1]
+    assert [token["bytes"] for token in tokens[:2]] == [[195], [169]]
+    assert bytes(byte for token in tokens for byte in token["bytes"]).decode() == text

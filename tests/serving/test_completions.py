@@ -11,6 +11,7 @@ from openai import OpenAI
 
 from internvl import ChatModel
 from tests.serving.conftest import error_of
+from tests.serving.test_chat_completions import events
 
 PATH = "/v1/completions"
 
@@ -83,3 +84,18 @@ def test_the_official_client(client: OpenAI) -> None:
 def test_refusals(http: httpx.Client, fields: dict[str, Any], param: str | None) -> None:
     error = error_of(http.post(PATH, json=fields), 400)
     assert param is None or error["param"].startswith(param)
+
+
+def test_parts_of_characters_in_logprobs(http: httpx.Client) -> None:
+    text = "\u00e9a\u00e9"
+    asked = {"prompt": "a", "max_tokens": 9, "logprobs": 20, "guided_choice": [text]}
+    (whole,) = http.post(PATH, json=asked).json()["choices"]
+    assert whole["text"] == text
+    assert whole["logprobs"]["text_offset"][:5] == [0, 0, 1, 2, 2]
+    names = ["bytes:\\xc3", "bytes:\\xa9"]
+    assert whole["logprobs"]["tokens"][:5] == [*names, "a", *names]
+    chunks = [
+        one["choices"][0]["logprobs"] for one in events(http.post(PATH, json={**asked, "stream": True}))
+    ]
+    for name in ("text_offset", "tokens"):
+        assert [value for one in chunks if one for value in one[name]] == whole["logprobs"][name]

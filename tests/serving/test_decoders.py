@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from internvl.errors import RequestError
+from internvl.errors import EngineError, RequestError
 from internvl.serving import decoders as module
 from internvl.serving.decoders import Decoders, Worker
 from internvl.serving.media import MediaPolicy, Medium
+from internvl.serving.refusals import status_of
 from tests.serving import hostile
 from tests.serving.conftest import encoded, picture
 
@@ -77,6 +78,43 @@ def test_a_process_that_dies_over_a_medium_fails_it_alone(monkeypatch: pytest.Mo
                 await decoders.read(PHOTO)
         assert (caught.value.code, caught.value.param) == ("media_crash", "p")
         assert len(await decoders.read(PHOTO)) == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("failure", [OSError(11, "no process more"), MemoryError()])
+@pytest.mark.parametrize("what", ["process", "clock"])
+def test_a_process_that_cannot_be_started_costs_one_request(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception, what: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise failure
+
+    async def test(decoders: Decoders) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(*((Worker, "start") if what == "process" else (module.Timer, "start")), fail)
+            for _ in range(3):
+                with pytest.raises(EngineError, match="send the request again") as caught:
+                    await asyncio.wait_for(decoders.read(PHOTO), 60)
+                assert status_of(caught.value) == 503
+        assert len(await decoders.read(PHOTO)) == 1
+
+    run(test)
+
+
+def test_whatever_befalls_a_job_there_is_a_place_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    async def test(decoders: Decoders) -> None:
+        await decoders.read(PHOTO)
+        before = worker_of(decoders).process.pid
+        with monkeypatch.context() as patch:
+            patch.setattr(Worker, "run", fail)
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.wait_for(decoders.read(PHOTO), 60)
+        assert len(await asyncio.wait_for(decoders.read(PHOTO), 60)) == 1
+        assert worker_of(decoders).process.pid != before
 
     run(test)
 

@@ -202,6 +202,17 @@ def test_a_killed_engine_is_started_again(backend: EngineProcess) -> None:
     assert ids_of(ask(backend, request)[0], "killed") == ids_of(before, "killed")
 
 
+def test_another_engine_does_not_draw_the_same_again() -> None:
+    found = []
+    with EngineProcess(make, plan_with) as backend:
+        for _ in range(2):
+            wait_for(lambda: backend.is_alive)
+            request = make_request("a", [1], max_new_tokens=40, temperature=100.0)
+            found.append(ids_of(ask(backend, request)[0], "a"))
+            break_in_mid_stream(backend, kill)
+    assert found[0] != found[1]
+
+
 def test_a_loop_that_fails_is_started_again(backend: EngineProcess) -> None:
     async def main() -> None:
         async with aclosing(backend.stream(long("beside"))) as stream:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from internvl import ChatModel
 from internvl.engine.constraint import Constraint
 from internvl.serving.protocol_chat import ChatRequest
 from tests.serving.conftest import Post, encoded, error_of, image_part, picture
@@ -82,10 +83,31 @@ def test_answers_follow_an_expression(post: Post, fields: dict[str, Any]) -> Non
 
 
 def test_answers_are_one_of_the_choices(post: Post) -> None:
-    choices = ["cat", "<ref>dog</ref>"]
+    choices = ["cat", "dog"]
     assert content_of(post("hi", max_tokens=20, guided_choice=choices)) in choices
-    bias = {str(ord("<")): 100.0}
-    assert content_of(post("hi", max_tokens=20, guided_choice=choices, logit_bias=bias)) in choices
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [("<ref>dog</ref>", "<ref>"), ("<ref>dog</ref>", "<"), ("<img>", "<"), ("see <s> and <|im_start|>", "s")],
+)
+def test_marks_in_forms_are_text(post: Post, model: ChatModel, text: str, first: str) -> None:
+    id = model.processor.tokenizer.token_id(first)
+    assert id is not None
+    bias = {str(id): 100.0}
+    assert content_of(post("hi", max_tokens=40, guided_choice=["cat", text], logit_bias=bias)) == text
+    assert content_of(post("hi", max_tokens=40, guided_choice=[text])) == text
+    assert json.loads(content_of(post("hi", max_tokens=40, guided_json={"enum": [text]}))) == text
+
+
+def test_boxes_of_a_form_are_found(post: Post) -> None:
+    number = "[0-9]{3}"
+    box = rf"\[\[{number}, {number}, {number}, {number}\]\]"
+    content = [image_part(encoded(picture(56, 56))), {"type": "text", "text": "Where is the cat?"}]
+    answer = post(content, max_tokens=60, guided_regex=f"<ref>cat</ref><box>{box}</box>")
+    assert re.fullmatch(f"<ref>cat</ref><box>{box}</box>", content_of(answer))
+    (found,) = answer.json()["choices"][0]["message"]["boxes"]
+    assert found["label"] == "cat"
 
 
 def test_completions_have_forms_too(client: OpenAI) -> None:

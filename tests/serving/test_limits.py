@@ -88,10 +88,12 @@ def test_a_full_server_sends_away_at_once(model: ChatModel) -> None:
             refused = client.post(CHAT, json=SHORT)
             assert error_of(refused, 429)["code"] == "queue_full"
             assert int(refused.headers["retry-after"]) > 0
+            assert error_of(client.post("/tokenize", json={"prompt": "a"}), 429)["code"] == "queue_full"
+            assert error_of(client.post("/detokenize", json={"tokens": [1]}), 429)["code"] == "queue_full"
             assert client.get("/health").status_code == 200
         wait_until_idle(client)
         assert client.post(CHAT, json=SHORT).status_code == 200
-        assert numbers(client)['internvl:admission_rejections_total{model_name="internvl"}'] == 1
+        assert numbers(client)['internvl:admission_rejections_total{model_name="internvl"}'] == 3
 
 
 def headers(key: str) -> dict[str, str]:

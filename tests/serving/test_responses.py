@@ -11,7 +11,7 @@ from openai import OpenAI
 
 from internvl.serving.protocol_responses import ResponseRequest
 from internvl.serving.response_items import Items
-from tests.serving.conftest import Post, data_url, encoded, error_of, image_part, picture
+from tests.serving.conftest import JSON, Post, data_url, encoded, error_of, image_part, picture
 from tests.serving.test_tool_calls import WEATHER as CHAT_WEATHER
 
 PATH = "/v1/responses"
@@ -144,6 +144,20 @@ def test_items_are_messages_of_a_chat() -> None:
     assert [one["id"] for one in messages[1]["tool_calls"]] == ["c1", "c2"]
     assert messages[2] == {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "5"}]}
     assert (messages[3]["content"][0]["text"], len(messages[3]["tool_calls"])) == ("Let me see.", 1)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"instructions": "\ud800"}, {"tools": [{**CLOCK, "description": "\udfff"}]}]
+)
+def test_half_a_surrogate_pair_comes_back_as_it_was(http: httpx.Client, fields: dict[str, Any]) -> None:
+    body = {"input": "hi \ud800", "max_output_tokens": 2, **fields}
+    whole = http.post(PATH, content=json.dumps(body), headers=JSON)
+    assert whole.status_code == 200, whole.text
+    assert str(whole.json()).count("\\ud") == 1
+    streamed = http.post(PATH, content=json.dumps({**body, "stream": True}), headers=JSON)
+    last = json.loads(streamed.text.rpartition("data: ")[2])
+    assert last["type"] == "response.completed" or last["type"] == "response.incomplete"
+    assert last["response"]["output"][0]["content"] == whole.json()["output"][0]["content"]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
+from contextlib import suppress
+from typing import Any
+
 import httpx
 import pytest
 
 from internvl import ChatModel
-from tests.serving.conftest import Post, encoded, error_of, image_part, picture
+from internvl.processing.tokenizer import Tokenizer
+from tests.serving.conftest import JSON, Post, encoded, error_of, image_part, picture
 
 
 def test_models(http: httpx.Client) -> None:
@@ -24,6 +31,40 @@ def test_tokens_there_and_back(http: httpx.Client, model: ChatModel) -> None:
     assert http.post("/detokenize", json={"tokens": made["tokens"]}).json() == {"prompt": "héllo"}
     assert error_of(http.post("/detokenize", json={"tokens": [10**6]}), 400)["param"] == "tokens"
     assert error_of(http.post("/tokenize", json={}), 400)["code"] == "invalid_value"
+
+
+def test_tokens_of_long_texts_keep_nobody_waiting(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where all connections are served."""
+    blocking: list[str] = []
+
+    def watch(name: str) -> None:
+        work = getattr(Tokenizer, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with suppress(RuntimeError):  # there is no loop in this thread
+                asyncio.get_running_loop()
+                blocking.append(name)
+            return work(*args, **kwargs)
+
+        monkeypatch.setattr(Tokenizer, name, watched)
+
+    for name in ("encode", "decode", "least"):
+        watch(name)
+    made = http.post("/tokenize", json={"prompt": "a" * 3000, "return_token_strs": True}).json()
+    assert made["count"] == 3000
+    http.post("/detokenize", json={"tokens": made["tokens"][:2000]})
+    assert blocking == []
+
+
+def test_what_no_context_holds_has_no_tokens(http: httpx.Client) -> None:
+    error = error_of(http.post("/tokenize", json={"prompt": "a" * 1_000_000}), 400)
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    assert re.search(r"at least \d+ tokens and .* 2048 positions", error["message"])
+    error = error_of(http.post("/detokenize", json={"tokens": [1] * 2049}), 400)
+    assert (error["param"], error["code"]) == ("tokens", "context_length_exceeded")
+    assert "2049 ids" in error["message"]
 
 
 def test_explain_tells_what_an_answer_would_take(http: httpx.Client, post: Post) -> None:
@@ -100,6 +141,33 @@ def test_wrong_paths_have_error_objects_too(http: httpx.Client, method: str, pat
 def test_bodies_that_are_no_request(http: httpx.Client, body: bytes) -> None:
     answer = http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert error_of(answer, 400)["message"]
+
+
+HALF = "\ud800"
+IMAGE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{HALF}"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"messages": [{"role": "user", "content": HALF}], "user": HALF, "stop": HALF}, 200, None),
+        ({"model": HALF}, 404, "model"),
+        ({HALF: 1}, 400, None),
+        ({"logit_bias": {HALF: 1}}, 400, "logit_bias"),
+        ({"guided_regex": HALF}, 400, "guided_regex"),
+        ({"guided_choice": [HALF]}, 400, "guided_choice[0]"),
+        ({"guided_json": {"enum": [HALF]}}, 400, None),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, 400, "messages[0].content[0].image_url"),
+    ],
+)
+def test_half_surrogate_pairs_are_no_fault_of_the_server(
+    http: httpx.Client, fields: dict[str, Any], status: int, param: str | None
+) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, **fields}
+    answer = http.post("/v1/chat/completions", content=json.dumps(body), headers=JSON)
+    assert answer.status_code == status, answer.text
+    if status != 200:
+        assert error_of(answer, status)["param"] == param
 
 
 @pytest.mark.parametrize("purpose", ["", "nothing", "x" * 1000])

@@ -70,6 +70,13 @@ def test_calls_are_taken_out_of_a_text(text: str, shown: str, names: list[str], 
     assert len({call.id for call in reader.calls}) == len(names)
 
 
+def test_half_a_surrogate_pair_in_a_call_can_be_sent() -> None:
+    reader = CallReader({"f"})
+    reader.push('<tool_call>{"name": "f", "arguments": {"ü": "\\ud83d"}}</tool_call>')
+    (call,) = reader.calls
+    assert call.arguments.encode() == '{"ü": "\\ud83d"}'.encode()
+
+
 def test_text_before_a_call_is_not_held_back() -> None:
     reader = CallReader({"f"})
     assert [reader.push(piece) for piece in ("a", "b <", "c")] == ["a", "b ", "<c"]

@@ -2,21 +2,22 @@
 
 One safetensors file a picture, named by a digest of its key and of the fingerprint of what made its tokens
 (`towers.fingerprint`). Files are written beside and renamed, so there are only whole ones; what cannot be
-read counts as absent. Least recently used files go first. Several processes may share a directory. Knows
-keys and tensors; no pictures, no models. Shape letters: S vision tokens of one picture, D text width.
+read counts as absent. Least recently used files go first. Several processes, of several users too, may share
+a directory; one that cannot be written is still read. Knows keys and tensors; no pictures, no models. Shape
+letters: S vision tokens of one picture, D text width.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from internvl.errors import EngineError, InputError
@@ -48,37 +49,42 @@ class VisionDisk:
         self.num_bytes = sum(size for _, size, _ in self._files())
 
     def find(self, key: bytes) -> Tensor | None:
-        """Vision tokens (S, D) of a picture. Broken files are removed."""
+        """Vision tokens (S, D) of a picture. Broken files are removed, where that may be done."""
         path = self._path(key)
         try:
             tokens_SD = load_file(path, device=self.device)[NAME]
-            os.utime(path)
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError, KeyError):
+        except OSError:  # it may be whole all the same
             self.num_failed += 1
-            path.unlink(missing_ok=True)
             return None
+        except (SafetensorError, KeyError):
+            self.num_failed += 1
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+        with suppress(OSError):  # gone meanwhile, or not ours to change
+            os.utime(path)
         return tokens_SD
 
     def keep(self, key: bytes, tokens_SD: Tensor) -> None:
         """Writes the vision tokens of a picture. A full or broken disk costs the file, nothing else."""
         path = self._path(key)
-        if tokens_SD.nbytes > self.max_bytes or path.exists():
+        if tokens_SD.nbytes > self.max_bytes:
             return
-        temporary: Path | None = None
+        temporary = path.with_suffix(f".{secrets.token_hex(8)}.part")
         try:
-            with NamedTemporaryFile(dir=self.directory, suffix=".part", delete=False) as file:
-                temporary = Path(file.name)
-            save_file({NAME: tokens_SD.detach().cpu().contiguous()}, temporary)
-            self.num_bytes += temporary.stat().st_size
+            if path.exists():
+                return
+            # Not by safetensors' save_file, whose files nobody else may read.
+            size = temporary.write_bytes(save({NAME: tokens_SD.detach().cpu().contiguous()}))
             temporary.replace(path)
         except (OSError, SafetensorError):
             self.num_failed += 1
-            if temporary is not None:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             return
+        self.num_bytes += size
         if self.num_bytes > self.max_bytes:
             self._shrink()
 
@@ -89,14 +95,18 @@ class VisionDisk:
         for _, size, path in files:
             if self.num_bytes <= self.max_bytes * (1 - CLEARED_SHARE):
                 return
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                self.num_failed += 1
+                continue
             self.num_bytes -= size
 
     def _files(self) -> list[tuple[int, int, Path]]:
         """Time of last use, size and path of every file; others may remove some meanwhile."""
         found = []
         for path in self.directory.glob(f"*{SUFFIX}"):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 status = path.stat()
                 found.append((status.st_mtime_ns, status.st_size, path))
         return found

@@ -82,7 +82,8 @@ class Exchange:
     def logprobs(self, entries: list[TokenLogprob]) -> dict[str, Any] | None:
         if not self.chat.logprobs:
             return None
-        return replies.logprobs_object(entries, self.chat.top_logprobs or 0, self.spell)
+        num_top = self.chat.top_logprobs or 0
+        return replies.logprobs_object(entries, num_top, self.spell, self.tokenizer.token_bytes)
 
     def confidence(self, line: Line) -> dict[str, Any]:
         """A field of the choice, if it was asked for."""

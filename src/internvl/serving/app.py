@@ -22,6 +22,7 @@ from internvl.serving.answer_row import answer_row
 from internvl.serving.backend import Backend
 from internvl.serving.batches import Batches
 from internvl.serving.guard import Guard
+from internvl.serving.json_text import JsonAnswer
 from internvl.serving.server import Model, open_server
 from internvl.serving.settings import Settings
 
@@ -74,6 +75,7 @@ def make_app(
         title="internvl",
         version=version("internvl"),
         lifespan=lifespan,
+        default_response_class=JsonAnswer,
         docs_url=None,
         redoc_url=None,
     )

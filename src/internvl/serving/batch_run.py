@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from internvl.errors import EngineStoppedError, RequestError
+from internvl.serving.json_text import json_text
+from internvl.serving.protocol import FAILED, error_object
 
 Answer = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
 """Path and body of a request to status and body of its answer; raises nothing for a bad request, and
@@ -24,6 +27,8 @@ EngineStoppedError when no request will be answered any more."""
 
 MAX_ROWS = 50_000
 FIELDS = frozenset({"custom_id", "method", "url", "body"})
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,8 @@ async def run_rows(
 ) -> None:
     """Answer all rows that have no answer yet, `concurrency` at a time; each has its line when it is done.
 
-    Raises what `answer` raises and OSError; rows without a line are left to the next run.
+    A row that fails in a way nobody expected has that as its answer. Raises EngineStoppedError and OSError;
+    rows without a line are left to the next run.
     """
     done = answered(output)
     progress.total = len(rows)
@@ -119,8 +125,8 @@ async def run_rows(
             for row in waiting:
                 if is_cancelled():
                     return
-                status, body = await _answer(row, answer)
-                file.write(json.dumps(_line(row, status, body), ensure_ascii=False) + "\n")
+                status, line = await _answer(row, answer)
+                file.write(line)
                 file.flush()
                 progress.count(status)
 
@@ -138,18 +144,26 @@ async def run_rows(
             ) from first
 
 
-async def _answer(row: Row, answer: Answer) -> tuple[int, dict[str, Any]]:
-    if row.fault is None:
-        return await answer(row.url, row.body)
-    error = {"message": row.fault, "type": "invalid_request_error", "param": None, "code": "invalid_row"}
-    return 400, {"error": error}
+async def _answer(row: Row, answer: Answer) -> tuple[int, str]:
+    """Status and line of a row. Raises EngineStoppedError."""
+    if row.fault is not None:
+        return 400, _line(row, 400, error_object(row.fault, code="invalid_row"))
+    try:
+        status, body = await answer(row.url, row.body)
+        return status, _line(row, status, body)
+    except EngineStoppedError:
+        raise
+    except Exception:  # noqa: BLE001
+        _log.exception("row %r failed", row.custom_id)
+        return 500, _line(row, 500, error_object(FAILED, kind="server_error"))
 
 
-def _line(row: Row, status: int, body: dict[str, Any]) -> dict[str, Any]:
+def _line(row: Row, status: int, body: dict[str, Any]) -> str:
     response = {"status_code": status, "request_id": body.get("id"), "body": body}
-    return {
+    document = {
         "id": f"row-{secrets.token_hex(8)}",
         "custom_id": row.custom_id,
         "response": response,
         "error": None,
     }
+    return f"{json_text(document)}\n"

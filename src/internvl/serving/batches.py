@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from internvl.errors import EngineError, EngineStoppedError, InternVLError, RequestError
+from internvl.errors import EngineError, EngineStoppedError, RequestError
 from internvl.serving.batch_run import Answer, Progress, Row, read_rows, run_rows
 from internvl.serving.files import FileStore
 
 ID = re.compile(r"batch-[0-9a-f]{32}")
 ENDED = frozenset({"completed", "cancelled", "failed"})
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,31 +117,45 @@ class Batches:
         return {**document, "status": "cancelling" if is_stopping else batch.status}
 
     async def _work(self) -> None:
+        """Batch after batch; what befalls one keeps no other from running."""
         while True:
-            await self._run(self.find(await self._waiting.get()))
+            id = await self._waiting.get()
+            try:
+                await self._run(self.find(id))
+            except Exception:  # noqa: BLE001 - its description cannot be read
+                _log.exception("%s cannot be run", id)
 
     async def _run(self, batch: Batch) -> None:
         progress = self._progress[batch.id] = Progress()
         lines = self.files.folder / f"{batch.id}.lines"
         try:
-            rows = [self._of_endpoint(row, batch.endpoint) for row in self._rows(batch.input_file_id)]
-            await run_rows(
-                rows,
-                lines,
-                self.answer,
-                concurrency=self.concurrency,
-                progress=progress,
-                is_cancelled=lambda: batch.id in self._cancelled,
-            )
-            output = self.files.add(lines.read_bytes(), f"{batch.id}.jsonl", "batch_output").id
+            output = await self._answer_rows(batch, lines, progress)
             status = "cancelled" if batch.id in self._cancelled else "completed"
         except EngineStoppedError:
             del self._progress[batch.id]  # the next server on this folder goes on
             return
-        except (InternVLError, OSError):
-            # The file was deleted meanwhile, or there is no room for the answers.
+        except Exception:  # noqa: BLE001
+            # The file was deleted meanwhile, there is no room for the answers, or what nobody expected.
+            _log.exception("%s has failed", batch.id)
             output, status = None, "failed"
-        lines.unlink(missing_ok=True)
+        with suppress(OSError):
+            lines.unlink(missing_ok=True)
+        self._end(batch, status, output, progress)
+
+    async def _answer_rows(self, batch: Batch, lines: Path, progress: Progress) -> str:
+        """The id of the file with all answers. `lines` holds those that are there already."""
+        rows = [self._of_endpoint(row, batch.endpoint) for row in self._rows(batch.input_file_id)]
+        await run_rows(
+            rows,
+            lines,
+            self.answer,
+            concurrency=self.concurrency,
+            progress=progress,
+            is_cancelled=lambda: batch.id in self._cancelled,
+        )
+        return self.files.add(lines.read_bytes(), f"{batch.id}.jsonl", "batch_output").id
+
+    def _end(self, batch: Batch, status: str, output: str | None, progress: Progress) -> None:
         ended = replace(
             batch,
             status=status,
@@ -171,7 +189,8 @@ class Batches:
             beside.write_text(json.dumps(asdict(batch)), encoding="utf-8")
             beside.replace(self._path(batch.id))
         except OSError as reason:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
             raise EngineError(f"the batch could not be kept: {reason.strerror}") from reason
 
     def _path(self, id: str) -> Path:

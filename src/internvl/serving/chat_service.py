@@ -5,7 +5,6 @@ Knows the protocol's objects and the engine; no routes.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +19,7 @@ from internvl.serving.metrics import Metrics
 from internvl.serving.prepare import Preparer
 from internvl.serving.protocol_chat import ChatRequest
 from internvl.serving.protocol_replies import Head
+from internvl.serving.threads import in_thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,7 +43,7 @@ class ChatService:
         key = f"chatcmpl-{secrets.token_hex(16)}"
         async with caller.in_time():
             prepared = await self.preparer.chat(chat, key, caller, self.adapter(name))
-            await asyncio.to_thread(self.backend.plan, prepared.request)
+            await in_thread(self.backend.plan, prepared.request)
         return answering.Exchange(
             chat=chat,
             prepared=prepared,

@@ -38,6 +38,7 @@ class Grown:
 
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprob | None] | None = None
     finish_reason: str | None = None
@@ -68,7 +69,9 @@ class Completing:
         answers = [answer for grown, _ in found for answer in grown]
         choices = [
             {
-                **protocol.text_choice(index, one.text, one.finish_reason, self._logprobs(one.logprobs, 0)),
+                **protocol.text_choice(
+                    index, one.text, one.finish_reason, self._logprobs(one.logprobs, one.offsets)
+                ),
                 **self._prompt_logprobs(one),
                 **self._confidence(one),
             }
@@ -91,7 +94,7 @@ class Completing:
                 entries = [delta.token.logprob] if wants and delta.token and delta.token.logprob else []
                 if not (delta.text or entries or delta.finish_reason):
                     continue
-                logprobs = self._logprobs(entries, lengths[delta.index])
+                logprobs = self._logprobs(entries, [lengths[delta.index]] * len(entries))
                 lengths[delta.index] += len(delta.text)
                 choice = protocol.text_choice(delta.index, delta.text, delta.finish_reason, logprobs)
                 if delta.finish_reason is not None:
@@ -163,21 +166,23 @@ class Completing:
         is_json = form is not None and form.kind == "json_schema"
         return {"confidence": confidence_object(answer.pieces, is_json=is_json)}
 
-    def _logprobs(self, entries: Sequence[TokenLogprob], start: int) -> dict[str, Any] | None:
+    def _logprobs(self, entries: Sequence[TokenLogprob], starts: Sequence[int]) -> dict[str, Any] | None:
         if self.asked.logprobs is None:
             return None
+        tokenizer = self.tokenizer
         return protocol.text_logprobs(
-            entries, self.asked.logprobs, lambda id: spell(self.tokenizer, id), start
+            entries, self.asked.logprobs, lambda id: spell(tokenizer, id), starts, tokenizer.token_bytes
         )
 
 
 def _take(answer: Grown, delta: Delta) -> None:
+    if delta.token is not None and delta.token.logprob is not None:
+        answer.logprobs.append(delta.token.logprob)
+        answer.offsets.append(len(answer.text))
     answer.text += delta.text
     answer.pieces.append(piece_of(delta))
     answer.prompt_logprobs = delta.prompt_logprobs or answer.prompt_logprobs
     answer.finish_reason = delta.finish_reason or answer.finish_reason
-    if delta.token is not None and delta.token.logprob is not None:
-        answer.logprobs.append(delta.token.logprob)
 
 
 def _sum(parts: Sequence[EngineUsage]) -> EngineUsage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from internvl.errors import EngineError, InternVLError
+from internvl.serving.json_text import json_text
 from internvl.serving.refusals import as_object
 
 Result = TypeVar("Result")
@@ -73,7 +73,7 @@ class Events(StreamingResponse):
             await documents.aclose()
 
     def line(self, document: Mapping[str, Any]) -> str:
-        return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
+        return f"data: {json_text(document)}\n\n"
 
     def failure(self, error: InternVLError) -> dict[str, Any]:
         return as_object(error)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from threading import Event, Timer
+from typing import Any
 
 from PIL import Image
 
-from internvl.errors import RequestError
+from internvl.errors import EngineError, RequestError
 from internvl.serving.decoding import Failure, serve, write_job
 from internvl.serving.media import MediaPolicy, Medium
 
@@ -25,6 +28,8 @@ GRACE = 2.0
 """Seconds beyond the policy's own, in which a fetch can still say that its time was over."""
 START_SECONDS = 60.0
 """A new process imports its decoders on its first job."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -40,8 +45,13 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=serve, args=(theirs,), name="internvl-media", daemon=True)
-        process.start()
-        theirs.close()
+        try:
+            process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         return cls(process, ours)
 
     def close(self) -> None:
@@ -107,31 +117,27 @@ class Decoders:
         return found
 
     async def read(self, medium: Medium) -> list[Image.Image]:
-        """The RGB pictures of one medium. Raises RequestError when it is refused."""
+        """The RGB pictures of one medium. Raises RequestError when it is refused, and EngineError where the
+        machine has no room for a process that reads it."""
         worker = await self._idle.get()
         job = asyncio.ensure_future(asyncio.to_thread(self._run, worker, medium))
-        job.add_done_callback(lambda done: self._idle.put_nowait(done.result()[0]))
+        job.add_done_callback(partial(self._take_back, worker))
         # The job goes on when the request is gone: its process must not be left in the middle of an answer.
         _, outcome = await asyncio.shield(job)
         if isinstance(outcome, Failure):
             raise outcome.as_error(medium.param)
         return outcome
 
+    def _take_back(self, worker: Worker | None, job: asyncio.Future[tuple[Worker | None, Any]]) -> None:
+        """There is a worker again however its job has ended; one that is dead is replaced before the next."""
+        has_failed = job.cancelled() or job.exception() is not None
+        self._idle.put_nowait(worker if has_failed else job.result()[0])
+
     def _run(
         self, worker: Worker | None, medium: Medium
     ) -> tuple[Worker | None, list[Image.Image] | Failure]:
-        """The worker to be used next (None: a new one), and what came of the job."""
-        if worker is None or not worker.process.is_alive():
-            worker = Worker.start()
-        is_late = Event()
-
-        def stop() -> None:
-            is_late.set()
-            worker.process.kill()
-
-        seconds = self.policy.seconds + GRACE + (START_SECONDS if worker.is_fresh else 0)
-        timer = Timer(seconds, stop)
-        timer.start()
+        """The worker to be used next (None: a new one), and what came of the job. Raises EngineError."""
+        worker, timer, is_late = self._begin(worker)
         try:
             outcome = worker.run(medium, self.policy)
             if not is_late.is_set():
@@ -141,7 +147,33 @@ class Decoders:
             if not is_late.is_set():
                 worker.close()
                 return None, Failure("the decoder broke down over it: the medium is damaged", "media_crash")
+        except BaseException:
+            worker.close()
+            raise
         finally:
             timer.cancel()
         worker.close()
         return None, Failure(f"reading it took more than {self.policy.seconds:g} s", "media_time")
+
+    def _begin(self, worker: Worker | None) -> tuple[Worker, Timer, Event]:
+        """A process that is alive, and the clock that kills it and says so. Raises EngineError."""
+        is_late = Event()
+
+        def stop(process: BaseProcess) -> None:
+            is_late.set()
+            process.kill()
+
+        if worker is not None and not worker.process.is_alive():
+            worker.close()
+            worker = None
+        try:
+            worker = worker or Worker.start()
+            seconds = self.policy.seconds + GRACE + (START_SECONDS if worker.is_fresh else 0)
+            timer = Timer(seconds, stop, [worker.process])
+            timer.start()
+        except (OSError, MemoryError, RuntimeError) as reason:  # there are too many processes or threads
+            if worker is not None:
+                worker.close()
+            _log.exception("no process that reads media could be started")
+            raise EngineError("there is no room to read media now: send the request again") from reason
+        return worker, timer, is_late

@@ -19,6 +19,7 @@ from internvl.api.contrastive import ContrastiveModel
 from internvl.api.vision import VisionModel
 from internvl.errors import RequestError
 from internvl.serving.protocol_embeddings import EmbeddingRequest
+from internvl.serving.threads import in_thread
 
 Item = str | Image.Image
 
@@ -41,7 +42,7 @@ class Embedder:
     async def embed(self, asked: EmbeddingRequest, items: Sequence[Item]) -> Embedded:
         """Raises InputError for items this model has no vectors for."""
         async with self._turn:
-            return await asyncio.to_thread(self._embed, asked, items)
+            return await in_thread(self._embed, asked, items)
 
     def _embed(self, asked: EmbeddingRequest, items: Sequence[Item]) -> Embedded:
         texts = [item for item in items if isinstance(item, str)]

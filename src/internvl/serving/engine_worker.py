@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from threading import Thread
 
+import torch
+
 from internvl.engine.engine import Engine
 from internvl.engine.request import EngineRequest
 from internvl.errors import InternVLError
@@ -33,6 +35,8 @@ def serve(connection: Connection, make: Callable[[], Engine]) -> None:
     except (InternVLError, OSError) as error:
         connection.send(NotStarted(error=error))
     else:
+        # All engines are forked from one process, whose random numbers they would draw again.
+        torch.seed()
         worker.run(engine)
 
 

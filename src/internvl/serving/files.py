@@ -1,6 +1,6 @@
 """Uploaded files in one folder: content and a description each, under a name that is made here.
 
-What a client calls a file is kept as a word and never becomes a path. Knows no HTTP.
+What a client calls a file is kept as a word and never becomes a path. Safe under threads. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import json
 import re
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from internvl.errors import EngineError, RequestError
@@ -39,21 +41,16 @@ class FileStore:
     def __init__(self, folder: Path, *, max_bytes: int = 2**30) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock()
+        self._coming: dict[str, int] = {}
+        """Bytes of files that are being written, by id: their room is taken already."""
 
     def add(self, content: bytes, filename: str, purpose: str) -> Upload:
-        """Keep a file. Raises RequestError for a purpose that does not exist and when there is no room."""
+        """Keep a file. Raises RequestError for a purpose that does not exist and when there is no room, and
+        EngineError where the disk has none."""
         if purpose not in PURPOSES:
             raise RequestError(
                 f"purpose {purpose[:40]!r} does not exist; there are {', '.join(PURPOSES)}", param="purpose"
-            )
-        used = sum(upload.bytes for upload in self.list())
-        if used + len(content) > self.max_bytes:
-            raise RequestError(
-                f"{len(content)} bytes do not fit beside {used} bytes of other files, the limit is "
-                f"{self.max_bytes}: delete some",
-                status=413,
-                param="file",
-                code="storage_full",
             )
         upload = Upload(
             id=f"file-{secrets.token_hex(16)}",
@@ -62,6 +59,59 @@ class FileStore:
             created_at=int(time.time()),
             bytes=len(content),
         )
+        self._reserve(upload)
+        try:
+            self._write(upload, content)
+        finally:
+            with self._lock:  # nobody counts in between, when it is neither coming nor seen in the folder
+                del self._coming[upload.id]
+        return upload
+
+    def list(self) -> list[Upload]:
+        """All files, oldest first."""
+        found: list[Upload] = []
+        for path in self.folder.glob("file-*.json"):
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                found.append(self._read(path))
+        return sorted(found, key=lambda upload: (upload.created_at, upload.id))
+
+    def find(self, id: str) -> Upload:
+        """Raises RequestError with 404 for a file that is not there."""
+        if ID.fullmatch(id):
+            with suppress(FileNotFoundError):
+                return self._read(self._path(id))
+        raise _not_found(id)
+
+    def content(self, id: str) -> bytes | None:
+        """The content, or None for a file that is not there."""
+        if ID.fullmatch(id) and self._path(id).is_file():
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                return self._content_path(id).read_bytes()
+        return None
+
+    def delete(self, id: str) -> None:
+        """Raises RequestError with 404 for a file that is not there."""
+        try:
+            self._path(self.find(id).id).unlink()
+        except FileNotFoundError as reason:
+            raise _not_found(id) from reason
+        self._content_path(id).unlink(missing_ok=True)
+
+    def _reserve(self, upload: Upload) -> None:
+        with self._lock:
+            sizes = self._coming | {one.id: one.bytes for one in self.list()}
+            used = sum(sizes.values())
+            if used + upload.bytes > self.max_bytes:
+                raise RequestError(
+                    f"{upload.bytes} bytes do not fit beside {used} bytes of other files, the limit is "
+                    f"{self.max_bytes}: delete some",
+                    status=413,
+                    param="file",
+                    code="storage_full",
+                )
+            self._coming[upload.id] = upload.bytes
+
+    def _write(self, upload: Upload, content: bytes) -> None:
         beside = self.folder / f"{upload.id}.part"
         try:
             self._content_path(upload.id).write_bytes(content)
@@ -72,31 +122,6 @@ class FileStore:
             for path in (beside, self._content_path(upload.id)):
                 path.unlink(missing_ok=True)
             raise EngineError(f"the file could not be kept: {reason.strerror}") from reason
-        return upload
-
-    def list(self) -> list[Upload]:
-        """All files, oldest first."""
-        found = [self._read(path) for path in self.folder.glob("file-*.json")]
-        return sorted(found, key=lambda upload: (upload.created_at, upload.id))
-
-    def find(self, id: str) -> Upload:
-        """Raises RequestError with 404 for a file that is not there."""
-        if ID.fullmatch(id) and self._path(id).is_file():
-            return self._read(self._path(id))
-        raise RequestError(
-            f"there is no file {id[:80]!r}", status=404, param="file_id", code="file_not_found"
-        )
-
-    def content(self, id: str) -> bytes | None:
-        """The content, or None for a file that is not there."""
-        is_there = ID.fullmatch(id) is not None and self._path(id).is_file()
-        return self._content_path(id).read_bytes() if is_there else None
-
-    def delete(self, id: str) -> None:
-        """Raises RequestError with 404 for a file that is not there."""
-        self.find(id)
-        self._path(id).unlink()
-        self._content_path(id).unlink(missing_ok=True)
 
     def _read(self, path: Path) -> Upload:
         return Upload(**json.loads(path.read_text(encoding="utf-8")))
@@ -106,3 +131,7 @@ class FileStore:
 
     def _content_path(self, id: str) -> Path:
         return self.folder / f"{id}.content"
+
+
+def _not_found(id: str) -> RequestError:
+    return RequestError(f"there is no file {id[:80]!r}", status=404, param="file_id", code="file_not_found")

@@ -113,7 +113,7 @@ def _from_data_url(address: str, policy: MediaPolicy, param: str | None) -> byte
         )
     if len(body) > 3 * policy.max_bytes + 4:
         raise _too_large(len(body) // 3, policy, param)
-    content = unquote_to_bytes(body)
+    content = unquote_to_bytes(body.encode("utf-8", errors="replace"))  # JSON may hold half surrogate pairs
     if head.lower().endswith(";base64"):
         try:
             content = b"".join(content.split())

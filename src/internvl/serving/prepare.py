@@ -5,7 +5,6 @@ Knows no HTTP. Pictures are read by `decoders` in other processes and cut into t
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from internvl.serving.media import MediaPolicy, Medium, check_bytes, find_medium
 from internvl.serving.protocol_chat import ChatRequest
 from internvl.serving.protocol_messages import MediaReference, as_messages, find_media
 from internvl.serving.protocol_tools import with_tools
+from internvl.serving.threads import in_thread
 
 DEFAULT_NEW_TOKENS = 1024
 
@@ -60,12 +60,12 @@ class Preparer:
     async def chat(self, chat: ChatRequest, key: str, caller: Caller, adapter: str | None = None) -> Prepared:
         """Raises InputError for whatever the request has that cannot be answered."""
         pictures = await self._pictures(find_media(chat.messages))
-        return await asyncio.to_thread(self._prepare, chat, pictures, key, caller, adapter)
+        return await in_thread(self._prepare, chat, pictures, key, caller, adapter)
 
     async def explain(self, chat: ChatRequest) -> Explanation:
         """What `chat` would run. Nothing is computed."""
         pictures = await self._pictures(find_media(chat.messages))
-        return await asyncio.to_thread(self._explain, chat, pictures)
+        return await in_thread(self._explain, chat, pictures)
 
     async def _pictures(self, references: Sequence[MediaReference]) -> list[list[Any]]:
         policy = self.decoders.policy

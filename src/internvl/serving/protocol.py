@@ -5,9 +5,10 @@ Fields that are not declared are refused by name. Pure values; knows no HTTP, no
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from internvl.errors import RequestError
 from internvl.generation.sampling import Sampling
@@ -15,21 +16,58 @@ from internvl.generation.sampling import Sampling
 MAX_STOPS = 16
 MAX_ANSWERS = 16
 MAX_TOP_LOGPROBS = 20
+MAX_PARTS = 10_000
+"""Of one message."""
+MAX_BIASES = 10_000
+"""Tokens that one request makes more or less likely."""
+MAX_IDS = 1_000_000
+FAILED = "the server failed; see its log"
+"""All that strangers are told of what nobody expected."""
 NOT_WITH_BEAMS = ("stream", "temperature", "stop", "logprobs", "confidence")
 """What a search for the best beams has no room for, or does not know of them."""
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# Here and in all lists: every wrong item would be an error of more than a kilobyte, the first one is enough.
+Parts = Field(max_length=MAX_PARTS, fail_fast=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _AtMost:
+    """Refuses a longer mapping before anything in it is looked at, as Field's max_length does not."""
+
+    limit: int
+
+    def __call__(self, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > self.limit:
+            raise ValueError(f"it has {len(given)} entries, the limit is {self.limit}")
+        return given
+
+
+def at_most(limit: int) -> BeforeValidator:
+    """Stands beside a mapping's type."""
+    return BeforeValidator(_AtMost(limit))
 
 
 class Strict(BaseModel):
     """An object whose fields are all known and of the declared kind: no "1" for 1, nothing extra."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_unknown(cls, given: Any) -> Any:
+        """Of many unknown fields only the first stays, to be refused: each is an error of its own."""
+        if not isinstance(given, dict) or len(given) <= len(cls.model_fields):
+            return given
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next(name for name in given if name not in known)
+        return {name: value for name, value in given.items() if name in known or name == unknown}
 
 
 class SamplingFields(Strict):
@@ -48,10 +86,10 @@ class SamplingFields(Strict):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Bias], at_most(MAX_BIASES)] | None = None
     seed: Seed | None = None
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=256, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None

@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from internvl.generation.result import TokenLogprob
-from internvl.serving.protocol import MAX_TOP_LOGPROBS, Count, TokenId
+from internvl.serving.protocol import MAX_IDS, MAX_TOP_LOGPROBS, Count, TokenId
 from internvl.serving.protocol_chat import StreamOptions
 from internvl.serving.protocol_forms import FormFields
-from internvl.serving.protocol_replies import Head, Spell, ending
+from internvl.serving.protocol_replies import Head, Raw, Spell, ending
 
 MAX_PROMPTS = 64
 
-Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
-Several = Field(min_length=1, max_length=MAX_PROMPTS)
+Ids = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
+Several = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
 
 
 class CompletionRequest(FormFields):
@@ -63,18 +63,35 @@ def text_choice(
     return {"index": index, "text": text, "logprobs": logprobs, **ending(finish_reason)}
 
 
-def text_logprobs(entries: Sequence[TokenLogprob], num_top: int, spell: Spell, start: int) -> dict[str, Any]:
-    """The older form: parallel lists. `start` is where the first token's text begins in the answer."""
-    tokens = [spell(entry.id) for entry in entries]
-    offsets: list[int] = []
-    for token in tokens:
-        offsets.append(start)
-        start += len(token)
+def text_logprobs(
+    entries: Sequence[TokenLogprob],
+    num_top: int,
+    spell: Spell,
+    offsets: Sequence[int],
+    raw: Raw,
+) -> dict[str, Any]:
+    """The older form: parallel lists. `offsets`: how much text there was before each token."""
+    tokens = [_name(entry.id, spell, raw) for entry in entries]
     return {
         "tokens": tokens,
         "token_logprobs": [max(entry.logprob, -9999.0) for entry in entries],
-        "top_logprobs": [
-            {spell(id): max(logprob, -9999.0) for id, logprob in entry.top[:num_top]} for entry in entries
-        ],
-        "text_offset": offsets,
+        "top_logprobs": [_top(entry, num_top, spell, raw) for entry in entries],
+        "text_offset": list(offsets),
     }
+
+
+def _top(entry: TokenLogprob, num_top: int, spell: Spell, raw: Raw) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for id, logprob in entry.top[:num_top]:
+        # Best first: of tokens with the same text that one stays.
+        found.setdefault(_name(id, spell, raw), max(logprob, -9999.0))
+    return found
+
+
+def _name(id: int, spell: Spell, raw: Raw) -> str:
+    """The text of a token, or of a part of a character what OpenAI writes: `bytes:\\xc3`."""
+    text = spell(id)
+    if "\ufffd" not in text:
+        return text
+    escaped = raw(id).decode("utf-8", "backslashreplace")
+    return text if "\ufffd" in escaped else f"bytes:{escaped}"

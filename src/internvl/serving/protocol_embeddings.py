@@ -21,6 +21,7 @@ class EmbeddedImage(Strict):
 
 
 EmbeddedPart = Annotated[TextPart | EmbeddedImage, Field(discriminator="type")]
+Items = Annotated[list[str | EmbeddedPart], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class EmbeddingRequest(Strict):
@@ -31,7 +32,7 @@ class EmbeddingRequest(Strict):
     """
 
     model: str | None = None
-    input: str | Annotated[list[str | EmbeddedPart], Field(min_length=1, max_length=MAX_ITEMS)]
+    input: str | Items
     encoding_format: Literal["float", "base64"] = "float"
     mode: Literal["C", "G"] = "C"
     fit: Literal["squash", "crop"] | None = None

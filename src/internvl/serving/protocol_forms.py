@@ -19,7 +19,10 @@ ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 Schema = str | dict[str, Any]
 """A JSON schema, as an object or as its text."""
-Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1024)]
+Regex = Annotated[str, Field(max_length=100_000)]
+"""With a limit pydantic also refuses halves of surrogate pairs, which no compiler of expressions reads."""
+Choice = Annotated[str, Field(min_length=1)]
+Choices = Annotated[list[Choice], Field(min_length=1, max_length=1024, fail_fast=True)]
 
 
 class JsonSchema(Strict):
@@ -52,7 +55,7 @@ class StructuredOutputs(Strict):
     """vLLM's newer object; its other fields are refused."""
 
     json_: Schema | None = Field(default=None, alias="json")
-    regex: str | None = None
+    regex: Regex | None = None
     choice: Choices | None = None
 
 
@@ -62,7 +65,7 @@ class FormFields(SamplingFields):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | None = None
-    guided_regex: str | None = None
+    guided_regex: Regex | None = None
     guided_choice: Choices | None = None
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from internvl.serving.protocol import Strict
+from internvl.serving.protocol import Parts, Strict
 from internvl.serving.protocol_tools import MAX_TOOLS, Name
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -39,7 +39,7 @@ class ResponseToolName(Strict):
     name: Name
 
 
-ResponseTools = Annotated[list[ResponseTool], Field(min_length=1, max_length=MAX_TOOLS)]
+ResponseTools = Annotated[list[ResponseTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 ResponseToolChoice = Literal["none", "auto", "required"] | ResponseToolName
 
 
@@ -64,7 +64,7 @@ class CallOutputItem(Strict):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[InputText]
+    output: str | Annotated[list[InputText], Parts]
     id: str | None = None
     status: Status | None = None
 

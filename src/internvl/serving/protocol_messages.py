@@ -12,13 +12,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from internvl.serving.media import Kind
-from internvl.serving.protocol import Strict
+from internvl.serving.protocol import Parts, Strict
 from internvl.serving.protocol_tools import MAX_TOOLS, ToolCall, spoken_calls
 
 ROLES: Mapping[str, str] = {"developer": "system", "tool": "user"}
 """Roles that models do not know, as those that they do."""
 
 TileCount = Annotated[int, Field(ge=1, le=512)]
+Page = Annotated[int, Field(ge=1)]
+Pages = Annotated[list[Page], Field(min_length=1, max_length=512, fail_fast=True)]
+ToolCalls = Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class TileFields(Strict):
@@ -63,7 +66,7 @@ class FileContent(TileFields):
     file_data: str | None = None
     file_id: str | None = None
     filename: str | None = None
-    pages: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=512)] | None = None
+    pages: Pages | None = None
     dpi: Annotated[float, Field(ge=1, le=2400)] | None = None
 
     @model_validator(mode="after")
@@ -98,24 +101,24 @@ Part = Annotated[TextPart | ImagePart | VideoPart | FilePart, Field(discriminato
 
 class SystemMessage(Strict):
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Parts]
 
 
 class UserMessage(Strict):
     role: Literal["user"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Parts]
 
 
 class AssistantMessage(Strict):
     """Also as an earlier answer of this server has it, so that it can be sent back as it came."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Parts] | None = None
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_calls: ToolCalls | None = None
     boxes: list[Any] | None = None
 
     @model_validator(mode="after")
@@ -129,7 +132,7 @@ class ToolMessage(Strict):
     """What a function that was called gave back."""
 
     role: Literal["tool"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Parts]
     tool_call_id: str
 
 

@@ -17,6 +17,8 @@ from internvl.processing.grounding import parse_boxes
 
 Spell = Callable[[int], str]
 """The text of one token; what is no whole character by itself has U+FFFD."""
+Raw = Callable[[int], bytes]
+"""The bytes of one token, be they whole characters or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +63,9 @@ def boxes(marked_text: str, pictures: Sequence[PictureExplanation]) -> list[dict
     return [asdict(box) for box in parse_boxes(marked_text, *pictures[-1].size)] if pictures else []
 
 
-def logprobs_object(entries: Sequence[TokenLogprob], num_top: int, spell: Spell) -> dict[str, Any]:
+def logprobs_object(entries: Sequence[TokenLogprob], num_top: int, spell: Spell, raw: Raw) -> dict[str, Any]:
     """The protocol's list, a token each."""
-    return {"content": [_logprob(entry, num_top, spell) for entry in entries], "refusal": None}
+    return {"content": [_logprob(entry, num_top, spell, raw) for entry in entries], "refusal": None}
 
 
 def prompt_logprobs_object(
@@ -96,14 +98,13 @@ def _ranked(entry: TokenLogprob, spell: Spell) -> dict[str, Any]:
     }
 
 
-def _logprob(entry: TokenLogprob, num_top: int, spell: Spell) -> dict[str, Any]:
-    top = [_token(spell(id), logprob) for id, logprob in entry.top[:num_top]]
-    return {**_token(spell(entry.id), entry.logprob), "top_logprobs": top}
+def _logprob(entry: TokenLogprob, num_top: int, spell: Spell, raw: Raw) -> dict[str, Any]:
+    def token(id: int, logprob: float) -> dict[str, Any]:
+        # JSON has no infinity; a token that cannot be drawn is reported as OpenAI does.
+        return {"token": spell(id), "logprob": max(logprob, -9999.0), "bytes": list(raw(id))}
 
-
-def _token(text: str, logprob: float) -> dict[str, Any]:
-    # JSON has no infinity; a token that cannot be drawn is reported as OpenAI does.
-    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode("utf-8", "replace"))}
+    top = [token(id, logprob) for id, logprob in entry.top[:num_top]]
+    return {**token(entry.id, entry.logprob), "top_logprobs": top}
 
 
 def message_object(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from internvl.serving.protocol import Count, Penalty, Seconds, Strict
+from internvl.serving.protocol import Count, Parts, Penalty, Seconds, Strict
 from internvl.serving.protocol_chat import ChatRequest
 from internvl.serving.protocol_items import (
     CallItem,
@@ -59,7 +59,7 @@ InputPart = Annotated[InputText | OutputText | InputImage | InputFile, Field(dis
 class InputMessage(Strict):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[InputPart]
+    content: str | Annotated[list[InputPart], Parts]
     id: str | None = None
     status: Literal["completed", "incomplete"] | None = None
     phase: None = None
@@ -109,7 +109,7 @@ class ResponseRequest(Strict):
     """`/v1/responses`."""
 
     model: str | None = None
-    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=1024)]
+    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=1024, fail_fast=True)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None

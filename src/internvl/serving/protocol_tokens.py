@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from internvl.serving.protocol import Strict, TokenId
+from internvl.serving.protocol import MAX_IDS, Strict, TokenId
 from internvl.serving.protocol_messages import ChatMessage
 
 
@@ -15,7 +15,7 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024, fail_fast=True)] | None = None
     add_special_tokens: bool = True
     return_token_strs: bool = False
 
@@ -30,4 +30,4 @@ class DetokenizeRequest(Strict):
     """`/detokenize`: the text of ids, marks by their names."""
 
     model: str | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=1_000_000)]
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)]

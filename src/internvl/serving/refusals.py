@@ -11,7 +11,6 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from internvl.errors import (
@@ -25,7 +24,8 @@ from internvl.errors import (
     RequestError,
 )
 from internvl.serving.admission import RETRY_SECONDS
-from internvl.serving.protocol import error_object
+from internvl.serving.json_text import JsonAnswer
+from internvl.serving.protocol import FAILED, error_object
 
 KINDS: Mapping[int, str] = {
     401: "authentication_error",
@@ -68,22 +68,20 @@ def as_object(error: InternVLError) -> dict[str, Any]:
         code = "queue_full"
     elif isinstance(error, DeadlineError):
         code = "deadline_exceeded"
-    message = (
-        str(error) if status < 500 or isinstance(error, EngineError) else "the server failed; see its log"
-    )
+    message = str(error) if status < 500 or isinstance(error, EngineError) else FAILED
     return error_object(message, kind=KINDS.get(status, "invalid_request_error"), param=param, code=code)
 
 
-def refuse(error: InternVLError) -> JSONResponse:
+def refuse(error: InternVLError) -> JsonAnswer:
     """The whole answer."""
     status = status_of(error)
     headers = {"Retry-After": str(RETRY_SECONDS)} if status in (429, 503) else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(as_object(error), status_code=status, headers=headers)
+    return JsonAnswer(as_object(error), status_code=status, headers=headers)
 
 
-async def on_error(request: Request, error: Exception) -> JSONResponse:
+async def on_error(request: Request, error: Exception) -> JsonAnswer:
     """What the package raises on purpose; refused media are counted by reason."""
     assert isinstance(error, InternVLError)
     code = getattr(error, "code", None) or ""
@@ -92,22 +90,22 @@ async def on_error(request: Request, error: Exception) -> JSONResponse:
     return refuse(error)
 
 
-async def on_http_error(_: Request, error: Exception) -> JSONResponse:
+async def on_http_error(_: Request, error: Exception) -> JsonAnswer:
     """No such path, a wrong method, a body that is no JSON."""
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, OSError):  # a large upload is kept in a file while it is read
         return refuse(EngineError(f"the upload could not be kept: {error.__cause__.strerror}"))
     phrase = str(error.detail or HTTPStatus(error.status_code).phrase)
     kind = KINDS.get(error.status_code, "invalid_request_error")
-    return JSONResponse(
+    return JsonAnswer(
         error_object(phrase, kind=kind), status_code=error.status_code, headers=dict(error.headers or {})
     )
 
 
-async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+async def on_invalid(_: Request, error: Exception) -> JsonAnswer:
     """The first thing that is wrong with a body, by its place in it."""
     assert isinstance(error, RequestValidationError)
-    return JSONResponse(invalid_object(error.errors()), status_code=400)
+    return JsonAnswer(invalid_object(error.errors()), status_code=400)
 
 
 def invalid_object(errors: Sequence[Any]) -> dict[str, Any]:
@@ -127,9 +125,9 @@ def as_request_error(errors: Sequence[Any]) -> RequestError:
     return RequestError(message, param=param, code=code)
 
 
-async def on_failure(_: Request, __: Exception) -> JSONResponse:
+async def on_failure(_: Request, __: Exception) -> JsonAnswer:
     """What nobody expected; the traceback is in the server's log."""
-    return JSONResponse(error_object("the server failed; see its log", kind="server_error"), status_code=500)
+    return JsonAnswer(error_object(FAILED, kind="server_error"), status_code=500)
 
 
 def _telling(errors: Sequence[Any]) -> Any:

@@ -5,21 +5,20 @@ Knows HTTP and the protocol's objects; the work is done elsewhere.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import ValidationError
 
-from internvl.errors import RequestError
 from internvl.serving.admission import RETRY_SECONDS
 from internvl.serving.answer_row import embed
-from internvl.serving.answering import spell
 from internvl.serving.caller import Caller, deadline_of
 from internvl.serving.completing import Completing
 from internvl.serving.connection import Events, NamedEvents, unless_gone
+from internvl.serving.json_text import JsonAnswer
+from internvl.serving.prepare import Preparer
 from internvl.serving.protocol_chat import ChatRequest
 from internvl.serving.protocol_completions import CompletionRequest
 from internvl.serving.protocol_embeddings import EmbeddingRequest
@@ -29,6 +28,8 @@ from internvl.serving.protocol_tokens import DetokenizeRequest, TokenizeRequest
 from internvl.serving.refusals import as_request_error
 from internvl.serving.responding import Responding
 from internvl.serving.server import Server
+from internvl.serving.threads import in_thread
+from internvl.serving.tokenizing import ids_of_text, spell_all, text_of_ids
 
 
 def get_server(request: Request) -> Server:
@@ -56,7 +57,7 @@ async def chat_completions(chat: ChatRequest, request: Request, server: Here) ->
     caller = caller_of(request, chat.timeout)
     with server.admission.enter(caller.client) as place:
         if not chat.stream:
-            return JSONResponse(await unless_gone(request, service.complete(chat, name, caller)))
+            return JsonAnswer(await unless_gone(request, service.complete(chat, name, caller)))
         exchange = await unless_gone(request, service.begin(chat, name, caller))
         return Events(service.stream(exchange), place.hand_over())
 
@@ -66,9 +67,9 @@ async def completions(asked: CompletionRequest, request: Request, server: Here) 
     service, name = server.chat_service(asked.model)
     caller = caller_of(request, asked.timeout)
     with server.admission.enter(caller.client) as place:
-        work = await asyncio.to_thread(Completing, service, asked, name, caller)
+        work = await in_thread(Completing, service, asked, name, caller)
         if not asked.stream:
-            return JSONResponse(await unless_gone(request, work.whole()))
+            return JsonAnswer(await unless_gone(request, work.whole()))
         return Events(work.stream(), place.hand_over())
 
 
@@ -82,7 +83,7 @@ async def responses(asked: ResponseRequest, request: Request, server: Here) -> R
         except ValidationError as reason:
             raise as_request_error(reason.errors()) from reason
         if not asked.stream:
-            return JSONResponse(await unless_gone(request, work.whole()))
+            return JsonAnswer(await unless_gone(request, work.whole()))
         return NamedEvents(work.events(), place.hand_over())
 
 
@@ -110,33 +111,27 @@ async def explain(chat: ChatRequest, request: Request, server: Here) -> dict[str
 
 async def tokenize(body: TokenizeRequest, request: Request, server: Here) -> dict[str, Any]:
     """Ids of a text, or of messages as the model would read them."""
-    service, _ = server.chat_service(body.model)
-    tokenizer = service.model.processor.tokenizer
-    if body.messages is not None:
-        with server.admission.enter(client_of(request)):
-            chat = ChatRequest(messages=body.messages)
-            ids = list((await unless_gone(request, service.preparer.explain(chat))).ids)
-    else:
-        text = body.prompt or ""
-        edges = None if body.add_special_tokens else False
-        ids = tokenizer.encode(text, plain=[(0, len(text))], bos=edges, eos=False).ids
-    limit = service.preparer.max_model_len
-    found: dict[str, Any] = {"count": len(ids), "max_model_len": limit, "tokens": ids}
-    if body.return_token_strs:
-        found["token_strs"] = [spell(tokenizer, id) for id in ids]
+    preparer = server.chat_service(body.model)[0].preparer
+    with server.admission.enter(client_of(request)):
+        ids = await unless_gone(request, _ids(body, preparer))
+        found: dict[str, Any] = {"count": len(ids), "max_model_len": preparer.max_model_len, "tokens": ids}
+        if body.return_token_strs:
+            found["token_strs"] = await unless_gone(request, in_thread(spell_all, preparer, ids))
     return found
 
 
-async def detokenize(body: DetokenizeRequest, server: Here) -> dict[str, str]:
+async def _ids(body: TokenizeRequest, preparer: Preparer) -> list[int]:
+    if body.messages is not None:
+        return list((await preparer.explain(ChatRequest(messages=body.messages))).ids)
+    text = body.prompt or ""
+    return await in_thread(ids_of_text, preparer, text, adds_special=body.add_special_tokens)
+
+
+async def detokenize(body: DetokenizeRequest, request: Request, server: Here) -> dict[str, str]:
     """The text of ids."""
-    service, _ = server.chat_service(body.model)
-    rows = service.model.config.text.vocab_size
-    if max(body.tokens, default=0) >= rows:
-        raise RequestError(
-            f"id {max(body.tokens)} is not in the vocabulary of {rows} entries", param="tokens"
-        )
-    text = service.model.processor.tokenizer.decode(body.tokens, skip_special=False, cleans_up=False)
-    return {"prompt": text}
+    preparer = server.chat_service(body.model)[0].preparer
+    with server.admission.enter(client_of(request)):
+        return {"prompt": await unless_gone(request, in_thread(text_of_ids, preparer, body.tokens))}
 
 
 async def list_models(server: Here) -> dict[str, Any]:
@@ -162,11 +157,11 @@ def _model(name: str, server: Server) -> dict[str, Any]:
     }
 
 
-async def health(server: Here) -> JSONResponse:
+async def health(server: Here) -> JsonAnswer:
     """Whether answers are being computed, not only whether HTTP answers."""
     if (fault := server.fault) is None:
-        return JSONResponse({"status": "ok"})
-    return JSONResponse(
+        return JsonAnswer({"status": "ok"})
+    return JsonAnswer(
         {"status": "stopped", "reason": fault}, status_code=503, headers={"Retry-After": str(RETRY_SECONDS)}
     )
 

@@ -6,10 +6,11 @@ import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Request
-from pydantic import Field
 
 from internvl.serving.batches import Batches
-from internvl.serving.protocol import Strict
+from internvl.serving.protocol import Strict, at_most
+
+MAX_METADATA = 16
 
 
 class BatchRequest(Strict):
@@ -18,7 +19,7 @@ class BatchRequest(Strict):
     input_file_id: str
     endpoint: Literal["/v1/chat/completions", "/v1/embeddings"]
     completion_window: Literal["24h"]
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[str, str], at_most(MAX_METADATA)] | None = None
 
 
 def get_batches(request: Request) -> Batches:

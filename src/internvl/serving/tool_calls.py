@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from internvl.serving.json_text import json_text
 from internvl.serving.protocol_tools import CLOSING, OPENING
 
 
@@ -76,4 +77,4 @@ class CallReader:
         name, arguments = found.get("name"), found.get("arguments", {})
         if not isinstance(name, str) or name not in self.names or not isinstance(arguments, dict):
             return None
-        return Call(name, json.dumps(arguments, ensure_ascii=False))
+        return Call(name, json_text(arguments))

@@ -286,8 +286,7 @@ class _Run:
 
     def _take_best(self) -> None:
         """Puts the weights of the best measurement in place of the last ones, where the recipe wants them."""
-        best = self.saves.best() if self.recipe.evaluation.result == "best" else None
-        if best is not None:
+        if self.recipe.evaluation.result == "best" and (best := self.saves.best()) is not None:
             self.saves.load(best, self.model, self.optimizer, self.ema)
 
     def _export(self) -> Path:
