@@ -140,22 +140,6 @@ def test_photos_come_more_often(data: Path, tmp_path: Path) -> None:
     assert {name: one | {"repeat_time": 4 * one["repeat_time"]} for name, one in more.items()} == agreed
 
 
-def test_photos_are_looked_at_twice(data: Path, tmp_path: Path) -> None:
-    """Another part of each at every look, with the captions of the whole."""
-    for index in range(4):
-        image = Image.radial_gradient("L").rotate(20 * index).convert("RGB")
-        image.save(data / "flickr8k" / "images" / f"{index}.png")
-    out = prepare(data, tmp_path / "out")
-    looks, whole = rows(out / "looks.jsonl"), rows(out / "captions_en.jsonl")
-    assert [row["answers"] for row in looks] == [row["answers"] for row in whole] * 2
-    assert [len(row["answers"]) for row in rows(out / "looks_agreed.jsonl")] == [2] * 8
-    pictures = [Image.open(out / "looks" / row["image"]) for row in looks]
-    assert {picture.size for picture in pictures} == {(224, 224)}
-    assert len({picture.tobytes() for picture in pictures}) == 8
-    sets = {name: json.loads((out / f"{name}.json").read_text()) for name in ("more", "looks_agreed")}
-    assert sets["more"].keys() - {"captions_agreed"} == sets["looks_agreed"].keys() - {"looks_agreed"}
-
-
 def test_every_record_makes_an_example(data: Path, tmp_path: Path, golden_dir: GoldenFixtures) -> None:
     out = prepare(data, tmp_path / "out")
     examples = make_examples(

