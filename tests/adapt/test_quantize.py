@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from internvl.adapt.lora import LoRA, add_adapters
 from internvl.adapt.quantize import PackedLinear, quantize, rules_of
 from internvl.errors import InputError
-from internvl.models.vlm import VLM
 from internvl.ops.packed import SCHEMES, Scheme
 from tests.training.tiny import chat_model
 
 
-def schemes(model: VLM) -> dict[str, str]:
+def schemes(model: nn.Module) -> dict[str, str]:
     return {name: module.scheme for name, module in model.named_modules() if isinstance(module, PackedLinear)}
 
 
@@ -25,10 +25,18 @@ def test_every_linear_layer_is_packed(scheme: Scheme) -> None:
     assert list(found) == names
     assert found["vit.layers.0.mlp.fc1"] == ("bfloat16" if scheme in ("int8", "int4") else scheme)
     assert found["vit.layers.1.attn.qkv"] == ("int8" if scheme == "int4" else scheme)
-    assert found["llm.layers.0.attn.qkv"] == scheme
+    assert found["llm.layers.0.attn.qkv"] == found["llm.layers.0.mlp.down"] == scheme
     assert found["llm.head"] == ("int8" if scheme == "int4" else scheme)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_tower_alone_is_packed_as_inside_a_model(scheme: Scheme) -> None:
+    model, tower = chat_model(), chat_model().vit
+    quantize(model, rules_of(scheme, model))
+    quantize(tower, rules_of(scheme, tower))
+    assert schemes(tower) == schemes(model.vit)
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,21 @@ def test_llava_form() -> None:
     assert again == (config, family)
 
 
+def test_llava_form_of_a_model_that_was_changed() -> None:
+    """What the source says of the model no longer holds; what it says of other things does."""
+    source = llava_json(eos_token_id=2, pad_token_id=0, use_cache=False, freeze_mm_mlp_adapter=True)
+    config, family = read_llava(source, Fields({"crop_size": 28}), None, LARGE_VIT)
+    resized = replace(config, text=replace(config.text, vocab_size=48))
+    written = write_llava(resized, family, source.values)
+    assert {name: written[name] for name in ("vocab_size", "eos_token_id", "pad_token_id")} == {
+        "vocab_size": 48,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    assert written["freeze_mm_mlp_adapter"] is True
+    assert read_llava(Fields(written), Fields({"crop_size": 28}), None, LARGE_VIT) == (resized, family)
+
+
 @pytest.mark.parametrize(
     "changes", [{"mm_projector_type": "linear"}, {"mm_vision_select_feature": "cls_patch"}]
 )

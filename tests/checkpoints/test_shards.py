@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from internvl.checkpoints import shards
 from internvl.checkpoints.lazy import Held, Lazy
 from internvl.checkpoints.read import read_tensors
-from internvl.checkpoints.shards import ALIGNMENT, fresh_directory, write_weights
+from internvl.checkpoints.shards import ALIGNMENT, fresh_directory, write_json, write_weights
 from internvl.errors import CheckpointError, WeightsError
 
 STATE = {
@@ -90,6 +90,14 @@ def test_nothing_to_write(tmp_path: Path) -> None:
 def test_a_dtype_without_a_name(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"z is torch\.complex64"):
         write_weights({"z": Held(torch.zeros(2, dtype=torch.complex64))}, tmp_path)
+
+
+def test_half_of_a_surrogate_pair_is_written_as_json_has_it(tmp_path: Path) -> None:
+    values = {"half": "这 \ud800", "source": os.fsdecode(b"\xff")}
+    write_json(values, tmp_path / "config.json")
+    text = (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert "这 \\ud800" in text
+    assert json.loads(text) == values
 
 
 def left_behind(tmp_path: Path) -> list[str]:

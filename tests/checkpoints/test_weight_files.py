@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import re
 from pathlib import Path
 
@@ -82,6 +83,33 @@ def test_truncated_torch_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(WeightsError, match=r"cut\.bin \(\d+ bytes\) is truncated or not a torch file"):
         read_file(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damage_anywhere_is_told_or_harmless(tmp_path: Path, *, zipped: bool) -> None:
+    """A damaged pickle is another program: it pops empty stacks, calls with wrong arguments, asks for what is
+    not there."""
+    torch.save(
+        {"a": torch.zeros(3, 2), "b": torch.ones(2)},
+        tmp_path / "x.bin",
+        _use_new_zipfile_serialization=zipped,
+    )
+    content, path, chance = (tmp_path / "x.bin").read_bytes(), tmp_path / "x.bin", random.Random(0)
+    told = []
+    for _ in range(1500):
+        damaged = bytearray(content)
+        for _ in range(chance.choice((1, 1, 2, 4))):
+            damaged[chance.randrange(len(content))] = chance.randrange(256)
+        path.write_bytes(
+            damaged[: chance.choice((len(content), len(content), chance.randrange(len(content))))]
+        )
+        try:
+            for tensor in read_file(path).values():
+                fetch(tensor)
+        except WeightsError as error:
+            told.append(str(error))
+    assert 0 < len(told) < 1500
+    assert all(str(path) in message for message in told)
 
 
 @pytest.mark.parametrize("content", [b"", b"just some text", b"PK\x03\x04 not really a zip file"])

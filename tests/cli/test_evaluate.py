@@ -214,6 +214,24 @@ def test_adapters_and_tiles_change_the_answer(
     assert run("eval", model, data, *WORDS, "--out", str(out)).status == WRONG_USE
 
 
+@pytest.mark.parametrize("quantize", [(), ("--quantize", "int8")])
+def test_answers_of_other_weights_are_not_taken(
+    run: Run, model: str, write: Write, tmp_path: Path, quantize: tuple[str, ...]
+) -> None:
+    loaded = internvl.load(model)
+    assert isinstance(loaded, ChatModel)
+    with torch.no_grad():
+        loaded.vlm.get_parameter("llm.layers.0.mlp.down.weight").mul_(-1)
+    internvl.save(loaded, tmp_path / "other")
+    data, out = write({"question": "Hello!", "answer": "Hi!"}), tmp_path / "answers.jsonl"
+    words = (data, *WORDS, *quantize, "--out", str(out))
+    assert run("eval", model, *words).status == 0
+    assert run("eval", model, *words).status == 0
+    other = run("eval", str(tmp_path / "other"), *words)
+    assert other.status == WRONG_USE
+    assert "another model" in other.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

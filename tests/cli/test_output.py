@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import sys
+
 import pytest
 
 from internvl.cli import output
@@ -44,3 +49,26 @@ def test_remarks_and_bars_stay_off_stdout(capsys: pytest.CaptureFixture[str]) ->
 def test_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
     output.write_json({"text": "这", "number": 1})
     assert capsys.readouterr().out == '{\n  "text": "这",\n  "number": 1\n}\n'
+
+
+STRANGE = f"{os.fsdecode(bytes([255]))}.png \ud800 é这😀"
+"""A file name that is no Unicode, half of a surrogate pair, and letters that not every encoding has."""
+
+
+def test_what_is_no_unicode_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    output.write(f"{STRANGE}\n")
+    assert capsys.readouterr().out == "\\udcff.png \\ud800 é这😀\n"
+    output.write_table("title", ("name", "count"), [(STRANGE, 1)])
+    assert "\\udcff.png \\ud800 é这😀" in capsys.readouterr().out
+    output.write_json({STRANGE: STRANGE})
+    told = capsys.readouterr().out
+    assert "é这😀" in told
+    assert json.loads(told) == {STRANGE: STRANGE}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "gbk", "shift_jis", "utf-16"])
+def test_json_is_valid_in_every_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    output.write_json({STRANGE: STRANGE})
+    assert json.loads(raw.getvalue().decode(encoding)) == {STRANGE: STRANGE}

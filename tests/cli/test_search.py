@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.nn.functional import cosine_similarity
 
 import internvl
@@ -133,6 +136,42 @@ def test_another_model_is_refused(run: Run, index: str, tower: str, pictures: Pa
     finished = run("search", index, "--image", str(pictures / "a.png"), "--model", tower)
     assert finished.status == WRONG_USE
     assert "other weights" in finished.err
+
+
+def test_texts_are_for_the_model_of_the_pictures(run: Run, path: str, index: str, tmp_path: Path) -> None:
+    """The text sides are equal: what counts is whether the pictures' vectors are this model's."""
+    assert run("search", index, "a dog", "--model", path).status == DONE
+    model = internvl.load(path)
+    assert isinstance(model, ContrastiveModel)
+    with torch.no_grad():
+        model.encoder.image_pool.out.weight.mul_(1.5)
+    internvl.save(model, tmp_path / "other")
+    refused = run("search", index, "a dog", "--model", str(tmp_path / "other"))
+    assert (refused.status, refused.out) == (WRONG_USE, "")
+    assert "other weights" in refused.err
+    assert "--model" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("change", "lacking"),
+    [
+        (lambda made_by: {}, "lacks model, weights, dtype, mode, fit;"),
+        (lambda made_by: {"model": made_by["model"]}, "lacks weights, dtype, mode, fit;"),
+        (lambda made_by: {**made_by, "mode": "D", "fit": 3}, "lacks mode, fit;"),
+        (lambda made_by: {**made_by, "weights": None}, "lacks weights;"),
+    ],
+)
+def test_an_index_that_does_not_say_what_made_it(
+    run: Run, index: str, pictures: Path, change: Callable[[dict[str, Any]], dict[str, Any]], lacking: str
+) -> None:
+    file = Path(index) / "index.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps({**described, "embedder": change(described["embedder"])}))
+    for query in (("a dog",), ("--image", str(pictures / "a.png"))):
+        refused = run("search", index, *query)
+        assert (refused.status, refused.out) == (WRONG_USE, "")
+        assert lacking in refused.err
+        assert "make them again with `internvl embed`" in refused.err
 
 
 def test_nothing_readable(run: Run, path: str, tmp_path: Path) -> None:

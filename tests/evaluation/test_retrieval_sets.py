@@ -173,7 +173,7 @@ def test_segmented_chinese_of_flickr30k_cn(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", {"a": 1}, "KeyError 'images': no known form"),
+        ("a.json", {"a": 1}, "a.json: images is missing or null, expected a list: no known form"),
         ("a.json", {"images": 5}, "no known form"),
         ("a.json", {"image_paths": ["a.jpg"], "annotations": []}, "1 pictures and 0 texts"),
         ("a.json", "5", "no known form"),
@@ -193,6 +193,56 @@ def test_segmented_chinese_of_flickr30k_cn(root: Path) -> None:
 def test_what_is_wrong_is_named(root: Path, name: str, content: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_retrieval_set(write(root / name, content))
+
+
+def sentence(raw: Any) -> dict[str, Any]:
+    return {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "x"}, {"raw": raw}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("5", "is 5, expected an object"),
+        ("null", "is missing or null, expected an object"),
+        ({"images": {"a": 1}}, "images is .*, expected a list"),
+        ({"images": ["a.jpg"]}, r"images\[0\] is 'a.jpg', expected an object"),
+        ({"images": [{"split": 1}]}, r"images\[0\]: split is 1, expected text"),
+        ({"images": [{"split": ["test"]}]}, r"images\[0\]: split is \['test'\], expected text"),
+        (
+            {"images": [{"split": "test", "sentences": [{"raw": "x"}]}]},
+            r"images\[0\]: filename is missing or null, expected text",
+        ),
+        ({"images": [{**sentence("x"), "filepath": 3}]}, r"images\[0\]: filepath is 3, expected text"),
+        (
+            {"images": [{**sentence("x"), "sentences": "x"}]},
+            r"images\[0\]: sentences is 'x', expected a list",
+        ),
+        ({"images": [sentence("x"), sentence(5)]}, r"images\[1\]: sentences\[1\]: raw is 5, expected text"),
+        ({"images": [sentence(None)]}, r"sentences\[1\]: raw is missing or null, expected text"),
+        ({**coco(), "annotations": {"image_id": 7}}, "annotations is .*, expected a list"),
+        (
+            {**coco(), "annotations": [{"image_id": [7], "caption": "x"}]},
+            r"annotations\[0\]: image_id is \[7\]",
+        ),
+        ({**coco(), "annotations": [{"image_id": 9, "caption": "x"}]}, "image_id is 9, which no image has"),
+        (
+            {**coco(), "annotations": [{"image_id": 7, "caption": 5}]},
+            r"annotations\[0\]: caption is 5, expected text",
+        ),
+        ({"annotations": [], "images": [{"id": {}}]}, r"images\[0\]: id is \{\}, expected a number or text"),
+        (
+            {"annotations": [], "images": [{"id": 1, "file_name": 2}]},
+            r"images\[0\]: file_name is 2, expected text",
+        ),
+        ({"image_paths": "ab", "annotations": ["x", "y"]}, "image_paths is 'ab', expected a list"),
+        ({"image_paths": [5], "annotations": ["x"]}, r"image_paths\[0\] is 5, expected text"),
+        ({"image_paths": ["a.jpg"], "annotations": [["x"]]}, r"annotations\[0\] is \['x'\], expected text"),
+        ({"image_paths": ["a.jpg"]}, "annotations is missing or null, expected a list"),
+    ],
+)
+def test_values_of_another_type_are_named(root: Path, content: Any, message: str) -> None:
+    with pytest.raises(InputError, match=rf"a\.json.*{message}"):
+        read_retrieval_set(write(root / "a.json", content))
 
 
 def test_a_folder_without_or_with_several_files(root: Path) -> None:

@@ -103,6 +103,7 @@ def test_classes_that_compete_as_one() -> None:
     found = accuracy(logits_BY, [0, 3], among=[[0, 1], 3])
     assert (found.acc1, found.acc5) == (0.5, None)
     assert accuracy(logits_BY, [0, 0], among=[[0, 1], 3]).acc1 == 1.0
+    assert accuracy(logits_BY, [0, 3], among=[[0, 1, 1], 3]) == found
 
 
 def test_several_right_classes() -> None:
@@ -148,6 +149,8 @@ def test_average_precision_is_that_of_scikit_learn(levels: int) -> None:
         (torch.zeros(1, 3), [0], [], "some of 0 to 2"),
         (torch.zeros(1, 3), [0], [0, 3], "some of 0 to 2"),
         (torch.zeros(1, 3), [0], [0, []], "none empty"),
+        (torch.zeros(1, 3), [0], [2, 0, 1, 0], "class 0 is named in 2 of the entries"),
+        (torch.zeros(1, 3), [0], [[0, 1], [1], 2], "class 1 is named in 2 of the entries"),
     ],
 )
 def test_what_does_not_fit_is_refused(logits: Tensor, labels: Any, among: Any, message: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from internvl.errors import InputError
 from internvl.search.embed import embed, make_job
+from internvl.search.folder import locked
 from internvl.search.index import build, choose, describe, num_lists, unit
 from internvl.search.inputs import Inputs
 from internvl.search.query import Index
@@ -103,6 +104,65 @@ def test_what_is_no_index_is_left_alone(tmp_path: Path, embeddings: Embeddings) 
         describe(tmp_path / "pictures")
     with pytest.raises(InputError, match="no vectors"):
         build([], tmp_path / "index")
+    with pytest.raises(InputError, match="is a file"):
+        build([embeddings], tmp_path / "pictures" / "0000.png")
+
+
+HALF = f".{'0' * 16}.faiss.{'1' * 32}.partial"
+"""What a build that was killed has left."""
+
+OF_A_USER = ("data.parquet", "vectors.faiss", ".notes.partial", f"{'a' * 15}.parquet", f"{HALF}.txt")
+
+
+def write_files(folder: Path, *names: str) -> dict[str, bytes]:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_text(name)
+    return {name: name.encode() for name in names}
+
+
+def test_files_of_a_user_stay(tmp_path: Path, embeddings: Embeddings) -> None:
+    folder = tmp_path / "index"
+    build([embeddings], folder)
+    old = contents(folder).keys() - {"index.json"}
+    theirs = write_files(folder, *OF_A_USER)
+    write_files(folder, HALF, f".index.json.{'2' * 32}.partial", f"{'3' * 16}.parquet")
+    build([embeddings], folder, kind="hnsw")
+    found = contents(folder)
+    assert {name: found.pop(name) for name in theirs} == theirs
+    assert len(found) == 3
+    assert not found.keys() & old
+
+
+@pytest.mark.parametrize("name", OF_A_USER)
+def test_a_folder_of_files_like_ours_is_refused(tmp_path: Path, embeddings: Embeddings, name: str) -> None:
+    before = write_files(tmp_path / "mine", name, HALF)
+    with pytest.raises(InputError, match="holds something else"):
+        build([embeddings], tmp_path / "mine")
+    assert contents(tmp_path / "mine") == before
+
+
+def test_what_a_killed_build_has_left_is_replaced(tmp_path: Path, embeddings: Embeddings) -> None:
+    write_files(tmp_path / "index", HALF, f"{'3' * 16}.parquet")
+    build([embeddings], tmp_path / "index")
+    assert len(contents(tmp_path / "index")) == 3
+    assert len(Index(tmp_path / "index")) == 20
+
+
+@pytest.mark.parametrize("text", ["{}", "no JSON", '{"format": "internvl-index-1"}'])
+def test_an_index_json_of_another_kind_is_refused(tmp_path: Path, embeddings: Embeddings, text: str) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.json").write_text(text)
+    with pytest.raises(InputError, match="nothing is replaced: delete it, or name a new folder"):
+        build([embeddings], tmp_path / "site")
+    assert contents(tmp_path / "site") == {"index.json": text.encode()}
+
+
+def test_one_build_at_a_time(tmp_path: Path, embeddings: Embeddings) -> None:
+    with locked(tmp_path / "index"), pytest.raises(InputError, match="another process is writing"):
+        build([embeddings], tmp_path / "index")
+    assert contents(tmp_path / "index") == {}
+    build([embeddings], tmp_path / "index")
 
 
 def test_ivfpq_needs_many_vectors(tmp_path: Path, embeddings: Embeddings) -> None:

@@ -15,9 +15,11 @@ from internvl.checkpoints.load import load_model, load_vision
 from internvl.errors import TrainingError
 from internvl.models.dual_encoder import DualEncoder
 from internvl.models.vlm import VLM
+from internvl.training.build import narrow_frozen
 from internvl.training.build_pairs import build_pairs
 from internvl.training.contrastive_parts import ContrastiveParts
-from internvl.training.recipe import ModelSpec
+from internvl.training.optim import freeze
+from internvl.training.recipe import AdamW, ModelSpec
 from tests.conftest import GoldenFixtures
 
 TEXT = r"qllama\.layers\.\d+\.attn\..*"
@@ -100,9 +102,13 @@ def test_without_queries_it_is_mode_c_alone(chat: str) -> None:
     assert not any("cross" in name or "head" in name or "quer" in name for name in model.state_dict())
 
 
-def test_narrow_weights(chat: str) -> None:
+def test_frozen_weights_may_be_narrower(chat: str) -> None:
     model = build_pairs(replace(joined(chat), frozen_dtype="bfloat16"), 0).model
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    freeze(model, ((r"qllama\.queries", AdamW(lr=1.0)), (".*", None)))
+    narrow_frozen(model, "bfloat16")
+    trained = {name for name, value in model.named_parameters() if value.dtype == torch.float32}
+    assert trained == {"qllama.queries"}
+    assert {value.dtype for value in model.parameters()} == {torch.float32, torch.bfloat16}
 
 
 def test_adapters_of_a_run_before(own: str, tmp_path: Path) -> None:

@@ -31,9 +31,10 @@ from internvl.ops.packed import (
 
 Rules = Sequence[tuple[str, Scheme]]
 
-FIRST_MLP: tuple[str, Scheme] = (r"vit\.layers\.0\.mlp\..*", "bfloat16")
+FIRST_MLP: tuple[str, Scheme] = (r"(vit\.)?layers\.0\.mlp\..*", "bfloat16")
 """What the MLP of a tower's first block makes of the embeddings decides which tokens become outliers later:
-in eight bits it costs more accuracy than all other layers together (docs/performance.md)."""
+in eight bits it costs more accuracy than all other layers together (docs/performance.md). A tower that is
+loaded alone has no prefix; a language model never is."""
 
 DEFAULTS: Mapping[Scheme, Rules] = {
     "float32": ((r".*", "float32"),),

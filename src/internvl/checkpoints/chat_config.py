@@ -215,9 +215,10 @@ def write_llava(config: ChatConfig, family: Family, base: Mapping[str, Any]) -> 
     """
     if config.projector.shuffle is not None or config.projector.norm or family.name != "llama":
         raise ConfigError("the llava layout is for LLaMA models without pixel unshuffle (InternVL-Chat 1.0)")
+    base = _without_manner(base)
     return {
-        **write_text(config.text, family, {}, modern=False),
-        **_without_manner(base),
+        **base,
+        **write_text(config.text, family, base, modern=False),
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava",
         "vision_config": write_vision(config.vision, {}),

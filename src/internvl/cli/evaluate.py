@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from tyro.conf import Positional, UseAppendAction, arg
 
 from internvl.api.chat import ChatModel
 from internvl.checkpoints.adapters import load_adapters
+from internvl.checkpoints.digest import weights_digest
 from internvl.cli import evaluate_retrieval, evaluate_zero_shot, output
 from internvl.cli.arguments import DtypeName, File, Flag, ModelOptions, SchemeName, Whole, Word, parse
 from internvl.cli.loading import load_chat
@@ -32,8 +32,6 @@ from internvl.training.answers import Answer, Answers
 from internvl.training.evaluate import mean_loss, spread
 
 SHOWN = 20
-SAMPLED = 64
-"""Values of each weight that tell one model from another."""
 
 Metric = Literal["exact", "cider", "loss"]
 Advance = Callable[[str, float, float | None], None]
@@ -168,16 +166,11 @@ def _load(options: Options) -> ChatModel:
     return model
 
 
-@torch.no_grad()
 def _made_by(model: ChatModel, options: Options) -> str:
     """Stands for the weights and for whatever else decides an answer."""
     settings = (model.config, options.dtype, options.quantize, options.max_new_tokens, options.max_tiles)
-    digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
-    for name, parameter in model.vlm.named_parameters():
-        values = parameter.flatten()
-        some = values[:: max(1, len(values) // SAMPLED)].cpu().double()
-        digest.update(f"{name} {some.tolist()}".encode())
-    return digest.hexdigest()
+    weights = weights_digest(model.vlm.state_dict().items())
+    return hashlib.blake2b(f"{settings!r} {weights}".encode(), digest_size=8).hexdigest()
 
 
 def _measure(

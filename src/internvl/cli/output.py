@@ -26,8 +26,8 @@ UNCUT = 400
 
 
 def write(text: str) -> None:
-    """Text to stdout, at once."""
-    sys.stdout.write(text)
+    """Text to stdout, at once; what its encoding does not have is the escape that JSON has for it."""
+    sys.stdout.write(_escaped(text, sys.stdout.encoding or "utf-8"))
     sys.stdout.flush()
 
 
@@ -63,6 +63,13 @@ def write_table(title: str, names: Iterable[str], rows: Iterable[Iterable[object
     for row in cells:
         table.add_row(*row)
     _write_table(table)
+
+
+def _escaped(text: str, encoding: str) -> str:
+    """Bytes of file names that are no Unicode, halves of surrogate pairs, and letters that a terminal lacks,
+    as JSON writes them: in a document they mean what they did."""
+    lacking = [one for one in set(text) if one.encode(encoding, "replace").decode(encoding, "replace") != one]
+    return text.translate({ord(one): json.dumps(one)[1:-1] for one in lacking})
 
 
 def _write_table(table: Table) -> None:

@@ -7,24 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tyro.conf import Positional, UseAppendAction, arg
 
+from internvl.api.contrastive import Mode
 from internvl.api.load import load_texts
 from internvl.cli import output
 from internvl.cli.arguments import File, Flag, Whole, Word, parse, use_threads
 from internvl.cli.loading import find
 from internvl.cli.media import IMAGE_LIMITS
 from internvl.errors import InputError
+from internvl.processing.crop import Fit
 from internvl.processing.image import load_image
 from internvl.search.columns import readable, visible
-from internvl.search.embedders import open_embedder
+from internvl.search.embedders import open_embedder, picture_weights
 from internvl.search.gallery import MAX_PICTURES, Answer, write_gallery
-from internvl.search.index import Description
+from internvl.search.index import INDEX
 from internvl.search.query import Filter, Hit, Index
 from internvl.search.vectors import Embeddings
 
@@ -84,7 +86,7 @@ def run(words: Sequence[str]) -> int:
         use_threads(options.threads)
     index = Index(options.index)
     start = time.perf_counter()
-    queries_QE = _encode(index.description, options)
+    queries_QE = _encode(_made_by(index, options), options)
     middle = time.perf_counter()
     found = index.search(queries_QE, options.k, only=only)
     seconds = {"model": round(middle - start, 4), "search": round(time.perf_counter() - middle, 4)}
@@ -99,10 +101,23 @@ def run(words: Sequence[str]) -> int:
     return 0 if any(found) else 1
 
 
-def _encode(description: Description, options: Options) -> NDArray[np.float32]:
+def _made_by(index: Index, options: Options) -> Mapping[str, Any]:
+    """The identity of the embedder of the vectors. Raises InputError where the index does not say it."""
+    made_by = index.description.embedder
+    sound = {name: isinstance(made_by.get(name), str) for name in ("model", "weights", "dtype")}
+    sound["mode"] = made_by.get("mode", "") in (None, *get_args(Mode))
+    sound["fit"] = made_by.get("fit") in get_args(Fit)
+    if lacking := [name for name, is_sound in sound.items() if not is_sound]:
+        raise InputError(
+            f"{Path(options.index) / INDEX} does not say what made the vectors: its embedder lacks "
+            f"{', '.join(lacking)}; make them again with `internvl embed`, then `internvl index`"
+        )
+    return made_by
+
+
+def _encode(made_by: Mapping[str, Any], options: Options) -> NDArray[np.float32]:
     """The vectors of all queries (Q, E), texts first. Raises InputError where the model does not fit."""
-    made_by = description.embedder
-    name = options.model or str(made_by["model"])
+    name = options.model or made_by["model"]
     if options.queries and made_by["mode"] is None:
         raise InputError(
             f"the index was made by {name}, a vision tower that knows no texts: search with --image, or "
@@ -112,11 +127,18 @@ def _encode(description: Description, options: Options) -> NDArray[np.float32]:
     parts: list[Any] = []
     with output.status(f"loading {name}"):
         if options.queries:
-            texts = load_texts(name, device=options.device, dtype=made_by["dtype"])
-            parts.append(texts.embed_texts(options.queries).float().cpu().numpy())
+            parts.append(_encode_texts(name, made_by, options))
         if options.image:
             parts.append(_encode_images(name, made_by, options))
     return np.concatenate(parts)
+
+
+def _encode_texts(name: str, made_by: Mapping[str, Any], options: Options) -> NDArray[np.float32]:
+    """Of the model's picture side only a digest is made, which tells whether the pictures are its own."""
+    texts = load_texts(name, device=options.device, dtype=made_by["dtype"])
+    _check(picture_weights(name, mode=made_by["mode"], dtype=made_by["dtype"]), name, made_by)
+    found: NDArray[np.float32] = texts.embed_texts(options.queries).float().cpu().numpy()
+    return found
 
 
 def _encode_images(name: str, made_by: Mapping[str, Any], options: Options) -> NDArray[np.float32]:
@@ -127,11 +149,18 @@ def _encode_images(name: str, made_by: Mapping[str, Any], options: Options) -> N
         device=options.device,
         dtype=made_by["dtype"],
     )
-    if embedder.identity["weights"] != made_by["weights"]:
-        raise InputError(f"{name} has other weights than the model the index was made with")
+    _check(embedder.identity["weights"], name, made_by)
     tiles = [embedder.prepare(load_image(source, IMAGE_LIMITS)) for source in options.image]
     found: NDArray[np.float32] = embedder.embed(torch.stack(tiles)).float().cpu().numpy()
     return found
+
+
+def _check(weights: str, name: str, made_by: Mapping[str, Any]) -> None:
+    if weights != made_by["weights"]:
+        raise InputError(
+            f"{name} has other weights than the model the index was made with, {made_by['model']}: name that "
+            "with --model, or make the vectors again with `internvl embed`, then `internvl index`"
+        )
 
 
 def _finder() -> Any:

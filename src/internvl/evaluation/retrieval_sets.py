@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeAlias
 
 from internvl.errors import InputError
@@ -65,6 +66,8 @@ _NAMED = re.compile(
     r"(\S[^\t]*?\.(?:jpe?g|png|webp|mp4|avi|webm|mkv))(?:#\S*)?[\t, ]\s*(\S.*)", re.IGNORECASE
 )
 _NUMBERED = re.compile(r"([^\s,#]+)(?:#\S*)?[\t ]\s*(\S.*)")
+_ID = int | float | str
+_KINDS: Mapping[object, str] = {dict: "an object", list: "a list", str: "text", _ID: "a number or text"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,31 +172,71 @@ def _open_file(path: Path, split: str, code: str | None) -> list[Pair]:
     if isinstance(document, list):
         rows = enumerate(document)
         return [pair for number, row in rows for pair in _from_row(row, f"{path}, row {number}", code)]
-    try:
-        return _from_object(document, path, split)
-    except (KeyError, TypeError, AttributeError) as reason:
-        raise InputError(f"{path}: {type(reason).__name__} {reason}: no known form of captions") from reason
+    return _from_object(_typed(document, dict, str(path)), str(path), split)
 
 
-def _from_object(document: Mapping[str, Any], path: Path, split: str) -> list[Pair]:
+def _from_object(document: Mapping[str, Any], where: str, split: str) -> list[Pair]:
     if "image_paths" in document:
-        names, texts = document["image_paths"], document["annotations"]
+        names, texts = (
+            [one for _, one in _entries(document, key, str, where)] for key in ("image_paths", "annotations")
+        )
         if len(names) != len(texts):
-            raise InputError(f"{path}: {len(names)} pictures and {len(texts)} texts")
+            raise InputError(f"{where}: {len(names)} pictures and {len(texts)} texts")
         return list(zip(names, texts, strict=True))
     if "annotations" in document:
-        name_of = {image["id"]: image["file_name"] for image in document["images"]}
-        return [(name_of[one["image_id"]], one["caption"]) for one in document["annotations"]]
-    images = document["images"]
-    splits = {image["split"] for image in images}
+        return _from_coco(document, where)
+    return _from_karpathy(document, where, split)
+
+
+def _from_coco(document: Mapping[str, Any], where: str) -> list[Pair]:
+    name_of = {
+        _field(image, "id", _ID, place): _field(image, "file_name", str, place)
+        for place, image in _entries(document, "images", dict, where)
+    }
+    pairs = []
+    for place, one in _entries(document, "annotations", dict, where):
+        if (id := _field(one, "image_id", _ID, place)) not in name_of:
+            raise InputError(f"{place}: image_id is {id!r:.40}, which no image has")
+        pairs.append((name_of[id], _field(one, "caption", str, place)))
+    return pairs
+
+
+def _from_karpathy(document: Mapping[str, Any], where: str, split: str) -> list[Pair]:
+    images = list(_entries(document, "images", dict, where))
+    splits = {_field(image, "split", str, place) for place, image in images}
     if split not in splits:
-        raise InputError(f"{path} has no split {split!r}, but {', '.join(sorted(splits))}")
+        raise InputError(f"{where} has no split {split!r}, but {', '.join(sorted(splits))}")
     return [
-        ("/".join(filter(None, (image.get("filepath"), image["filename"]))), sentence["raw"])
-        for image in images
+        (_karpathy_name(image, place), _field(sentence, "raw", str, inner))
+        for place, image in images
         if image["split"] == split
-        for sentence in image["sentences"]
+        for inner, sentence in _entries(image, "sentences", dict, place)
     ]
+
+
+def _karpathy_name(image: Mapping[str, Any], where: str) -> str:
+    """COCO's pictures lie in two folders, the others name none."""
+    name = _field(image, "filename", str, where)
+    return f"{_field(image, 'filepath', str, where)}/{name}" if image.get("filepath") else name
+
+
+def _entries(owner: Mapping[str, Any], field: str, kind: type, where: str) -> Iterator[tuple[str, Any]]:
+    """The entries of a list in a JSON object, each with its place; errors as `_typed`."""
+    for number, entry in enumerate(_field(owner, field, list, where)):
+        place = f"{where}: {field}[{number}]"
+        yield place, _typed(entry, kind, place)
+
+
+def _field(owner: Mapping[str, Any], field: str, kind: type | UnionType, where: str) -> Any:
+    return _typed(owner.get(field), kind, f"{where}: {field}")
+
+
+def _typed(value: Any, kind: type | UnionType, where: str) -> Any:
+    """The JSON value at a place. Raises InputError for one of another type."""
+    if not isinstance(value, kind):
+        found = "missing or null" if value is None else f"{value!r:.40}"
+        raise InputError(f"{where} is {found}, expected {_KINDS[kind]}: no known form of captions")
+    return value
 
 
 def _from_row(row: Any, where: str, code: str | None) -> Iterator[Pair]:

@@ -9,6 +9,7 @@ Ranks are pessimistic: a wrong class that scores as high as the right one stands
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -83,7 +84,7 @@ def accuracy(
 
     `among` lists the classes that compete, others do not count (the 200 of ImageNet-A and -R); an entry of
     several is one class with the largest of their logits (ObjectNet). Raises InputError for unequal numbers,
-    no picture, logits that are not finite, and a label that does not compete.
+    no picture, logits that are not finite, a label that does not compete, and a class that does so twice.
     """
     labels = labels.tolist() if isinstance(labels, Tensor) else labels
     if logits_BY.dim() != 2 or len(logits_BY) != len(labels):
@@ -149,6 +150,9 @@ def _compete(logits_BY: Tensor, entries: Sequence[Label]) -> Tensor:
     num = logits_BY.shape[1]
     if not sets or not all(sets) or min(map(min, sets)) < 0 or max(map(max, sets)) >= num:
         raise InputError(f"the classes that compete must be some of 0 to {num - 1}, none empty")
+    double, count = Counter(one for entry in sets for one in entry).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"class {double} is named in {count} of the entries that compete: name it once")
     if all(len(one) == 1 for one in sets):
         return logits_BY[:, [one[0] for one in sets]]
     return torch.stack([logits_BY[:, one].amax(1) for one in sets], dim=1)

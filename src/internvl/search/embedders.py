@@ -5,21 +5,22 @@ Shape letters: B pictures, S side of the square, E width of the vectors.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from internvl.api.contrastive import Mode
 from internvl.api.vision import VisionModel
 from internvl.checkpoints.configs import describe_normalization
+from internvl.checkpoints.digest import weights_digest
 from internvl.checkpoints.encoders import load_image_encoder
-from internvl.checkpoints.load import load_model, load_vision
+from internvl.checkpoints.fill import place
+from internvl.checkpoints.load import build, choose_dtype, load_model, load_vision
 from internvl.checkpoints.locate import resolve
 from internvl.checkpoints.resolve import open_checkpoint
 from internvl.config import ContrastiveConfig
@@ -28,8 +29,11 @@ from internvl.models.dual_encoder import DualEncoder, ImageEncoder
 from internvl.processing.crop import Fit, fit_square
 from internvl.processing.tiles import normalize as to_tiles
 
-SAMPLED = 64
-"""Values of a parameter that stand for all of it in a digest."""
+PICTURE_SIDE: Mapping[Mode, tuple[str, ...]] = {
+    "C": ("vit.", "image_pool."),
+    "G": ("vit.", "image_pool.", "query_pool.", "qllama."),
+}
+"""Where the names of all weights of a dual encoder begin that decide the vector of a picture."""
 
 
 class Embedder(Protocol):
@@ -64,8 +68,10 @@ class ContrastiveEmbedder:
     ) -> None:
         self.encoder, self.mode, self.fit, self.normalized = encoder.eval(), mode, fit, normalized
         self.width = encoder.config.embed_dim
-        seen = [item for item in encoder.named_parameters() if item[0].startswith(("vit.", "image_pool."))]
-        self.identity = _identity(name, seen, mode=mode, fit=fit, normalized=normalized)
+        state = encoder.state_dict()
+        seen = {key: value for key, value in state.items() if key.startswith(PICTURE_SIDE[mode])}
+        dtype = encoder.vit.embed.position.dtype
+        self.identity = _identity(name, seen, dtype, mode=mode, fit=fit, normalized=normalized)
 
     def prepare(self, image: Image.Image) -> Tensor:
         config = self.encoder.config
@@ -84,8 +90,8 @@ class VisionEmbedder:
     def __init__(self, model: VisionModel, name: str, *, fit: Fit = "crop", normalized: bool = False) -> None:
         self.model, self.fit, self.normalized = model, fit, normalized
         self.width = model.config.width
-        seen = model.tower.named_parameters()
-        self.identity = _identity(name, seen, mode=None, fit=fit, normalized=normalized)
+        seen, dtype = model.tower.state_dict(), model.tower.embed.position.dtype
+        self.identity = _identity(name, seen, dtype, mode=None, fit=fit, normalized=normalized)
 
     def prepare(self, image: Image.Image) -> Tensor:
         return to_tiles(
@@ -125,22 +131,39 @@ def open_embedder(
     return VisionEmbedder(tower, said, fit=fit or "crop", normalized=normalized)
 
 
+def picture_weights(name: str, *, mode: Mode, dtype: str) -> str:
+    """The `weights` in the identity of a dual encoder, without the encoder: for whoever holds its text side.
+
+    Tensors are read one at a time. Raises as `open_embedder`, and InputError for a model without a text side.
+    """
+    checkpoint = open_checkpoint(resolve(name))
+    config = checkpoint.description.config
+    if not isinstance(config, ContrastiveConfig):
+        raise InputError(f"{name} is a {checkpoint.description.kind} model: name one of InternVL-C or -G")
+    target, cpu = choose_dtype(dtype, checkpoint), torch.device("cpu")
+
+    def read() -> Iterator[tuple[str, Tensor]]:
+        for key in build(config).state_dict():
+            if key.startswith(PICTURE_SIDE[mode]) and key in checkpoint.tensors:
+                yield key, place(checkpoint.tensors[key], target, cpu, check_finite=False)
+
+    return weights_digest(read())
+
+
 def _identity(
-    name: str, parameters: Iterable[tuple[str, nn.Parameter]], *, mode: str | None, fit: str, normalized: bool
+    name: str,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    *,
+    mode: Mode | None,
+    fit: Fit,
+    normalized: bool,
 ) -> dict[str, Any]:
-    """`mode` is None for a tower alone. Some values of every weight stand for all."""
-    digest = hashlib.blake2b(digest_size=16)
-    dtype = "none"
-    with torch.no_grad():
-        for parameter_name, parameter in parameters:
-            values = parameter.detach().flatten()
-            some = values[:: max(1, len(values) // SAMPLED)].cpu().double()
-            digest.update(f"{parameter_name} {some.tolist()}\n".encode())
-            dtype = str(parameter.dtype).removeprefix("torch.")
+    """`mode` is None for a tower alone."""
     return {
         "model": name,
-        "weights": digest.hexdigest(),
-        "dtype": dtype,
+        "weights": weights_digest(tensors.items()),
+        "dtype": str(dtype).removeprefix("torch."),
         "mode": mode,
         "fit": fit,
         "normalized": normalized,

@@ -38,14 +38,22 @@ def claimed(folder: Path, job: Job) -> Iterator[None]:
     Half-written files of a process that was killed are removed. Raises InputError where the folder holds
     another job or something else, or while another process works in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder)
+    with locked(folder):
         for partial in sorted(folder.rglob(f".*{PARTIAL}")):
             partial.unlink()
         _check(folder, job)
         (folder / SHARDS).mkdir(exist_ok=True)
+        yield
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other processes out of it within the block. Raises InputError while another
+    process works in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder)
         yield
     finally:
         os.close(descriptor)

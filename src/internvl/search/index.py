@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,17 @@ from numpy.typing import NDArray
 from internvl.data.source_json import load_json
 from internvl.errors import InputError
 from internvl.search.extras import import_faiss, import_pyarrow
-from internvl.search.folder import PARTIAL, write_whole
+from internvl.search.folder import PARTIAL, locked, write_whole
 from internvl.search.shards import Entry, dump
 from internvl.search.vectors import Embeddings
 
 INDEX, FORMAT = "index.json", "internvl-index-1"
+OURS = re.compile(
+    r"(?P<files>[0-9a-f]{16})\.(faiss|parquet)"
+    rf"|\.([0-9a-f]{{16}}\.(faiss|parquet)|{re.escape(INDEX)})\.[0-9a-f]{{32}}{re.escape(PARTIAL)}"
+)
+"""Names of the files beside index.json, and of all three while they are written; any other is a user's."""
+
 MAX_JSON_BYTES = 16 << 20
 MAX_EXACT, MAX_HNSW = 50_000, 1_000_000
 MIN_IVFPQ = 10_000
@@ -62,10 +69,11 @@ def choose(count: int) -> Kind:
 def build(sources: Sequence[Embeddings], out: Path, *, kind: Kind | None = None) -> Description:
     """An index over all vectors of `sources`, in order; one in `out` is replaced when the new one is whole.
 
-    Raises InputError for embeddings of different models or without vectors, and where `out` holds something
-    else.
+    Files in `out` that are not of an index stay. Raises InputError for embeddings of different models or
+    without vectors, where `out` holds something else and no index, and while another process works there.
     """
-    _check(sources, out)
+    _check_sources(sources)
+    _check_folder(out)
     count, width = sum(map(len, sources)), sources[0].job.width
     description = Description(
         kind=kind or choose(count),
@@ -75,7 +83,16 @@ def build(sources: Sequence[Embeddings], out: Path, *, kind: Kind | None = None)
         folders=tuple(str(source.folder) for source in sources),
         embedder=sources[0].job.embedder,
     )
-    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _write(description, sources, out)
+        for path in list(out.iterdir()):
+            ours = OURS.fullmatch(path.name)
+            if ours and ours["files"] != description.files:
+                path.unlink()
+    return description
+
+
+def _write(description: Description, sources: Sequence[Embeddings], out: Path) -> None:
     faiss = import_faiss()
     index = _empty(description, sources)
     with (
@@ -89,10 +106,6 @@ def build(sources: Sequence[Embeddings], out: Path, *, kind: Kind | None = None)
     with _whole(out / f"{description.files}.faiss") as vectors:
         faiss.write_index(index, str(vectors))
     write_whole(out / INDEX, dump({"format": FORMAT, **asdict(description)}))
-    for path in list(out.iterdir()):
-        if path.suffix in (".faiss", ".parquet", PARTIAL) and path.stem != description.files:
-            path.unlink()
-    return description
 
 
 def describe(folder: Path) -> Description:
@@ -125,7 +138,7 @@ def num_lists(count: int) -> int:
     return 1 << int(math.log2(max(1, min(4 * math.sqrt(count), count / 39))))
 
 
-def _check(sources: Sequence[Embeddings], out: Path) -> None:
+def _check_sources(sources: Sequence[Embeddings]) -> None:
     if not sources or not sum(map(len, sources)):
         raise InputError("there are no vectors to index: see errors.jsonl of the embeddings")
     first = sources[0]
@@ -135,10 +148,21 @@ def _check(sources: Sequence[Embeddings], out: Path) -> None:
                 f"{source.folder} was made with {dict(source.job.embedder)}, {first.folder} with "
                 f"{dict(first.job.embedder)}: vectors of different models cannot be compared"
             )
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / INDEX).is_file())):
-        others = [path.name for path in out.iterdir()] if out.is_dir() else [out.name]
-        if not all(name.endswith((".faiss", ".parquet", PARTIAL)) for name in others):
-            raise InputError(f"{out} holds something else ({others[0]}); name a new folder")
+
+
+def _check_folder(out: Path) -> None:
+    """It has an index, or nothing but what is left of one that was never finished, or is yet to be made."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a new folder")
+    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    others = [name for name in names if not OURS.fullmatch(name)]
+    if others and INDEX not in others:
+        raise InputError(f"{out} holds something else ({others[0]}); name a new folder")
+    if others:
+        try:
+            describe(out)
+        except InputError as reason:
+            raise InputError(f"{reason}; nothing is replaced: delete it, or name a new folder") from reason
 
 
 def _name(sources: Sequence[Embeddings], kind: Kind) -> str:
