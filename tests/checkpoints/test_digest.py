@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from internvl.adapt.lora import LoRA, add_adapters
 from internvl.adapt.quantize import quantize
-from internvl.checkpoints.digest import weights_digest
+from internvl.checkpoints.digest import model_digest, weights_digest
 from internvl.models.layers import Linear
 
 WEIGHTS = {"a": torch.arange(1000.0).view(10, 100), "b": torch.tensor(2.0), "c": torch.empty(0, 4)}
@@ -51,3 +52,31 @@ def test_packed_weights_count() -> None:
     for scheme in ("float32", "bfloat16", "int8", "int4"):
         assert digest(packed(1, scheme)) == digest(packed(1, scheme))
         assert digest(packed(1, scheme)) != digest(packed(2, scheme))
+
+
+def adapted(*rules: tuple[str, LoRA]) -> nn.Sequential:
+    model = nn.Sequential(Linear(8, 4), Linear(4, 4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+    add_adapters(model, rules, torch.Generator().manual_seed(1))
+    return model
+
+
+def test_scales_of_adapters_count() -> None:
+    """They are in no tensor: the same factors mean something else under another alpha."""
+    rules = (LoRA(rank=4), LoRA(rank=4, alpha=9), LoRA(rank=4, rank_stabilized=True))
+    models = [adapted((r".*", lora)) for lora in rules]
+    assert len({weights_digest(model.state_dict().items()) for model in models}) == 1
+    assert len({model_digest(model) for model in models}) == 3
+    same = adapted((r".*", LoRA(rank=4, alpha=8, dropout=0.5)))
+    assert model_digest(same) == model_digest(models[0])
+    first, second = (adapted((where, LoRA(rank=4, alpha=9)), (r".*", LoRA(rank=4))) for where in "01")
+    assert model_digest(first) != model_digest(second)
+
+
+def test_only_what_is_asked_for_counts() -> None:
+    plain, model = adapted(), adapted((r"1", LoRA(rank=4)))
+    assert model_digest(plain) == weights_digest(plain.state_dict().items())
+    assert model_digest(model, ("0.",)) == model_digest(plain, ("0.",)) != model_digest(plain)
+    assert model_digest(model, ("1.",)) != model_digest(adapted((r"1", LoRA(rank=4, alpha=9))), ("1.",))

@@ -330,6 +330,14 @@ class TestRefusals:
             pull(REPOSITORY)
         assert hub.counts()[BIG] == 0
 
+    @pytest.mark.parametrize("name", ["listings", "refs", "blobs", "../.locks"])
+    def test_the_cache_cannot_be_written(self, hub: Hub, tmp_path: Path, name: str) -> None:
+        storage = storage_of(tmp_path / "cache", REPOSITORY)
+        storage.mkdir(parents=True)
+        (storage / name).touch()
+        with pytest.raises(HubError, match=r"(cannot be written|broke off at) .*Error: "):
+            pull(REPOSITORY)
+
     def test_a_wrong_size_is_an_error_and_leaves_nothing(self, hub: Hub, tmp_path: Path) -> None:
         hub.claimed_sizes[BIG] = 299_999
         with pytest.raises(HubError, match=rf"{BIG} should have 299,999 bytes but sent 300,000"):

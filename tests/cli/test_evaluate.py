@@ -214,6 +214,24 @@ def test_adapters_and_tiles_change_the_answer(
     assert run("eval", model, data, *WORDS, "--out", str(out)).status == WRONG_USE
 
 
+@pytest.mark.parametrize("change", [{"lora_alpha": 1.0}, {"use_rslora": True}])
+def test_answers_of_other_scales_of_an_adapter_are_not_taken(
+    run: Run, model: str, write: Write, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    loaded = internvl.load(model)
+    assert isinstance(loaded, ChatModel)
+    add_adapters(loaded.vlm, ((r"llm\..*", LoRA(rank=2)),), torch.Generator().manual_seed(1))
+    save_adapters(loaded.vlm, tmp_path / "adapter")
+    data, out = write({"question": "Hello!", "answer": "Hi!"}), tmp_path / "answers.jsonl"
+    words = ("eval", model, data, *WORDS, "--adapter", str(tmp_path / "adapter"), "--out", str(out))
+    assert run(*words).status == 0
+    assert run(*words).status == 0
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    other = run(*words)
+    assert (other.status, "other settings" in other.err) == (WRONG_USE, True)
+
+
 @pytest.mark.parametrize("quantize", [(), ("--quantize", "int8")])
 def test_answers_of_other_weights_are_not_taken(
     run: Run, model: str, write: Write, tmp_path: Path, quantize: tuple[str, ...]

@@ -138,6 +138,25 @@ def test_rows_with_names_numbers_and_several_labels(
     assert "has no 'label', but image, what" in missing.err
 
 
+@pytest.mark.parametrize("entries", [["bird", "red_cat", 0], [["bird", "Red Cat"], ["red_cat"]]])
+def test_a_class_that_competes_twice_is_named_before_anything_is_loaded(
+    run: Run, folders: Path, entries: list[Any]
+) -> None:
+    among = folders.parent / "among.json"
+    among.write_text(json.dumps(entries))
+    finished = run("eval", "zero-shot", "no/model", str(folders), "--among", str(among))
+    assert (finished.status, finished.out) == (WRONG_USE, "")
+    assert f"--among {among}: class '{'bird' if 0 in entries else 'red cat'}' is in several" in finished.err
+
+
+def test_a_name_that_is_too_long_is_a_picture_that_cannot_be_read(run: Run, path: str, folders: Path) -> None:
+    rows = [{"image": name, "label": "bird"} for name in ("bird/0.png", f"{'x' * 300}.png")]
+    data = write_rows(folders / "rows.jsonl", *rows)
+    finished = run("eval", "zero-shot", path, data, "--classes", "cat,bird", "--json")
+    assert finished.status == DONE, finished.err
+    assert [one["error"][:12] for one in finished.json["failed"]] == ["no such file"]
+
+
 def test_pictures_that_cannot_be_read_are_told_and_left_out(run: Run, path: str, folders: Path) -> None:
     (folders / "bird" / "broken.png").write_bytes(b"not a picture")
     finished = run("eval", "zero-shot", path, str(folders), "--json")

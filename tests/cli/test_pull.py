@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from internvl.cli.main import DONE, FAILED, WRONG_USE
@@ -18,6 +19,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         hub.add("OpenGVLab/InternVL2_5-1B", shards())
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.delenv("HF_HUB_OFFLINE")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # as it was when imported
         yield hub
 
 

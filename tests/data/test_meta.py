@@ -118,6 +118,14 @@ def test_one_file_or_folder_is_one_data_set(tmp_path: Path) -> None:
     assert open_data(array)[0].source.row(0) == {"id": 1}
 
 
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    meta = write_meta(tmp_path, {"a": {"annotation": f"{'x' * 256}.jsonl"}})
+    with pytest.raises(InputError, match=r"data set 'a': cannot read .*too long.*; relative paths"):
+        open_data(meta)
+    with pytest.raises(InputError, match=r"cannot read .*too long"):
+        open_data(tmp_path / ("x" * 256))
+
+
 def test_a_missing_meta_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read .*meta.json"):
         open_data(tmp_path / "meta.json")

@@ -84,3 +84,8 @@ def test_an_index_outside_is_refused(tmp_path: Path, index: int) -> None:
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         index_lines(tmp_path)
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*File name too long"):
+        index_lines(tmp_path / ("x" * 256))

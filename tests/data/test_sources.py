@@ -158,6 +158,8 @@ def test_a_folder_of_different_data_is_ambiguous(tmp_path: Path) -> None:
         ("missing.jsonl", "no such file"),
         ("missing folder", "no such file or folder"),
         ("none-*.tar", "no file is called .*none-"),
+        (f"{'x' * 256}.jsonl", "cannot read .*File name too long"),
+        (f"{'x' * 256}-*.tar", "cannot read .*File name too long"),
     ],
 )
 def test_what_cannot_be_read_says_what_to_do(tmp_path: Path, name: str, message: str) -> None:

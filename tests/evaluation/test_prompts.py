@@ -157,6 +157,8 @@ def test_what_is_wrong_is_named(document: dict[str, Any], message: str) -> None:
 def test_unknown_names_say_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="cifar10, cifar100"):
         open_prompts("imagenet")
+    with pytest.raises(UnknownNameError, match="cifar10, cifar100"):
+        open_prompts("x" * 300)
     with pytest.raises(UnknownNameError, match="but in en, zh"):
         open_prompts("cifar10", "fr")
     with pytest.raises(UnknownNameError, match="no templates in 'fr'"):

@@ -187,7 +187,9 @@ def test_segmented_chinese_of_flickr30k_cn(root: Path) -> None:
         ("a.txt", "a.jpg\n", "line 1: expected a picture's name and its text"),
         ("a.txt", "a.jpg,x\n\n,\n", "line 3"),
         ("a.csv", "", "is .json, .jsonl, .txt or a folder"),
-        ("a.json", [{"image": "a\0.jpg", "caption": "x"}], "no name of a file"),
+        ("a.json", [{"image": "a\0.jpg", "caption": "x"}], r"1 of 1 pictures .* first is 'a\\x00.jpg';"),
+        ("a.json", [{"video": "v" * 256, "caption": "x"}], r"1 of 1 pictures .* first is 'v{79}\.\.\.;"),
+        ("a.txt", f"a.jpg,x\n{'b' * 300}.jpg,x\n", r"1 of 2 pictures .* first is 'b{79}\.\.\.;"),
     ],
 )
 def test_what_is_wrong_is_named(root: Path, name: str, content: Any, message: str) -> None:

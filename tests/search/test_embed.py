@@ -111,7 +111,7 @@ def test_killed_three_times_is_the_same_to_the_byte(tmp_path: Path, pictures: Pa
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        (out / "shards" / f".000009.parquet.{number}.partial").write_bytes(b"half")
+        (out / "shards" / f".000009.parquet.{number:032x}.partial").write_bytes(b"half")
     assert not (out / "manifest.json").exists()
     write_embeddings(out, [pictures], form=form)
     assert contents(out) == expected
@@ -177,6 +177,50 @@ def test_another_job_is_refused(tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(InputError, match=r"other files \(letter.txt\)"):
         write_embeddings(tmp_path / "mine", [pictures])
+
+
+HALF = ".000000.parquet." + "0" * 32 + ".partial"
+"""What a process that was killed has left."""
+
+OF_A_USER = (".notes.partial", "deep/.notes.partial", f"deep/{HALF}", ".000000.png" + HALF[15:])
+
+
+def write_files(folder: Path, *names: str) -> dict[str, bytes]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return {name: name.encode() for name in names}
+
+
+@pytest.mark.parametrize("name", OF_A_USER)
+def test_files_in_a_folder_of_a_user_stay(tmp_path: Path, pictures: Path, name: str) -> None:
+    before = write_files(tmp_path / "home", name, f"shards/{HALF}")
+    with pytest.raises(InputError, match="holds other files"):
+        write_embeddings(tmp_path / "home", [pictures])
+    assert contents(tmp_path / "home") == before
+
+
+def test_half_written_files_stay_with_another_job(tmp_path: Path, pictures: Path) -> None:
+    out = write_embeddings(tmp_path / "out", [pictures])
+    write_files(out, HALF, f"shards/{HALF}")
+    before = contents(out)
+    with pytest.raises(InputError, match="batch = 3, now it is 2"):
+        write_embeddings(out, [pictures], batch=2)
+    assert contents(out) == before
+
+
+def test_only_half_written_files_of_ours_are_removed(tmp_path: Path, pictures: Path) -> None:
+    expected = contents(write_embeddings(tmp_path / "out", [pictures]))
+    theirs = write_files(tmp_path / "out", *OF_A_USER)
+    write_files(tmp_path / "out", ".manifest.json" + HALF[15:], f"shards/{HALF}")
+    write_embeddings(tmp_path / "out", [pictures])
+    assert contents(tmp_path / "out") == {**expected, **theirs}
+
+
+def test_killed_while_the_job_was_written(tmp_path: Path, pictures: Path) -> None:
+    expected = contents(write_embeddings(tmp_path / "a", [pictures]))
+    write_files(tmp_path / "b", ".job.json" + HALF[15:])
+    assert contents(write_embeddings(tmp_path / "b", [pictures])) == expected
 
 
 def test_one_process_at_a_time(tmp_path: Path, pictures: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from internvl import zoo
+from internvl.adapt.lora import LoRA, add_adapters
 from internvl.adapt.quantize import quantize
 from internvl.api.contrastive import Mode
 from internvl.api.vision import VisionModel
@@ -40,6 +41,16 @@ def test_a_tower_is_known_by_its_weights(packed: bool, name: str) -> None:
     assert identity["weights"] != other["weights"]
     assert {**identity, "weights": ""} == {**other, "weights": ""}
     assert identity["dtype"] == "float32"
+
+
+def test_a_tower_is_known_by_the_scale_of_its_adapters() -> None:
+    def weights(alpha: float) -> object:
+        embedder = tower()
+        lora = LoRA(rank=2, alpha=alpha)
+        add_adapters(embedder.model.tower, [(r"layers\..*", lora)], torch.Generator().manual_seed(1))
+        return VisionEmbedder(embedder.model, "tower").identity["weights"]
+
+    assert len({tower().identity["weights"], weights(1), weights(1), weights(2)}) == 3
 
 
 @pytest.mark.parametrize(

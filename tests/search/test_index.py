@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,22 @@ def test_an_index_json_of_another_kind_is_refused(tmp_path: Path, embeddings: Em
     with pytest.raises(InputError, match="nothing is replaced: delete it, or name a new folder"):
         build([embeddings], tmp_path / "site")
     assert contents(tmp_path / "site") == {"index.json": text.encode()}
+
+
+def test_a_folder_whose_name_is_no_unicode(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        pictures = write_folder(folder / "pictures", 5)
+    except (OSError, UnicodeError):
+        pytest.skip("the file system takes UTF-8 alone")
+    embeddings = Embeddings(write_embeddings(folder / "out", [pictures]))
+    for kind in ("exact", "hnsw"):
+        build([embeddings], folder / "index", kind=kind)  # type: ignore[arg-type]
+        index = Index(folder / "index")
+        entries, vectors_BE = next(embeddings.parts())
+        hits = index.search(vectors_BE, 1)
+        assert [hit.key for (hit,) in hits] == [entry.key for entry in entries]
+        assert hits[0][0].folder == str(folder / "out")
 
 
 def test_one_build_at_a_time(tmp_path: Path, embeddings: Embeddings) -> None:

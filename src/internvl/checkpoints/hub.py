@@ -77,8 +77,8 @@ def pull(
 
     Raises:
         UnknownNameError: neither a row nor "owner/name".
-        HubError: the hub refuses or cannot be reached, the disk is too small, files are missing offline; or a
-            revision or a part is asked for of a model that is put together here.
+        HubError: the hub refuses or cannot be reached, the disk is too small or cannot be written, files are
+            missing offline; or a revision or a part is asked for of a model that is put together here.
     """
     stays_offline = is_offline() if offline is None else offline
     card = zoo.find_or_none(name)
@@ -100,13 +100,7 @@ def pull(
             raise _refused(error, source) from error
         why = f"{source.endpoint} cannot be reached ({type(error).__name__}: {error})"
         return _from_cache(source, why, allow_patterns)
-    wanted = choose_files(sizes, allow_patterns)
-    snapshot = Snapshot(source.storage, commit)
-    snapshot.record({file: sizes[file] for file in sorted({*wanted, *_whole(sizes)})})
-    point(source.storage, source.revision, commit, only_new=True)
-    _download(source, snapshot, {file: sizes[file] for file in wanted}, progress)
-    point(source.storage, source.revision, commit)
-    return snapshot.folder
+    return _fetch(source, Snapshot(source.storage, commit), sizes, allow_patterns, progress)
 
 
 def find(
@@ -213,6 +207,28 @@ def _from_cache(source: Source, why: str, patterns: Sequence[str] | None) -> Pat
     raise HubError(
         f"{source.repository}@{source.revision}: {why}, and {lack} ({source.storage}); pull it while online"
     )
+
+
+def _fetch(
+    source: Source,
+    snapshot: Snapshot,
+    sizes: Mapping[str, int | None],
+    patterns: Sequence[str] | None,
+    progress: Progress | None,
+) -> Path:
+    """Downloads what is wanted of all files; what the cache then knows outlives an interruption."""
+    wanted = choose_files(sizes, patterns)
+    try:
+        snapshot.record({file: sizes[file] for file in sorted({*wanted, *_whole(sizes)})})
+        point(source.storage, source.revision, snapshot.commit, only_new=True)
+        _download(source, snapshot, {file: sizes[file] for file in wanted}, progress)
+        point(source.storage, source.revision, snapshot.commit)
+    except OSError as error:
+        raise HubError(
+            f"{source.storage} cannot be written ({type(error).__name__}: {error}): mend that, or let "
+            "HF_HUB_CACHE name another directory"
+        ) from error
+    return snapshot.folder
 
 
 def _download(

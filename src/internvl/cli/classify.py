@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -74,7 +74,8 @@ def read_classes(classes: str | None, templates: Sequence[str], language: str) -
     """The classes a user means. Raises InputError, and UnknownNameError as `evaluation.prompts`."""
     if not classes or not classes.strip():
         raise InputError("say which classes there are: --classes cat,dog or --classes FILE.json")
-    if classes.endswith(".json") or Path(classes).is_file() or classes in shipped_sets():
+    is_file = os.path.isfile(classes)  # noqa: PTH113  # Path's raises for names longer than a path may be
+    if classes.endswith(".json") or is_file or classes in shipped_sets():
         found = open_prompts(classes, language)
         if not templates:
             return found

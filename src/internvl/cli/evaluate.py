@@ -17,7 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from internvl.api.chat import ChatModel
 from internvl.checkpoints.adapters import load_adapters
-from internvl.checkpoints.digest import weights_digest
+from internvl.checkpoints.digest import model_digest
 from internvl.cli import evaluate_retrieval, evaluate_zero_shot, output
 from internvl.cli.arguments import DtypeName, File, Flag, ModelOptions, SchemeName, Whole, Word, parse
 from internvl.cli.loading import load_chat
@@ -169,8 +169,7 @@ def _load(options: Options) -> ChatModel:
 def _made_by(model: ChatModel, options: Options) -> str:
     """Stands for the weights and for whatever else decides an answer."""
     settings = (model.config, options.dtype, options.quantize, options.max_new_tokens, options.max_tiles)
-    weights = weights_digest(model.vlm.state_dict().items())
-    return hashlib.blake2b(f"{settings!r} {weights}".encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(f"{settings!r} {model_digest(model.vlm)}".encode(), digest_size=8).hexdigest()
 
 
 def _measure(

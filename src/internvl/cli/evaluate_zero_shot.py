@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,8 @@ def _read_prompts(options: Options, data: Labelled) -> ClassPrompts:
 
 
 def _among(word: str | None, prompts: ClassPrompts, labels: Sequence[Label]) -> Sequence[Label] | None:
+    """The classes that compete, None for all. Raises InputError for a file of something else and for a class
+    in two of its entries, UnknownNameError for a label that is none: before any picture is read."""
     if word is None:
         return None
     if word == PRESENT:
@@ -114,14 +117,18 @@ def _among(word: str | None, prompts: ClassPrompts, labels: Sequence[Label]) -> 
     entries = read_json(Path(word), MAX_BYTES)
     if not isinstance(entries, list):
         raise InputError(f"--among {word}: expected a JSON list of labels")
-    return [_entry(one, prompts, word) for one in entries]
+    found = [_entry(one, prompts, word) for one in entries]
+    counts = Counter(one for entry in found for one in entry)
+    if doubles := [prompts.labels[one] for one, count in counts.items() if count > 1]:
+        raise InputError(f"--among {word}: class {doubles[0]!r} is in several entries: name it once")
+    return found
 
 
-def _entry(value: Any, prompts: ClassPrompts, where: str) -> Label:
+def _entry(value: Any, prompts: ClassPrompts, where: str) -> frozenset[int]:
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(one, str | int) for one in values):
         raise InputError(f"--among {where}: expected labels or lists of them, got {value!r:.40}")
-    return tuple(prompts.find(one) for one in values)
+    return frozenset(prompts.find(one) for one in values)
 
 
 def _scores(score: Accuracy, *, has_videos: bool) -> Mapping[str, float | None]:

@@ -21,7 +21,7 @@ from internvl.errors import InputError
 from internvl.evaluation.video import mean_of_frames
 from internvl.processing.crop import Fit
 from internvl.processing.image import load_image
-from internvl.processing.video import load_frames
+from internvl.processing.video import is_folder, load_frames
 
 SHOWN = 20
 
@@ -131,5 +131,4 @@ def _is_video(source: Any) -> bool:
     """A file with a video's suffix, or a folder of frames."""
     if not isinstance(source, str | Path):
         return False
-    path = Path(source)
-    return path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir()
+    return Path(source).suffix.lower() in VIDEO_SUFFIXES or is_folder(source)

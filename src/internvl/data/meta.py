@@ -7,6 +7,7 @@ not what a row means.
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -77,8 +78,9 @@ def open_data(path: str | Path) -> tuple[DataSet, ...]:
     """
     path = Path(path)
     if path.suffix.lower() != ".json" or not _is_meta(path):
+        source = open_source(path)
         root = path if path.is_dir() else path.parent
-        return (DataSet(name=path.stem or path.name, source=open_source(path), root=root),)
+        return (DataSet(name=path.stem or path.name, source=source, root=root),)
     entries = load_json(path, MAX_META_BYTES, "a meta file lists data sets, it does not hold the rows")
     if not entries:
         raise InputError(f"{path} names no data sets")
@@ -104,7 +106,8 @@ def _open_entry(name: str, entry: object, meta: Path) -> DataSet:
     try:
         source = open_source(annotation)
     except InputError as reason:
-        hint = "" if annotation.exists() else "; relative paths start from the folder of the meta file"
+        is_there = os.path.exists(annotation)  # noqa: PTH110  # Path's raises for names that are too long
+        hint = "" if is_there else "; relative paths start from the folder of the meta file"
         raise InputError(f"{where}: {reason}{hint}") from reason
     return DataSet(
         name=name,

@@ -61,9 +61,9 @@ class Offsets:
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
     """A regular file opened for reading; InputError for anything else, also if reading fails later."""
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
     try:
+        if not path.is_file():
+            raise InputError(f"no such file: {path}")
         with path.open("rb") as file:
             yield file
     except OSError as reason:

@@ -62,14 +62,12 @@ def open_source(path: Path) -> Source:
     """The rows of a file, of several shards (`shards/train-*.tar`), or of a folder.
 
     A folder holds pictures with captions (see `source_folder`) or shards, whose names differ only in numbers.
-    Raises InputError for what is missing, of an unknown kind, or without rows.
+    Raises InputError for what is missing, cannot be read, is of an unknown kind, or has no rows.
     """
-    if path.is_dir():
-        source = _open_folder(path)
-    elif "*" in path.name and not path.exists():
-        source = _open_shards(path, sorted(file for file in path.parent.glob(path.name) if file.is_file()))
-    else:
-        source = _open_file(path)
+    try:
+        source = _open(path)
+    except OSError as reason:
+        raise InputError(f"cannot read {path}: {reason}") from reason
     if not len(source):
         raise InputError(f"{path} holds no rows")
     return source
@@ -98,6 +96,14 @@ class Joined:
             raise IndexError(f"{self.name} has {len(self)} rows, there is no row {index}")
         number = bisect_right(self._ends, index)
         return self._sources[number], index - (self._ends[number - 1] if number else 0)
+
+
+def _open(path: Path) -> Source:
+    if path.is_dir():
+        return _open_folder(path)
+    if "*" in path.name and not path.exists():
+        return _open_shards(path, sorted(file for file in path.parent.glob(path.name) if file.is_file()))
+    return _open_file(path)
 
 
 def _open_file(path: Path) -> Source:

@@ -13,6 +13,7 @@ Knows names and text; opens no picture. Shape letters: I pictures, T texts.
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any, TypeAlias
 
 from internvl.errors import InputError
 from internvl.evaluation.small_files import parse_json, read_json, read_text
+from internvl.processing.conversation import shorten
 
 MAX_BYTES = 1 << 30
 Pair: TypeAlias = tuple[str, str]
@@ -277,19 +279,20 @@ def _find(names: Sequence[str], root: Path) -> Iterable[Path]:
     if missing:
         raise InputError(
             f"{len(missing)} of {len(names)} pictures are not under {root} (or {', '.join(FOLDERS[1:])} "
-            f"there), the first is {missing[0]!r}; name the folder they lie in"
+            f"there), the first is {shorten(missing[0])}; name the folder they lie in"
         )
     return [path for path in found if path is not None]
 
 
 def _find_one(name: str, root: Path) -> Path | None:
-    if "\0" in name:
-        raise InputError(f"{name!r} is no name of a file")
+    """Its path; None also for what no file can be called, such as names over 255 bytes."""
     suffixes = ("",) if Path(name).suffix else SUFFIXES
     for top in (root, root.parent):
         for folder in FOLDERS:
             for suffix in suffixes:
                 path = top / folder / f"{name}{suffix}"
-                if path.is_file() or (suffixes == SUFFIXES and path.is_dir()):  # a folder of frames
+                # Those of Path raise for names that are too long and for places where one may not look.
+                is_frames = suffixes == SUFFIXES and os.path.isdir(path)  # noqa: PTH112
+                if is_frames or os.path.isfile(path):  # noqa: PTH113
                     return path
     return None

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from internvl.api.contrastive import Mode
 from internvl.api.vision import VisionModel
 from internvl.checkpoints.configs import describe_normalization
-from internvl.checkpoints.digest import weights_digest
+from internvl.checkpoints.digest import model_digest, weights_digest
 from internvl.checkpoints.encoders import load_image_encoder
 from internvl.checkpoints.fill import place
 from internvl.checkpoints.load import build, choose_dtype, load_model, load_vision
@@ -68,10 +68,8 @@ class ContrastiveEmbedder:
     ) -> None:
         self.encoder, self.mode, self.fit, self.normalized = encoder.eval(), mode, fit, normalized
         self.width = encoder.config.embed_dim
-        state = encoder.state_dict()
-        seen = {key: value for key, value in state.items() if key.startswith(PICTURE_SIDE[mode])}
-        dtype = encoder.vit.embed.position.dtype
-        self.identity = _identity(name, seen, dtype, mode=mode, fit=fit, normalized=normalized)
+        weights, dtype = model_digest(encoder, PICTURE_SIDE[mode]), encoder.vit.embed.position.dtype
+        self.identity = _identity(name, weights, dtype, mode=mode, fit=fit, normalized=normalized)
 
     def prepare(self, image: Image.Image) -> Tensor:
         config = self.encoder.config
@@ -90,8 +88,8 @@ class VisionEmbedder:
     def __init__(self, model: VisionModel, name: str, *, fit: Fit = "crop", normalized: bool = False) -> None:
         self.model, self.fit, self.normalized = model, fit, normalized
         self.width = model.config.width
-        seen, dtype = model.tower.state_dict(), model.tower.embed.position.dtype
-        self.identity = _identity(name, seen, dtype, mode=None, fit=fit, normalized=normalized)
+        weights, dtype = model_digest(model.tower), model.tower.embed.position.dtype
+        self.identity = _identity(name, weights, dtype, mode=None, fit=fit, normalized=normalized)
 
     def prepare(self, image: Image.Image) -> Tensor:
         return to_tiles(
@@ -152,7 +150,7 @@ def picture_weights(name: str, *, mode: Mode, dtype: str) -> str:
 
 def _identity(
     name: str,
-    tensors: Mapping[str, Tensor],
+    weights: str,
     dtype: torch.dtype,
     *,
     mode: Mode | None,
@@ -162,7 +160,7 @@ def _identity(
     """`mode` is None for a tower alone."""
     return {
         "model": name,
-        "weights": weights_digest(tensors.items()),
+        "weights": weights,
         "dtype": str(dtype).removeprefix("torch."),
         "mode": mode,
         "fit": fit,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,20 +30,26 @@ JOB, MANIFEST, ERRORS, SHARDS = "job.json", "manifest.json", "errors.jsonl", "sh
 FORMAT = "internvl-embeddings-1"
 MAX_JSON_BYTES = 1 << 30
 PARTIAL = ".partial"
+OURS = re.compile(
+    rf"\.((job|manifest)\.json|errors\.jsonl|\d{{6,}}\.(parquet|npy|jsonl|json))\.[0-9a-f]{{32}}{re.escape(PARTIAL)}"
+)
+"""Names of all files here while they are written (`write_whole`); any other is a user's."""
 
 
 @contextmanager
 def claimed(folder: Path, job: Job) -> Iterator[None]:
     """Makes the folder this job's and keeps other processes out of it within the block.
 
-    Half-written files of a process that was killed are removed. Raises InputError where the folder holds
-    another job or something else, or while another process works in it.
+    Half-written files of a process that was killed are removed, once the folder is known to be this job's.
+    Raises InputError where it holds another job or something else, or while another process works in it.
     """
     with locked(folder):
-        for partial in sorted(folder.rglob(f".*{PARTIAL}")):
-            partial.unlink()
         _check(folder, job)
         (folder / SHARDS).mkdir(exist_ok=True)
+        for place in (folder, folder / SHARDS):
+            for path in list(place.iterdir()):
+                if OURS.fullmatch(path.name):
+                    path.unlink()
         yield
 
 
@@ -174,7 +181,7 @@ def _lock(descriptor: int, folder: Path) -> None:
 def _check(folder: Path, job: Job) -> None:
     path = folder / JOB
     if not path.is_file():
-        others = sorted(child.name for child in folder.iterdir())
+        others = sorted(child.name for child in folder.iterdir() if not OURS.fullmatch(child.name))
         if others:
             raise InputError(f"{folder} holds other files ({others[0]}); name an empty or new folder")
         write_whole(path, dump(job.as_json()))

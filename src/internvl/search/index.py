@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +104,7 @@ def _write(description: Description, sources: Sequence[Embeddings], out: Path) -
                 index.add(unit(vectors_BE))
                 writer.write_table(_table(number, part))
     with _whole(out / f"{description.files}.faiss") as vectors:
-        faiss.write_index(index, str(vectors))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(vectors.write))
     write_whole(out / INDEX, dump({"format": FORMAT, **asdict(description)}))
 
 
@@ -203,11 +203,15 @@ def _sample(sources: Sequence[Embeddings], count: int, wanted: int) -> NDArray[n
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Another name to write under; the file gets its own when the block ends well."""
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which gets its name when the block ends well.
+
+    It is open because pyarrow and faiss know no paths that are not UTF-8, and faiss no OSError.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
-        yield partial
+        with partial.open("xb") as file:
+            yield file
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -165,7 +165,8 @@ def _read_faiss(path: Path) -> Any:
     try:
         # A header may claim any size; nothing in a file is larger than the file, and tables have a limit.
         faiss.set_deserialization_vector_byte_limit(path.stat().st_size + MAX_TABLE_BYTES)
-        return faiss.read_index(str(path))
+        with path.open("rb") as file:  # faiss knows no paths that are not UTF-8, and pyarrow neither
+            return faiss.read_index(faiss.PyCallbackIOReader(file.read))
     except RuntimeError as reason:
         raise InputError(f"{path} is not readable by faiss; make the index again: {reason}") from reason
     finally:
@@ -175,7 +176,7 @@ def _read_faiss(path: Path) -> Any:
 def _read_entries(path: Path) -> Any:
     pa = import_pyarrow()
     try:
-        with pa.parquet.ParquetFile(path) as file:
+        with path.open("rb") as stored, pa.parquet.ParquetFile(stored) as file:
             return file.read(entry_schema().names).cast(entry_schema())
     except (pa.ArrowException, OSError, ValueError) as reason:
         raise InputError(f"{path} is not readable; make the index again: {reason}") from reason
