@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,18 @@ def test_overflow_is_found_before_the_tower_runs(
     monkeypatch.setattr(model.vlm.vit, "forward", run)
     with pytest.raises(ContextOverflowError):
         model.chat("What?", [photo], max_new_tokens=5000)
+
+
+@pytest.mark.parametrize("ask", [ChatModel.chat, ChatModel.explain])
+def test_what_no_context_holds_is_not_read_as_tokens(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch, ask: Callable[..., object]
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the text was read")
+
+    monkeypatch.setattr(type(model.processor.tokenizer), "encode", read)
+    with pytest.raises(ContextOverflowError, match="tokens or more"):
+        ask(model, "word " * 1_000_000)
 
 
 def test_beams_cannot_be_streamed(model: ChatModel) -> None:

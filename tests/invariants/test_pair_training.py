@@ -4,6 +4,7 @@ kept features are those of the tower."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,20 @@ def test_two_processes_are_one(recipe: Recipe, tmp_path: Path, parallel: str) ->
     )
     run_processes(2, WORKER, tmp_path / "recipe.json", tmp_path / "two")
     assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def test_processes_name_what_is_trained_and_unused(recipe: Recipe, tmp_path: Path) -> None:
+    """Comparing alone needs no queries."""
+    model = replace(recipe.model, adapters=())
+    recipe = replace(recipe, model=model, params=((".*", SETTINGS),), steps=1)
+    recipe_file.write(tmp_path / "recipe.json", recipe)
+    assert finish(start(2, WORKER, tmp_path / "recipe.json", tmp_path / "two")) == [1, 1]
+    report = (tmp_path / "two" / "report.md").read_text()
+    assert re.search(r"failed: \d+ trained parameters .* in qllama, query_pool, itm_head; the first", report)
+    assert "freeze them by a rule of params, or take execution.parallel=fsdp" in report
+    sharded = recipe_file.override(recipe, ["execution.parallel=fsdp"])
+    recipe_file.write(tmp_path / "recipe.json", sharded)
+    run_processes(2, WORKER, tmp_path / "recipe.json", tmp_path / "two")
 
 
 @pytest.mark.parametrize("matches", ["half", "both"])

@@ -1,7 +1,7 @@
 """A run of the tiny golden model on a few generated records, and ways to end it early.
 
 As a program (`python -m ... RECIPE OUT [HOW STEP RANK]`) it carries out a recipe file and goes on with what
-it finds; HOW is "ask" or "kill" (see `Ending`).
+it finds; HOW is "ask", "kill" or "fail" (see `Ending`).
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def make_recipe(
 
 
 class Ending:
-    """Ends the run in this process: "ask" sends SIGTERM when `step` is logged, "kill" SIGKILL while the
-    checkpoint of `step` is being written."""
+    """Ends the run in this process: "ask" sends SIGTERM when `step` is logged, "fail" raises an error then;
+    "kill" sends SIGKILL while the checkpoint of `step` is being written."""
 
     def __init__(self, out: Path, how: str, step: int) -> None:
         self.partial = out / "checkpoints" / f"step-{step:08d}.partial"
@@ -82,6 +82,11 @@ class Ending:
                 signal.raise_signal(signal.SIGTERM)
             update(progress, step, row)
 
+        def failing(progress: Progress, step: int, row: Mapping[str, Any]) -> None:
+            if step == self.step:
+                raise OSError(f"no disk in step {step}")
+            update(progress, step, row)
+
         def killing(descriptor: int) -> None:
             if self.partial.is_dir():
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -89,6 +94,7 @@ class Ending:
 
         patches: dict[str, Callable[[], Any]] = {
             "ask": lambda: patch.object(Progress, "update", asking),
+            "fail": lambda: patch.object(Progress, "update", failing),
             "kill": lambda: patch("os.fsync", killing),
         }
         self.patch = patches[self.how]()

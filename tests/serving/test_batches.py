@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from internvl.cli.main import main
 from internvl.engine.settings import EngineSettings
 from internvl.errors import EngineError
 from internvl.serving.app import make_app
-from internvl.serving.batches import Batches
+from internvl.serving.batches import Batch, Batches
 from internvl.serving.files import FileStore
 from internvl.serving.settings import Settings
 from tests.serving.conftest import JSON, encoded, error_of, full_disk, image_part, picture, serving
@@ -184,6 +185,51 @@ def test_a_batch_that_cannot_be_run_is_the_only_one(
 
     asyncio.run(asyncio.wait_for(main(), 60))
     assert "no such thing" in caplog.text
+
+
+DAMAGED: dict[str, bytes | dict[str, Any]] = {
+    "no JSON": b"{",
+    "no text": b"\xff",
+    "too deep": b"[" * 100_000,
+    "no object": b"[]",
+    "fields are missing": b'{"id": "batch-1"}',
+    "a field is no time": {"created_at": "soon"},
+    "of another batch": {"id": "batch-0"},
+}
+"""What stands in a description, or in fields of a good one."""
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_description_keeps_no_server_from_starting(
+    model: ChatModel, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    good = Batch(
+        id=f"batch-{'a' * 32}",
+        input_file_id="file-1",
+        endpoint=CHAT,
+        completion_window="24h",
+        metadata=None,
+        created_at=1,
+        status="completed",
+    )
+    (tmp_path / f"{good.id}.json").write_text(json.dumps(asdict(good)))
+    id, content = f"batch-{'b' * 32}", DAMAGED[kind]
+    if isinstance(content, dict):
+        content = json.dumps({**asdict(good), "id": id, **content}).encode()
+    path = tmp_path / f"{id}.json"
+    path.write_bytes(content)
+    with (
+        serving(make_app(model, Settings(files_path=tmp_path))) as address,
+        httpx.Client(base_url=address, timeout=60) as http,
+    ):
+        assert [one["id"] for one in http.get("/v1/batches").json()["data"]] == [good.id]
+        for answer in (http.get(f"/v1/batches/{id}"), http.post(f"/v1/batches/{id}/cancel")):
+            assert f"{id} is damaged" in error_of(answer, 404)["message"]
+    told = [record.getMessage() for record in caplog.records if str(path) in record.getMessage()]
+    assert len(told) == 1
+    assert "is left alone" in told[0]
+    assert "\n" not in told[0]
+    assert path.read_bytes() == content
 
 
 def test_a_batch_can_be_cancelled(model: ChatModel) -> None:

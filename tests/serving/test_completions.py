@@ -10,6 +10,7 @@ import pytest
 from openai import OpenAI
 
 from internvl import ChatModel
+from internvl.processing.tokenizer import Encoding, Tokenizer
 from tests.serving.conftest import error_of
 from tests.serving.test_chat_completions import events
 
@@ -84,6 +85,22 @@ def test_the_official_client(client: OpenAI) -> None:
 def test_refusals(http: httpx.Client, fields: dict[str, Any], param: str | None) -> None:
     error = error_of(http.post(PATH, json=fields), 400)
     assert param is None or error["param"].startswith(param)
+
+
+@pytest.mark.parametrize("prompt", ["a" * 1_000_000, ["ab", "a" * 1_000_000]])
+def test_what_no_context_holds_is_not_read_as_tokens(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, prompt: str | list[str]
+) -> None:
+    encode = Tokenizer.encode
+
+    def read(tokenizer: Tokenizer, text: str, **options: Any) -> Encoding:
+        assert len(text) < 1_000_000
+        return encode(tokenizer, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", read)
+    error = error_of(http.post(PATH, json={"prompt": prompt, "max_tokens": 1}), 400)
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    assert "2048 positions" in error["message"]
 
 
 def test_parts_of_characters_in_logprobs(http: httpx.Client) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +23,12 @@ from tests.serving.conftest import encoded, picture
 PHOTO = Medium(kind="image", content=encoded(picture(20, 10)), param="p")
 
 
-def run(test: Callable[[Decoders], Awaitable[None]], **limits: Any) -> None:
+def run(
+    test: Callable[[Decoders], Awaitable[None]], *, max_pixels_inside: int = 480_000_000, **limits: Any
+) -> None:
     async def opened() -> None:
-        async with Decoders(MediaPolicy(**limits), num_workers=1) as decoders:
+        policy = MediaPolicy(**limits)
+        async with Decoders(policy, num_workers=1, max_pixels_inside=max_pixels_inside) as decoders:
             await test(decoders)
 
     asyncio.run(opened())
@@ -151,17 +154,64 @@ def test_a_request_that_is_gone_leaves_no_half_answer() -> None:
     run(test)
 
 
+async def count(decoders: Decoders, media: Sequence[Medium]) -> int:
+    async with decoders.read_all(media) as found:
+        return len(found)
+
+
 def test_limits_of_a_whole_request() -> None:
     async def test(decoders: Decoders) -> None:
         with pytest.raises(RequestError) as caught:
-            await decoders.read_all([PHOTO] * 4)
+            await count(decoders, [PHOTO] * 4)
         assert caught.value.code == "media_count"
         with pytest.raises(RequestError) as caught:
-            await decoders.read_all([PHOTO] * 3)
+            await count(decoders, [PHOTO] * 3)
         assert caught.value.code == "media_pixels"
-        assert len(await decoders.read_all([PHOTO] * 2)) == 2
+        assert await count(decoders, [PHOTO] * 2) == 2
 
     run(test, max_media=3, max_total_pixels=400)
+
+
+def test_pictures_of_all_requests_share_the_memory() -> None:
+    """Each photo has 200 pixels and might have 250, so there is room to read a third while two are held."""
+
+    async def test(decoders: Decoders) -> None:
+        num_inside = most = 0
+        three = asyncio.Event()
+
+        async def request() -> None:
+            nonlocal num_inside, most
+            async with decoders.read_all([PHOTO]):
+                num_inside += 1
+                most = max(most, num_inside)
+                if num_inside == 3:
+                    three.set()
+                await three.wait()
+                assert await count(decoders, []) == 0  # text waits for nobody
+                await asyncio.sleep(0.02)  # a fourth could come
+                num_inside -= 1
+
+        await asyncio.wait_for(asyncio.gather(*[request() for _ in range(9)]), 60)
+        assert most == 3
+
+    run(test, max_pixels=250, max_total_pixels=400, max_pixels_inside=650)
+
+
+def test_room_of_requests_that_fail_or_are_gone_is_free_again() -> None:
+    async def test(decoders: Decoders) -> None:
+        async with decoders.read_all([PHOTO]):
+            waiting = asyncio.ensure_future(count(decoders, [PHOTO] * 2))
+            behind = asyncio.ensure_future(count(decoders, [PHOTO]))
+            await asyncio.sleep(0.02)
+            assert not behind.done()  # it came later
+            waiting.cancel()
+            assert await asyncio.wait_for(behind, 60) == 1
+        for _ in range(3):
+            with pytest.raises(RequestError):
+                await asyncio.wait_for(count(decoders, [replace(PHOTO, content=b"junk")]), 60)
+        assert await asyncio.wait_for(count(decoders, [PHOTO] * 2), 60) == 2
+
+    run(test, max_pixels=200, max_total_pixels=400, max_pixels_inside=400)
 
 
 @pytest.mark.parametrize(

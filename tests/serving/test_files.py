@@ -6,11 +6,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 
 from internvl.errors import EngineError, RequestError
+from internvl.serving import descriptions
 from internvl.serving.files import FileStore
 from tests.serving.conftest import error_of, full_disk
 
@@ -99,16 +102,33 @@ def test_a_file_that_goes_before_it_is_read_is_not_there(
 ) -> None:
     """Whoever deletes it is faster by one step."""
     files = FileStore(tmp_path)
-    read = FileStore._read
+    read = descriptions.read
 
-    def go(self: FileStore, path: Path) -> object:
+    def go(form: TypeAdapter[Any], path: Path) -> object:
         path.unlink()
-        return read(self, path)
+        return read(form, path)
 
     for step in (lambda id: [files.list(), files.find(id)], files.delete):
         kept = files.add(b"x", "a.txt", "user_data")
         with monkeypatch.context() as patch:
-            patch.setattr(FileStore, "_read", go)
+            patch.setattr(descriptions, "read", go)
             with pytest.raises(RequestError, match="there is no file"):
                 step(kept.id)
     assert files.list() == []
+
+
+def test_a_damaged_description_keeps_no_other_file_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = FileStore(tmp_path)
+    kept, damaged = (files.add(b"x", "a.txt", "user_data") for _ in range(2))
+    path = tmp_path / f"{damaged.id}.json"
+    path.write_text('{"id": 1}')
+    files = FileStore(tmp_path)
+    assert caplog.text.count(str(path)) == 1
+    assert files.list() == [kept]
+    with pytest.raises(RequestError, match=f"{damaged.id} is damaged") as caught:
+        files.find(damaged.id)
+    assert caught.value.status == 404
+    files.add(b"x", "a.txt", "user_data")
+    assert path.read_text() == '{"id": 1}'

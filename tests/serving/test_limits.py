@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,15 @@ import httpx
 import pytest
 from openai import APIConnectionError, AuthenticationError, OpenAI
 
-from internvl import ChatModel
+from internvl import ChatModel, VisionModel, zoo
+from internvl.config import VisionConfig
 from internvl.engine.settings import EngineSettings
 from internvl.errors import InputError
+from internvl.models.vit import VisionTower
 from internvl.serving.app import make_app
+from internvl.serving.embedding import Embedder
+from internvl.serving.media import MediaPolicy
+from internvl.serving.prepare import Preparer
 from internvl.serving.settings import Settings
 from tests.serving.conftest import encoded, error_of, image_part, picture, serving
 from tests.serving.test_routes import numbers
@@ -246,6 +254,63 @@ def test_bodies_share_the_memory(model: ChatModel) -> None:
         until = time.monotonic() + 30
         while client.post(CHAT, json=body).status_code != 200:
             assert time.monotonic() < until, "the first body is still counted"
+
+
+class Inside:
+    """Takes a while, and counts how many are in it at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def work(self, inner: Any) -> Any:
+        def worked(*args: Any) -> Any:
+            with self._lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            time.sleep(0.05)
+            with self._lock:
+                self.now -= 1
+            return inner(*args)
+
+        return worked
+
+    def wait(self, inner: Any) -> Any:
+        async def waited(*args: Any) -> Any:
+            await asyncio.to_thread(self.work(lambda: None))
+            return await inner(*args)
+
+        return waited
+
+
+def test_pictures_share_the_memory_until_they_are_used(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = Inside()
+    monkeypatch.setattr(Preparer, "_prepare", inside.work(Preparer._prepare))
+    monkeypatch.setattr(Preparer, "_explain", inside.work(Preparer._explain))
+    monkeypatch.setattr(Embedder, "embed", inside.wait(Embedder.embed))
+    config = zoo.find("InternViT-300M-448px").config
+    assert isinstance(config, VisionConfig)
+    tower = VisionModel(VisionTower(zoo.tiny(config)))
+    media = MediaPolicy(max_pixels=400, max_total_pixels=400)
+    settings = Settings(media=media, max_pixels_inside=800)
+    photo = image_part(encoded(picture(20, 20)))
+    chat = {**SHORT, "messages": [{"role": "user", "content": [photo]}]}
+    asked = [(CHAT, chat), ("/explain", chat), ("/v1/embeddings", {"model": "embeddings", "input": [photo]})]
+    with (
+        serving(make_app(model, settings, embedding_model=tower)) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        answers = list(pool.map(lambda one: client.post(one[0], json=one[1]), asked * 4))
+    assert [answer.status_code for answer in answers] == [200] * 12
+    assert inside.most <= 2
+
+
+def test_room_for_less_than_one_request_is_refused() -> None:
+    with pytest.raises(InputError, match=r"max_pixels_inside=399 is less .*\(400\): raise it"):
+        Settings(media=MediaPolicy(max_total_pixels=400), max_pixels_inside=399)
 
 
 @contextmanager

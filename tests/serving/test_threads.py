@@ -73,7 +73,7 @@ def test_a_request_that_is_gone_has_its_place_until_its_thread_ends(
                 await preparer.chat(chat, "key", Caller(client="", deadline=None))
 
     async def main() -> None:
-        async with Decoders(MediaPolicy(), num_workers=1) as decoders:
+        async with Decoders(MediaPolicy(), num_workers=1, max_pixels_inside=10**9) as decoders:
             preparer = Preparer(model, decoders, lambda _: None)
             monkeypatch.setattr(preparer, name, work)
             for _ in range(3):  # each is let in since none is inside

@@ -47,6 +47,16 @@ def test_the_report_holds_facts_numbers_measurements_and_the_recipe(folder: Path
     assert "Bad samples" not in text
 
 
+def test_why_other_processes_failed_stands_with_the_events(folder: Path) -> None:
+    log = Log(folder / "rank-1")
+    log.write(step=2, event="resumed")
+    log.write(step=30, event="failed: no\nroom")
+    log.close()
+    text = write_report(folder, RECIPE, {}).read_text(encoding="utf-8")
+    assert "* step 30: finished\n* rank-1, step 30: failed: no room\n" in text
+    assert "resumed" not in text
+
+
 def test_the_plot_is_a_picture(folder: Path) -> None:
     pytest.importorskip("matplotlib")
     assert "![loss over steps](loss.png)" in write_report(folder, RECIPE, {}).read_text(encoding="utf-8")
@@ -97,7 +107,10 @@ def test_many_measurements_are_shortened(tmp_path: Path) -> None:
     assert "| 11 | 11.0000 |" in text
 
 
-def test_a_run_that_logged_nothing_has_a_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_log", [False, True])
+def test_a_run_that_logged_nothing_has_a_report(tmp_path: Path, has_log: bool) -> None:
+    if has_log:
+        Log(tmp_path).close()
     text = write_report(tmp_path, RECIPE, {"reason": "interrupted"}).read_text(encoding="utf-8")
     assert "No step was logged." in text
     assert not (tmp_path / "loss.png").exists()

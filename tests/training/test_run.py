@@ -35,7 +35,9 @@ from internvl.training.run import run
 from internvl.training.saves import Saves
 from tests.conftest import GoldenFixtures
 from tests.invariants.training_worker import Ending, losses, write_records
+from tests.training.processes import finish
 from tests.training.processes import run as run_processes
+from tests.training.processes import start as start_processes
 
 LANGUAGE = r"llm\.layers\.\d+\.(attn|mlp)\..*"
 FROZEN = (".*", None)
@@ -485,6 +487,39 @@ def test_a_run_that_fails_has_a_report(full: Recipe, tmp_path: Path, monkeypatch
     assert "| step | 1 |" in text
     assert "at step 1" in text
     assert "* step 2: not finite" in text
+
+
+def test_a_run_that_fails_in_a_way_nobody_expected_has_a_report(
+    full: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a folder that took no step is free for another recipe."""
+
+    def failing(module: Objected, batch: Batch) -> Loss:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objected, "forward", failing)
+        with pytest.raises(RuntimeError):
+            run(full, tmp_path)
+    assert "| reason | failed: out of memory |" in (tmp_path / "report.md").read_text()
+    stale = tmp_path / "rank-1/log.jsonl"
+    stale.parent.mkdir()
+    stale.write_text('{"step": 0, "event": "failed: no more"}\n')
+    run(replace(full, steps=1), tmp_path)
+    assert "failed" not in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_alone_leaves_its_reason(full: Recipe, tmp_path: Path, rank: int) -> None:
+    recipe_file.write(tmp_path / "recipe.json", full)
+    out = tmp_path / "out"
+    processes = start_processes(2, WORKER, tmp_path / "recipe.json", out, "fail", "2", str(rank))
+    assert finish(processes) == [1, 1]
+    text = (out / "report.md").read_text()
+    told = ("| reason | failed: no disk in step 2 |", "* rank-1, step 2: failed: no disk in step 2")
+    assert told[rank] in text
+    assert "| step | 2 |" in text
+    assert ("no disk" in rows(out / "rank-1")[-1]["event"]) == (rank == 1)
 
 
 def test_a_step_is_computed_in_parts(full: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,10 +121,10 @@ class ChatModel:
         return Stream(batch, partial(self._reply, prepared))
 
     def explain(self, prompt: Question, images: Any = (), **options: Unpack[ChatOptions]) -> Explanation:
-        """What `chat` would run: grids, tiles, prompt, ids, memory. Pictures are read, nothing runs."""
+        """What `chat` would run: grids, tiles, prompt, ids, memory. Pictures are read, nothing runs. Raises
+        as `chat`."""
         request = read_request(prompt, images, options, self.processor.limits)
-        inputs = self.processor(request.conversation, total_tiles=request.total_tiles)
-        sampling = self._sampling(request.sampling)
+        sampling, inputs = self._inputs(request)
         tokens = [self.processor.tokenizer.token(id) or "" for id in inputs.ids]
         value_bytes = self.vlm.llm.embed.weight.element_size()
         return explain_inputs(self.config, inputs, tokens, sampling.max_new_tokens, value_bytes)
@@ -168,6 +168,15 @@ class ChatModel:
         question, images = arguments.pop("prompt"), arguments.pop("images", ())
         start = time.perf_counter()
         request = read_request(question, images, arguments, self.processor.limits)
+        sampling, inputs = self._inputs(request)
+        middle = time.perf_counter()
+        with torch.inference_mode():
+            x_TD = self._fill_slots(inputs.ids, inputs.slots, self._vision_tokens(inputs))
+        prompt = Prompt(x_TD, sampling, self.seen_ids)
+        return Prepared(request, inputs, prompt, middle - start, time.perf_counter() - middle)
+
+    def _inputs(self, request: Request) -> tuple[Sampling, Inputs]:
+        """Of a request for which the context has room, with its whole answer."""
         sampling = self._sampling(request.sampling)
         check_room(1, sampling.max_new_tokens, self.config.text)
         inputs = self.processor(
@@ -175,12 +184,7 @@ class ChatModel:
             total_tiles=request.total_tiles,
             max_tokens=context_limit(self.config.text) - sampling.max_new_tokens,
         )
-        check_room(len(inputs.ids), sampling.max_new_tokens, self.config.text)
-        middle = time.perf_counter()
-        with torch.inference_mode():
-            x_TD = self._fill_slots(inputs.ids, inputs.slots, self._vision_tokens(inputs))
-        prompt = Prompt(x_TD, sampling, self.seen_ids)
-        return Prepared(request, inputs, prompt, middle - start, time.perf_counter() - middle)
+        return sampling, inputs
 
     def _reply(self, prepared: Prepared, made: Generation, seconds: float) -> Reply:
         inputs = prepared.inputs

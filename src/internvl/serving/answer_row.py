@@ -79,7 +79,8 @@ async def embed(server: Server, asked: EmbeddingRequest) -> dict[str, Any]:
     embedder, name = server.embedding_service(asked.model)
     items = asked.items()
     references = [item for item in items if isinstance(item, MediaReference)]
-    pictures = iter(await server.read_pictures(references))
-    found = [item if isinstance(item, str) else next(pictures) for item in items]
-    made = await embedder.embed(asked, found)
+    async with server.read_pictures(references) as pictures:
+        unseen = iter(pictures)
+        found = [item if isinstance(item, str) else next(unseen) for item in items]
+        made = await embedder.embed(asked, found)
     return embedding_list(made.vectors, asked.encoding_format, name, made.num_tokens)

@@ -6,7 +6,6 @@ What was broken off with the server goes on with the next one on the same folder
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import secrets
@@ -16,7 +15,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from internvl.errors import EngineError, EngineStoppedError, RequestError
+from internvl.serving import descriptions
 from internvl.serving.batch_run import Answer, Progress, Row, read_rows, run_rows
 from internvl.serving.files import FileStore
 
@@ -42,6 +44,9 @@ class Batch:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+FORM = TypeAdapter(Batch)
+
+
 class Batches:
     """Runs batches one after the other, `concurrency` rows of one at a time."""
 
@@ -54,7 +59,7 @@ class Batches:
         self._worker: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Batches:
-        for batch in self.newest_first():
+        for batch in self.newest_first(tells=True):
             if batch.status not in ENDED:
                 self._waiting.put_nowait(batch.id)
         self._worker = asyncio.create_task(self._work())
@@ -85,18 +90,19 @@ class Batches:
         return batch
 
     def find(self, id: str) -> Batch:
-        """Raises RequestError with 404 for a batch that is not there."""
+        """Raises RequestError with 404 for a batch that is not there, or whose description is damaged."""
         if id in self._not_kept:
             return self._not_kept[id]
         if not ID.fullmatch(id) or not self._path(id).is_file():
             raise RequestError(
                 f"there is no batch {id[:80]!r}", status=404, param="batch_id", code="batch_not_found"
             )
-        return Batch(**json.loads(self._path(id).read_text(encoding="utf-8")))
+        return descriptions.read(FORM, self._path(id))
 
-    def newest_first(self) -> list[Batch]:
-        """All batches."""
-        found = [self.find(path.stem) for path in self.files.folder.glob("batch-*.json")]
+    def newest_first(self, *, tells: bool = False) -> list[Batch]:
+        """All batches but those whose descriptions are damaged; with `tells`, these are logged."""
+        written = descriptions.read_all(FORM, self.files.folder.glob("batch-*.json"), tells=tells)
+        found = [self._not_kept.get(batch.id, batch) for batch in written]
         return sorted(found, key=lambda batch: (batch.created_at, batch.id), reverse=True)
 
     def cancel(self, id: str) -> Batch:
@@ -184,13 +190,9 @@ class Batches:
         return read_rows(content)
 
     def _write(self, batch: Batch) -> None:
-        beside = self.files.folder / f"{batch.id}.part"
         try:
-            beside.write_text(json.dumps(asdict(batch)), encoding="utf-8")
-            beside.replace(self._path(batch.id))
+            descriptions.write(batch, self._path(batch.id))
         except OSError as reason:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
             raise EngineError(f"the batch could not be kept: {reason.strerror}") from reason
 
     def _path(self, id: str) -> Path:

@@ -30,6 +30,7 @@ from internvl.serving.protocol_replies import (
     prompt_logprobs_object,
     usage,
 )
+from internvl.serving.tokenizing import ids_of_text
 
 
 @dataclass(slots=True)
@@ -105,7 +106,9 @@ class Completing:
 
     def _request(self, index: int, prompt: str | list[int]) -> EngineRequest:
         asked, preparer = self.asked, self.service.preparer
-        ids = self.tokenizer.encode(prompt, eos=False).ids if isinstance(prompt, str) else prompt
+        ids = prompt
+        if isinstance(ids, str):
+            ids = ids_of_text(preparer, ids, adds_special=True, reads_marks=True)
         if not ids:
             raise RequestError("the prompt is empty", param="prompt")
         try:

@@ -10,7 +10,8 @@ import asyncio
 import json
 import logging
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -23,6 +24,7 @@ from PIL import Image
 from internvl.errors import EngineError, RequestError
 from internvl.serving.decoding import Failure, serve, write_job
 from internvl.serving.media import MediaPolicy, Medium
+from internvl.serving.room import Room
 
 GRACE = 2.0
 """Seconds beyond the policy's own, in which a fetch can still say that its time was over."""
@@ -75,10 +77,14 @@ class Worker:
 
 
 class Decoders:
-    """`async with Decoders(policy) as decoders: await decoders.read(medium)`."""
+    """`async with Decoders(policy, ...) as decoders: await decoders.read(medium)`.
 
-    def __init__(self, policy: MediaPolicy, *, num_workers: int = 2) -> None:
+    `max_pixels_inside` are those of all requests together, at least the policy's own for one.
+    """
+
+    def __init__(self, policy: MediaPolicy, *, num_workers: int, max_pixels_inside: int) -> None:
         self.policy, self.num_workers = policy, num_workers
+        self._room = Room(max_pixels_inside)
         self._idle: asyncio.Queue[Worker | None] = asyncio.Queue()
 
     async def __aenter__(self) -> Decoders:
@@ -93,8 +99,10 @@ class Decoders:
             if worker is not None:
                 await asyncio.to_thread(worker.close)
 
-    async def read_all(self, media: Sequence[Medium]) -> list[list[Image.Image]]:
-        """The pictures of every medium. Raises RequestError for the first that is refused."""
+    @asynccontextmanager
+    async def read_all(self, media: Sequence[Medium]) -> AsyncIterator[list[list[Image.Image]]]:
+        """The pictures of every medium, which are to be let go with the block: other requests wait for their
+        room. Raises RequestError for the first that is refused."""
         if len(media) > self.policy.max_media:
             raise RequestError(
                 f"{len(media)} pictures, videos and documents in one request, the limit is "
@@ -102,6 +110,22 @@ class Decoders:
                 param=media[-1].param,
                 code="media_count",
             )
+        if not media:
+            yield []  # text waits for nobody's pictures
+            return
+        async with self._room.share(self._most_pixels(media)) as shrink:
+            found, num_pixels = await self._read_each(media)
+            shrink(num_pixels)
+            yield found
+
+    def _most_pixels(self, media: Sequence[Medium]) -> int:
+        """What these may have, as far as that is known before they are read."""
+        policy = self.policy
+        of_each = (policy.max_pixels if one.kind == "image" else policy.max_total_pixels for one in media)
+        return min(sum(of_each), policy.max_total_pixels)
+
+    async def _read_each(self, media: Sequence[Medium]) -> tuple[list[list[Image.Image]], int]:
+        """The pictures of every medium, and the pixels of all."""
         found: list[list[Image.Image]] = []
         num_pixels = 0
         for medium in media:
@@ -114,7 +138,7 @@ class Decoders:
                     param=medium.param,
                     code="media_pixels",
                 )
-        return found
+        return found, num_pixels
 
     async def read(self, medium: Medium) -> list[Image.Image]:
         """The RGB pictures of one medium. Raises RequestError when it is refused, and EngineError where the

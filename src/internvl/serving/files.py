@@ -5,7 +5,6 @@ What a client calls a file is kept as a word and never becomes a path. Safe unde
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
@@ -15,7 +14,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from internvl.errors import EngineError, RequestError
+from internvl.serving import descriptions
 
 ID = re.compile(r"file-[0-9a-f]{32}")
 PURPOSES = ("batch", "batch_output", "vision", "user_data", "assistants")
@@ -35,6 +37,9 @@ class Upload:
         return {**asdict(self), "object": "file", "status": "processed"}
 
 
+FORM = TypeAdapter(Upload)
+
+
 class FileStore:
     """Files below `folder`, together at most `max_bytes`."""
 
@@ -44,6 +49,7 @@ class FileStore:
         self._lock = Lock()
         self._coming: dict[str, int] = {}
         """Bytes of files that are being written, by id: their room is taken already."""
+        self.list(tells=True)
 
     def add(self, content: bytes, filename: str, purpose: str) -> Upload:
         """Keep a file. Raises RequestError for a purpose that does not exist and when there is no room, and
@@ -67,19 +73,17 @@ class FileStore:
                 del self._coming[upload.id]
         return upload
 
-    def list(self) -> list[Upload]:
-        """All files, oldest first."""
-        found: list[Upload] = []
-        for path in self.folder.glob("file-*.json"):
-            with suppress(FileNotFoundError):  # deleted meanwhile
-                found.append(self._read(path))
+    def list(self, *, tells: bool = False) -> list[Upload]:
+        """All files, oldest first, but those whose descriptions are damaged; with `tells`, these are
+        logged."""
+        found = descriptions.read_all(FORM, self.folder.glob("file-*.json"), tells=tells)
         return sorted(found, key=lambda upload: (upload.created_at, upload.id))
 
     def find(self, id: str) -> Upload:
-        """Raises RequestError with 404 for a file that is not there."""
+        """Raises RequestError with 404 for a file that is not there, or whose description is damaged."""
         if ID.fullmatch(id):
             with suppress(FileNotFoundError):
-                return self._read(self._path(id))
+                return descriptions.read(FORM, self._path(id))
         raise _not_found(id)
 
     def content(self, id: str) -> bytes | None:
@@ -112,19 +116,13 @@ class FileStore:
             self._coming[upload.id] = upload.bytes
 
     def _write(self, upload: Upload, content: bytes) -> None:
-        beside = self.folder / f"{upload.id}.part"
         try:
             self._content_path(upload.id).write_bytes(content)
             # The description comes last: a file is there when it is whole.
-            beside.write_text(json.dumps(asdict(upload)), encoding="utf-8")
-            beside.replace(self._path(upload.id))
+            descriptions.write(upload, self._path(upload.id))
         except OSError as reason:
-            for path in (beside, self._content_path(upload.id)):
-                path.unlink(missing_ok=True)
+            self._content_path(upload.id).unlink(missing_ok=True)
             raise EngineError(f"the file could not be kept: {reason.strerror}") from reason
-
-    def _read(self, path: Path) -> Upload:
-        return Upload(**json.loads(path.read_text(encoding="utf-8")))
 
     def _path(self, id: str) -> Path:
         return self.folder / f"{id}.json"

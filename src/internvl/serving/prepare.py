@@ -5,7 +5,8 @@ Knows no HTTP. Pictures are read by `decoders` in other processes and cut into t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,17 +60,18 @@ class Preparer:
 
     async def chat(self, chat: ChatRequest, key: str, caller: Caller, adapter: str | None = None) -> Prepared:
         """Raises InputError for whatever the request has that cannot be answered."""
-        pictures = await self._pictures(find_media(chat.messages))
-        return await in_thread(self._prepare, chat, pictures, key, caller, adapter)
+        async with self._pictures(chat) as pictures:
+            return await in_thread(self._prepare, chat, pictures, key, caller, adapter)
 
     async def explain(self, chat: ChatRequest) -> Explanation:
         """What `chat` would run. Nothing is computed."""
-        pictures = await self._pictures(find_media(chat.messages))
-        return await in_thread(self._explain, chat, pictures)
+        async with self._pictures(chat) as pictures:
+            return await in_thread(self._explain, chat, pictures)
 
-    async def _pictures(self, references: Sequence[MediaReference]) -> list[list[Any]]:
+    def _pictures(self, chat: ChatRequest) -> AbstractAsyncContextManager[list[list[Any]]]:
         policy = self.decoders.policy
-        return await self.decoders.read_all([find_source(one, policy, self.find_file) for one in references])
+        media = [find_source(one, policy, self.find_file) for one in find_media(chat.messages)]
+        return self.decoders.read_all(media)
 
     def _prepare(
         self, chat: ChatRequest, pictures: list[list[Any]], key: str, caller: Caller, adapter: str | None

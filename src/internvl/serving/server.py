@@ -6,8 +6,8 @@ Knows no HTTP and no routes.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,11 +108,13 @@ class Server:
         if self.chat is not None:
             self.chat.backend.stop()
 
-    async def read_pictures(self, references: Sequence[MediaReference]) -> list[Image.Image]:
-        """The first picture of each medium. Raises RequestError."""
+    @asynccontextmanager
+    async def read_pictures(self, references: Sequence[MediaReference]) -> AsyncIterator[list[Image.Image]]:
+        """The first picture of each medium, as `Decoders.read_all`. Raises RequestError."""
         policy = self.settings.media
         media = [find_source(one, policy, self.files.content) for one in references]
-        return [pictures[0] for pictures in await self.decoders.read_all(media)]
+        async with self.decoders.read_all(media) as found:
+            yield [pictures[0] for pictures in found]
 
     def _check_name(self, name: str | None, names: Sequence[str]) -> str:
         if name is not None and name not in names:
@@ -137,7 +139,13 @@ async def open_server(
     admission = Admission(settings.engine.max_running + settings.max_num_queued, settings.max_per_key)
     folder = settings.files_path or Path(stack.enter_context(TemporaryDirectory(prefix="internvl-files-")))
     files = FileStore(folder)
-    decoders = await stack.enter_async_context(Decoders(settings.media, num_workers=settings.media_workers))
+    decoders = await stack.enter_async_context(
+        Decoders(
+            settings.media,
+            num_workers=settings.media_workers,
+            max_pixels_inside=settings.max_pixels_inside,
+        )
+    )
     talkers = [model for model in models if isinstance(model, ChatModel)]
     embedders = [model for model in models if not isinstance(model, ChatModel)]
     chat = None

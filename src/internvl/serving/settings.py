@@ -22,8 +22,9 @@ class Settings:
     `stall_seconds` counts as an engine that has stopped. `request_seconds` is the most that an answer may
     take from the arrival of its request; rows of batches may take longer. `body_seconds` is the time in which
     a request has to arrive, `send_seconds` that in which a client has to take the next piece of its answer,
-    `max_bytes_inside` the size of all that are being read or answered. Uploaded files are kept in
-    `files_path`; without one, in a folder that goes when the server ends.
+    `max_bytes_inside` the size of all that are being read or answered. `max_pixels_inside` are those of all
+    pictures that are read and not yet cut into tiles, 3 bytes each: a request waits until its own have room.
+    Uploaded files are kept in `files_path`; without one, in a folder that goes when the server ends.
     """
 
     served_names: tuple[str, ...] = ("internvl",)
@@ -39,6 +40,7 @@ class Settings:
     max_per_key: int | None = None
     max_body_bytes: int = 64 * 2**20
     max_bytes_inside: int = 512 * 2**20
+    max_pixels_inside: int = 480_000_000
     body_seconds: float = 60.0
     send_seconds: float = 120.0
     media: MediaPolicy = field(default_factory=MediaPolicy)
@@ -50,6 +52,11 @@ class Settings:
             raise InputError(
                 f"a limit of requests for each key is at least 1 and needs keys, got {self.max_per_key} for "
                 f"{len(self.api_keys)} keys"
+            )
+        if self.max_pixels_inside < self.media.max_total_pixels:
+            raise InputError(
+                f"max_pixels_inside={self.max_pixels_inside} is less than one request may have "
+                f"({self.media.max_total_pixels}): raise it"
             )
         names = [*self.served_names, *self.embedding_names, *self.adapter_names]
         doubled = [name for name in self.adapter_names if names.count(name) > 1]

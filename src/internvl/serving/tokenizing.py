@@ -11,8 +11,9 @@ from internvl.serving.prepare import Preparer
 TOO_LONG = "context_length_exceeded"
 
 
-def ids_of_text(preparer: Preparer, text: str, *, adds_special: bool) -> list[int]:
-    """Raises RequestError for a text that is too long for the model in any case."""
+def ids_of_text(preparer: Preparer, text: str, *, adds_special: bool, reads_marks: bool = False) -> list[int]:
+    """Names of special tokens are letters unless `reads_marks`. Raises RequestError for a text that is too
+    long for the model in any case, before it is read as tokens: that takes minutes for the longest."""
     tokenizer, limit = preparer.model.processor.tokenizer, preparer.max_model_len
     if (least := tokenizer.least(text)) > limit:
         raise RequestError(
@@ -21,8 +22,8 @@ def ids_of_text(preparer: Preparer, text: str, *, adds_special: bool) -> list[in
             param="prompt",
             code=TOO_LONG,
         )
-    edges = None if adds_special else False
-    return tokenizer.encode(text, plain=[(0, len(text))], bos=edges, eos=False).ids
+    edges, plain = None if adds_special else False, [] if reads_marks else [(0, len(text))]
+    return tokenizer.encode(text, plain=plain, bos=edges, eos=False).ids
 
 
 def text_of_ids(preparer: Preparer, ids: Sequence[int]) -> str:

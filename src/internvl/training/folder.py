@@ -46,7 +46,8 @@ def claim(recipe: Recipe, out: Path, world: World, *, resume: bool) -> None:
     world.barrier()
     if world.is_main:
         if not _has_begun(out):
-            (out / BAD).unlink(missing_ok=True)
+            for stale in (out / BAD, *out.glob(f"rank-*/{LOG}")):
+                stale.unlink(missing_ok=True)
         recipe_file.write(path, recipe)
     world.barrier()
 

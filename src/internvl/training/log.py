@@ -58,7 +58,7 @@ class Log:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows of `folder/log.jsonl` that count; none without the file.
+    """The rows of `folder/log.jsonl` that count; none without the file, or in an empty one.
 
     A run that resumes repeats the steps after its last checkpoint. So a row takes back every earlier row of a
     later step, and the one of its own step with the same names. Raises InputError for a line that is no JSON
@@ -66,9 +66,8 @@ def read_rows(folder: Path) -> list[Row]:
     """
     path = folder / NAME
     rows: list[Row] = []
-    if not path.is_file():
-        return rows
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
+    text = path.read_text(encoding="utf-8").rstrip("\n") if path.is_file() else ""
+    for number, line in enumerate(text.split("\n") if text else (), start=1):
         row = _parsed(line, f"{path}, line {number}")
         _take_back(rows, row)
         rows.append(row)

@@ -29,7 +29,7 @@ from internvl.training.progress import Progress
 from internvl.training.recipe import Recipe
 from internvl.training.saves import Saves
 from internvl.training.signals import StopRequest
-from internvl.training.world import World
+from internvl.training.world import World, check_averaged
 
 KEYS_SHOWN = 8
 
@@ -163,6 +163,7 @@ def _step(job: Job) -> None:
         sums.update({"loss": float(loss.total.detach()), "weight": float(loss.weight), **loss.metrics})
         keys += batch.keys
         del batch  # else it stays in memory while the next one is made
+    check_averaged(job.module, job.model)
     sums.update(tokens=data.num_tokens, tiles=data.num_tiles)
     sums = _over_processes(sums, world)
     norm = _normalise(job, sums["weight"])

@@ -12,11 +12,14 @@ from pathlib import Path
 
 from internvl.data.bad_samples import read_kinds
 from internvl.training import recipe_file
+from internvl.training.log import NAME as LOG
 from internvl.training.log import Row, read_rows
 from internvl.training.recipe import Recipe
 
 REPORT, PLOT = "report.md", "loss.png"
 BAD_SAMPLES = "bad_samples.jsonl"
+FAILED = "failed:"
+"""How the reason of a process that failed begins."""
 SHOWN_REASONS = 10
 SHOWN_ROWS = 20
 DOTS_PER_INCH = 120
@@ -37,7 +40,7 @@ def write_report(folder: Path, recipe: Recipe, facts: Mapping[str, object]) -> P
         _loss(rows),
         _picture(folder, rows),
         *_measured(rows),
-        *_events(rows),
+        *_events(folder, rows),
         *_bad_samples(folder),
         "## Recipe",
         f"```json\n{json.dumps(recipe_file.dump(recipe), indent=2, ensure_ascii=False)}\n```",
@@ -111,9 +114,17 @@ def _measured(rows: Sequence[Row]) -> tuple[str, ...]:
     return "## Held-out records", _table(("step", *names), cells[-SHOWN_ROWS:]), note
 
 
-def _events(rows: Sequence[Row]) -> tuple[str, ...]:
-    lines = [f"* step {row.get('step', '?')}: {row['event']}" for row in rows if "event" in row]
+def _events(folder: Path, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Those of the main process, and why others failed."""
+    lines = [f"* {_event(row)}" for row in rows if "event" in row]
+    for log in sorted(folder.glob(f"rank-*/{LOG}")):
+        failures = [row for row in read_rows(log.parent) if str(row.get("event")).startswith(FAILED)]
+        lines += [f"* {log.parent.name}, {_event(row)}" for row in failures]
     return ("## Events", "\n".join(lines)) if lines else ()
+
+
+def _event(row: Row) -> str:
+    return f"step {row.get('step', '?')}: {_cell(str(row['event']))}"
 
 
 def _bad_samples(folder: Path) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A recipe carried out: model, data, optimiser and loop joined, and what a run leaves in its folder.
 
     recipe.json          the resolved recipe
-    log.jsonl            a row every few steps, the measurements, and how the run ended
+    log.jsonl            a row every few steps, the measurements, how the run ended (of others in rank-N/)
     bad_samples.jsonl    records that could not be used, with the reason
     checkpoints/         the last states, to continue from
     model/ or adapter/   the result: a checkpoint of its own, or adapters in PEFT's format; of a dual encoder
@@ -28,7 +28,7 @@ from internvl.data.bad_samples import FIRST, BadSamplesLog, read_kinds
 from internvl.data.feed import Feed, Step
 from internvl.data.meta import DataSet, open_data
 from internvl.data.spec import DataSpec
-from internvl.errors import InternVLError, TrainingError
+from internvl.errors import InternVLError
 from internvl.training.build import Built, build, narrow_frozen
 from internvl.training.build_pairs import BuiltPairs, build_pairs
 from internvl.training.ema import EMA
@@ -57,7 +57,7 @@ from internvl.training.recipe_data import (
 )
 from internvl.training.recompute import recompute
 from internvl.training.reference import Reference
-from internvl.training.report import write_report
+from internvl.training.report import FAILED, write_report
 from internvl.training.results import check_result, result_name, write_result
 from internvl.training.saves import Saves
 from internvl.training.self_critical import learn_from_answers
@@ -119,9 +119,8 @@ class _Run:
     def _reference(self) -> nn.Module | None:
         """The model as it starts, where preferences are measured against a copy; sharded as the model is."""
         objective, parallel = self.recipe.objective, self.recipe.execution.parallel
-        if not isinstance(objective, Preference) or objective.reference != "copy":
-            return None
-        if isinstance(self.built, BuiltPairs):
+        wants_copy = isinstance(objective, Preference) and objective.reference == "copy"
+        if not wants_copy or isinstance(self.built, BuiltPairs):
             return None
         copy = Reference(self.built.model)
         return distribute(copy, parallel, self.world) if parallel == "fsdp" else copy
@@ -155,18 +154,21 @@ class _Run:
             log.close()
         result = self._export() if reason != "interrupted" else None
         self._report(job, reason)
-        num_bad = len(read_kinds(self.out / BAD))
-        return Outcome(reason=reason, step=job.done, result=result, num_bad=num_bad)
+        return Outcome(reason=reason, step=job.done, result=result, num_bad=len(read_kinds(self.out / BAD)))
 
     def _train(self, job: Job) -> str:
-        """Why the run ended. One that fails has its report first."""
+        """Why the run ended. A process that fails leaves its reason first: the main one in the report, others
+        in their logs, where a report finds it."""
         try:
             reason = train(job)
             if reason != "interrupted":
                 self._counted_bad().judge()
-        except TrainingError as error:
+        except Exception as error:
+            failure = f"{FAILED} {str(error) or repr(error)}"
             with suppress(InternVLError, OSError):  # the failure is what is to be told
-                self._report(job, f"failed: {error}")
+                if not self.world.is_main:
+                    job.log.write(step=job.done, event=failure)
+                self._report(job, failure)
             raise
         return reason
 
@@ -182,8 +184,7 @@ class _Run:
 
     def _counted_bad(self) -> BadSamplesLog:
         """With the exact number, on every process: it is the mean of what each supposed."""
-        total = self.world.sum(torch.tensor(self.bad.num_bad))
-        self.bad.num_bad = int(total) // self.world.size
+        self.bad.num_bad = int(self.world.sum(torch.tensor(self.bad.num_bad))) // self.world.size
         return self.bad
 
     def _log(self) -> Log:
@@ -256,9 +257,8 @@ class _Run:
         if settings.data is None or settings.data.meta is None:
             return None
         evaluator = self._measuring(settings.data, open_data(settings.data.meta))
-        BadSamplesLog(self.out / BAD, settings.data.bad_samples).add(
-            evaluator.bad, is_written=self.world.is_main
-        )
+        bad = BadSamplesLog(self.out / BAD, settings.data.bad_samples)
+        bad.add(evaluator.bad, is_written=self.world.is_main)
 
         def measure() -> dict[str, float]:
             """Processes have different numbers of records, so no module may be sharded meanwhile."""

@@ -29,6 +29,7 @@ Mode = Literal["ddp", "fsdp"]
 
 SHARDED_UNITS = (vit.Block, decoder.Block)
 """Modules gathered one at a time under FSDP; what is outside of them forms the root unit."""
+NAMES_SHOWN = 4
 PATIENCE = timedelta(hours=1)
 """Of a process that waits for the others: measuring or writing on one of them takes time."""
 
@@ -168,6 +169,24 @@ def _average_gradient(parameter: Tensor) -> None:
     if parameter.grad is not None:
         dist.all_reduce(parameter.grad)
         parameter.grad /= dist.get_world_size()
+
+
+def check_averaged(module: nn.Module, model: nn.Module) -> None:
+    """After a backward pass of `module`, which `distribute` made around `model`.
+
+    Raises TrainingError where DDP still waits for the gradient of a trained parameter: those that it sends
+    together with this one are not averaged either.
+    """
+    if not isinstance(module, DistributedDataParallel):
+        return
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if unused:
+        parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in unused))
+        raise TrainingError(
+            f"{len(unused)} trained parameters have no part in the loss, in {parts}; the first are "
+            f"{', '.join(unused[:NAMES_SHOWN])}. Processes under execution.parallel=ddp wait for the "
+            "gradient of each: freeze them by a rule of params, or take execution.parallel=fsdp"
+        )
 
 
 def is_sharded(module: nn.Module) -> bool:
