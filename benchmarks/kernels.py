@@ -3,8 +3,7 @@
     scripts/bench kernels [--threads 2] [--repeats 9]
 
 Shapes are those of InternVL2.5-1B: the tower's and the language model's linear layers. Limits are measured in
-the same run: multiply-adds in registers, reading memory. Eight-bit products have twice the limit of float32
-ones where there is no instruction for them (docs/performance.md).
+the same run: multiply-adds and products of bytes in registers, reading memory (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -50,8 +49,11 @@ def main() -> None:
     native = library()
     if native is None:
         raise SystemExit("no kernels were built")
-    native.multiply_add_rate.restype = native.read_rate.restype = ctypes.c_double
+    for rate in (native.multiply_add_rate, native.byte_product_rate, native.read_rate):
+        rate.restype = ctypes.c_double
     flops = lambda: native.multiply_add_rate(ctypes.c_double(0.3))  # noqa: E731
+    byte_products = lambda: native.byte_product_rate(ctypes.c_double(0.3))  # noqa: E731
+    products = lambda scheme: byte_products() if scheme.startswith("int") else flops()  # noqa: E731
     reads = lambda: native.read_rate(ctypes.c_int64(1 << 29), ctypes.c_int64(3))  # noqa: E731
     print(
         json.dumps(
@@ -60,6 +62,7 @@ def main() -> None:
                 "torch": torch.__version__,
                 "threads": options.threads,
                 "GFLOP/s": flops() / 1e9,
+                "GOP/s in bytes": byte_products() / 1e9,
                 "GB/s": reads() / 1e9,
             }
         )
@@ -69,14 +72,14 @@ def main() -> None:
         row(name, "torch", options.repeats, lambda: F.linear(x, weight), rows, inputs, outputs, flops())  # noqa: B023
         for scheme in SCHEMES:
             packed = pack(weight, scheme)
-            limit = flops() * (2 if scheme.startswith("int") else 1) if rows > 4 else reads()
+            limit = products(scheme) if rows > 4 else reads()
             call = lambda: packed_linear(x, packed)  # noqa: B023, E731
             row(name, scheme, options.repeats, call, rows, inputs, outputs, limit, BYTES[scheme])
     for in_16_bits in (False, True):
-        attention(in_16_bits, options.repeats, flops() * (2 if in_16_bits else 1))
+        attention(in_16_bits, options.repeats, byte_products() / 2 if in_16_bits else flops())
     for tokens in (296, 1832):
         for mlp_scheme in SCHEMES:
-            gated(tokens, mlp_scheme, options.repeats, flops() * (2 if mlp_scheme.startswith("int") else 1))
+            gated(tokens, mlp_scheme, options.repeats, products(mlp_scheme))
     for block_scheme in (None, "bfloat16", "int8"):
         block(block_scheme, options.repeats)
 

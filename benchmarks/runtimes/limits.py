@@ -1,7 +1,8 @@
 """What the machine gives at this moment, and the least time that work takes there (docs/performance.md).
 
-Products of many rows: operations / F, with F the rate of multiply-adds in registers; integer products have
-twice F. A token: the bytes of all weights / B, with B the rate of reading memory. Attention is in float32.
+Products of many rows: operations / F, with F the rate of multiply-adds in registers, or / I, with I that of
+products of bytes, for the formats that are multiplied in integers. A token: the bytes of all weights / B,
+with B the rate of reading memory. Attention is in float32.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Limits:
     """Operations and bytes a second."""
 
     flops: float
+    byte_products: float
     reads: float
 
 
@@ -40,7 +42,7 @@ class Work:
 
     def floor(self, format: Format, limits: Limits) -> float:
         """Seconds."""
-        rate = limits.flops * (2 if format.is_integer else 1)
+        rate = limits.byte_products if format.is_integer else limits.flops
         weights = BLOCK_WEIGHTS * format.block_bytes + HEAD_WEIGHTS * format.head_bytes
         return self.linear / rate + self.attention / limits.flops + self.reads * weights / limits.reads
 
@@ -62,7 +64,10 @@ def measure() -> Limits:
     native = library()
     if native is None:
         raise SystemExit("the limits need the kernels: install with a C++ compiler")
-    native.multiply_add_rate.restype = native.read_rate.restype = ctypes.c_double
+    for rate in (native.multiply_add_rate, native.byte_product_rate, native.read_rate):
+        rate.restype = ctypes.c_double
     time.sleep(SETTLE)
-    flops = native.multiply_add_rate(ctypes.c_double(0.1))
-    return Limits(flops, native.read_rate(ctypes.c_int64(1 << 28), ctypes.c_int64(3)))
+    flops, byte_products = (
+        rate(ctypes.c_double(0.1)) for rate in (native.multiply_add_rate, native.byte_product_rate)
+    )
+    return Limits(flops, byte_products, native.read_rate(ctypes.c_int64(1 << 28), ctypes.c_int64(3)))

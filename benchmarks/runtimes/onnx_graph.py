@@ -6,6 +6,7 @@ Shape letters: N tiles, P patches, C vision width.
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn.functional import gelu
 import internvl
 from internvl.api.chat import ChatModel
 from internvl.models.vlm import VLM
+from internvl.ops import linear as linear_module
 from internvl.ops import tile_attention as tile_attention_module
 
 
@@ -40,16 +42,16 @@ class Vision(torch.nn.Module):
 
 
 def export(path: Path, graph: Path) -> None:
-    """Attention goes in as PyTorch's operator, which a graph can hold."""
+    """Attention and products go in as PyTorch's operators, which a graph can hold."""
     model = internvl.load(path)
     assert isinstance(model, ChatModel)
     tile_size = model.config.tiling.tile_size
-    kept, tile_attention_module.library = tile_attention_module.library, lambda: None
-    try:
+    with (
+        patch.object(tile_attention_module, "library", lambda: None),
+        patch.object(linear_module, "onednn_is_faster", lambda: False),
+    ):
         torch.onnx.export(
             Vision(model.vlm).eval(), (torch.zeros(1, 3, tile_size, tile_size),), str(graph),
             input_names=["tiles"], output_names=["tokens"], opset_version=18, dynamo=False,
             dynamic_axes={"tiles": {0: "n"}, "tokens": {0: "n"}},
         )  # fmt: skip
-    finally:
-        tile_attention_module.library = kept

@@ -114,7 +114,11 @@ def describe(row: Row, name: str, found: dict[str, Any]) -> dict[str, Any]:
     for number in found["answers"][0]["numbers"]:
         line[number] = round(statistics.median(one["numbers"][number] for one in found["answers"]), 4)
     limits: Limits = middle(found["limits"])
-    line |= {"GFLOP/s": round(limits.flops / 1e9, 1), "GB/s": round(limits.reads / 1e9, 1)}
+    line |= {
+        "GFLOP/s": round(limits.flops / 1e9, 1),
+        "GOP/s in bytes": round(limits.byte_products / 1e9, 1),
+        "GB/s": round(limits.reads / 1e9, 1),
+    }
     return line | {"gigabytes": round(max(peaks) / 1e9, 2)}
 
 

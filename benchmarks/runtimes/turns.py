@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -154,4 +155,4 @@ def compare(name: str, output: Any, expected: Any) -> dict[str, float]:
 
 def middle(values: Sequence[Limits]) -> Limits:
     """The medians."""
-    return Limits(statistics.median(v.flops for v in values), statistics.median(v.reads for v in values))
+    return Limits(*(statistics.median(rates) for rates in zip(*map(astuple, values), strict=True)))

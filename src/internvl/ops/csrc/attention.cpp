@@ -1,74 +1,73 @@
 // Exact attention in float32, whole rows of scores at a time.
 //
 // Keys of a head are laid in panels of 16 (for each value of the width, 16 keys), values in panels of 16 columns, so that
-// both products are a broadcast, two loads and twelve fused multiply-adds for a tile of 6 rows x 16 columns: the
-// sums and what they need fill the registers of AVX2. A block of 48 queries shares a pass over keys and
-// values; its scores stay in the second cache. Rows never see keys beyond their limit, so nothing is masked by adding.
+// both products are a broadcast, two loads and twelve fused multiply-adds for a tile of 6 rows x 16 columns, or twice as
+// many for 12 rows x 32 columns with AVX-512: the sums and what they need fill the registers. A block of 48 queries shares
+// a pass over keys and values; its scores stay in the second cache. Rows never see keys beyond their limit, so nothing is
+// masked by adding.
 #include "attention.h"
 
 #include <vector>
 
-#include "simd.h"
-
 namespace {
 
-constexpr int ROWS = 6, COLUMNS = 16, BLOCK = 48;
+constexpr int ROWS = 6 * TALL, BLOCK = 48;
 constexpr int64_t KEYS = 128;  // keys of a pass over the values: their panel stays in the first cache
 
 int64_t rounded_up(int64_t size) { return (size + COLUMNS - 1) / COLUMNS * COLUMNS; }
 
-// A tile of `a` (R rows, `a_stride` apart, `length` values) times a panel of `length` x 16, written to `to` or added.
-template <int R, bool ADD>
-void tile(const float* a, int64_t a_stride, const float* panel, int64_t length, float* to, int64_t to_stride) {
-    f32x8 sums[R][2] = {};
+// A tile of `a` (R rows, `a_stride` apart, `length` values) times P panels of `length` x 16, written to `to` or added.
+template <int R, int P, bool ADD>
+void tile(const float* a, int64_t a_stride, const float* panel, int64_t apart, int64_t length, float* to, int64_t to_stride) {
+    constexpr int V = P * PER_PANEL;
+    f32v sums[R][V] = {};
     for (int64_t i = 0; i < length; i++, panel += COLUMNS) {
-        const f32x8 left = load<f32x8>(panel), right = load<f32x8>(panel + LANES);
-        UNROLL for (int r = 0; r < R; r++) {
-            const f32x8 x = splat(a[r * a_stride + i]);
-            sums[r][0] += x * left;
-            sums[r][1] += x * right;
-        }
+        f32v columns[V];
+        unrolled<V>([&](auto v) { columns[v] = load<f32v>(in_panels(panel, apart, v)); });
+        unrolled<R>([&](auto r) {
+            const f32v x = splat<f32v>(a[r * a_stride + i]);
+            unrolled<V>([&](auto v) { sums[r][v] += x * columns[v]; });
+        });
     }
-    UNROLL for (int r = 0; r < R; r++) {
-        float* row = to + r * to_stride;
-        store(row, ADD ? load<f32x8>(row) + sums[r][0] : sums[r][0]);
-        store(row + LANES, ADD ? load<f32x8>(row + LANES) + sums[r][1] : sums[r][1]);
-    }
+    unrolled<R>([&](auto r) {
+        unrolled<V>([&](auto v) {
+            float* place = to + r * to_stride + v * VECTOR;
+            store(place, ADD ? load<f32v>(place) + sums[r][v] : sums[r][v]);
+        });
+    });
 }
 
+// Rows of `a` times `count` panels, which are `apart`.
 template <bool ADD>
-void tiles(int64_t rows, const float* a, int64_t a_stride, const float* panel, int64_t length, float* to,
-           int64_t to_stride) {
-    int64_t row = 0;
-    for (; row + ROWS <= rows; row += ROWS)
-        tile<ROWS, ADD>(a + row * a_stride, a_stride, panel, length, to + row * to_stride, to_stride);
-    a += row * a_stride;
-    to += row * to_stride;
-    switch (rows - row) {
-        case 5: tile<5, ADD>(a, a_stride, panel, length, to, to_stride); break;
-        case 4: tile<4, ADD>(a, a_stride, panel, length, to, to_stride); break;
-        case 3: tile<3, ADD>(a, a_stride, panel, length, to, to_stride); break;
-        case 2: tile<2, ADD>(a, a_stride, panel, length, to, to_stride); break;
-        case 1: tile<1, ADD>(a, a_stride, panel, length, to, to_stride); break;
-    }
+void tiles(int64_t rows, const float* a, int64_t a_stride, const float* panels, int64_t apart, int64_t count, int64_t length,
+           float* to, int64_t to_stride) {
+    in_strips(0, count, [&](auto P, int64_t panel) {
+        in_tiles<ROWS>(0, rows, [&](auto R, int64_t row) {
+            tile<R, P, ADD>(a + row * a_stride, a_stride, panels + panel * apart, apart, length,
+                            to + row * to_stride + panel * COLUMNS, to_stride);
+        });
+    });
 }
 
-// Scores to e^(score - largest), zeros from `limit` to `padded`; returns one over their sum.
+// Off by less than a unit in the last place.
+constexpr float POWER[] = {1.54697322e-4f, 1.34004327e-3f, 9.61802527e-3f, 5.55032715e-2f, 2.40226507e-1f, 6.93147182e-1f, 1.0f};
+
+// Scores to 2^(score - largest), zeros from `limit` to `padded`; returns one over their sum.
 float soften(float* scores, int64_t limit, int64_t padded) {
-    f32x8 most = splat(-INFINITY);
+    f32v most = splat<f32v>(-INFINITY);
     int64_t i = 0;
-    for (; i + LANES <= limit; i += LANES) most = max8(load<f32x8>(scores + i), most);
-    float largest = largest8(most);
+    for (; i + VECTOR <= limit; i += VECTOR) most = larger(load<f32v>(scores + i), most);
+    float largest = largest_of(most);
     for (int64_t k = i; k < limit; k++) largest = std::max(largest, scores[k]);
-    f32x8 total = {};
-    for (i = 0; i + LANES <= limit; i += LANES) {
-        const f32x8 value = exp8(load<f32x8>(scores + i) - largest);
+    f32v total = {};
+    for (i = 0; i + VECTOR <= limit; i += VECTOR) {
+        const f32v value = power(load<f32v>(scores + i) - largest, POWER);
         store(scores + i, value);
         total += value;
     }
-    float sum = sum8(total);
+    float sum = sum_of(total);
     if (i < limit) {
-        const f32x8 value = exp8(load_some(scores + i, limit - i) - largest);
+        const f32v value = power(load_some<f32v>(scores + i, limit - i) - largest, POWER);
         for (int64_t k = i; k < limit; k++) sum += value[k - i];
         store_some(scores + i, value, limit - i);
     }
@@ -117,13 +116,12 @@ void attend(const Panels& panels, const float* q, float* out, int64_t stride, in
     scratch.scores.resize(BLOCK * panels.padded);
     scratch.sums.resize(BLOCK * width);
     float *queries = scratch.queries.data(), *scores = scratch.scores.data(), *sums = scratch.sums.data();
-    const float scale = 1.0f / std::sqrt(float(width));
+    const float scale = LOG2E / std::sqrt(float(width));
     for (int64_t row = 0; row < rows; row++) {
         fetch(q + (first + row + AHEAD) * stride, width);
         for (int64_t d = 0; d < width; d++) queries[row * width + d] = q[(first + row) * stride + d] * scale;
     }
-    for (int64_t key = 0; key < padded; key += COLUMNS)
-        tiles<false>(rows, queries, width, panels.keys.data() + key * width, width, scores + key, panels.padded);
+    tiles<false>(rows, queries, width, panels.keys.data(), COLUMNS * width, padded / COLUMNS, width, scores, panels.padded);
     std::fill(sums, sums + rows * width, 0.0f);
     float inverse[BLOCK];
     for (int64_t row = 0; row < rows; row++) {
@@ -131,9 +129,8 @@ void attend(const Panels& panels, const float* q, float* out, int64_t stride, in
         inverse[row] = soften(scores + row * panels.padded, limit, padded);
     }
     for (int64_t key = 0; key < padded; key += KEYS)
-        for (int64_t d = 0; d < width; d += COLUMNS)
-            tiles<true>(rows, scores + key, panels.padded, panels.values.data() + d * panels.padded + key * COLUMNS,
-                        std::min(KEYS, padded - key), sums + d, width);
+        tiles<true>(rows, scores + key, panels.padded, panels.values.data() + key * COLUMNS, COLUMNS * panels.padded,
+                    width / COLUMNS, std::min(KEYS, padded - key), sums, width);
     for (int64_t row = 0; row < rows; row++)
         for (int64_t d = 0; d < width; d++) out[(first + row) * out_stride + d] = sums[row * width + d] * inverse[row];
 }

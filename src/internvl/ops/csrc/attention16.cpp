@@ -7,13 +7,11 @@
 #include <vector>
 
 #include "attention.h"
-#include "simd.h"
 
 namespace {
 
-constexpr int ROWS = 6, COLUMNS = 16, BLOCK = 24;
+constexpr int ROWS = 6 * TALL, BLOCK = 24;
 constexpr int64_t PAIRS = 256;  // of keys in a pass over the values: their panel stays in the first cache
-constexpr float LOG2E = 1.44269504f;
 constexpr float VALUE = 4095.0f, PROBABILITY = 32767.0f, PROBABILITIES = 5e5f;  // steps of the largest, and of all together
 constexpr float TINY = 1e-30f;  // no size that is divided by is smaller
 constexpr int64_t PATCHES = 40000;
@@ -24,15 +22,15 @@ float size_of(const float* x, const float* factors, int64_t width) {
     f32x8 largest = {}, taint = {};
     for (int64_t i = 0; i < width; i += LANES) {
         const f32x8 v = load<f32x8>(x + i) * load<f32x8>(factors + i);
-        largest = max8(max8(v, -v), largest);
+        largest = larger(larger(v, -v), largest);
         taint += v * 0.0f;
     }
-    return largest8(largest) + sum8(taint);
+    return largest_of(largest) + sum_of(taint);
 }
 
 // round(v * inverse), within -most..most; -most if that is NaN.
 i32x8 to_steps(f32x8 v, f32x8 inverse, float most) {
-    return to_int(min8(max8(round8(v * inverse), splat(-most)), splat(most)));
+    return to_int(smaller(larger(rounded(v * inverse), splat(-most)), splat(most)));
 }
 
 // Rounds a row times `factors`; returns what a step stands for, NaN if a value is not finite.
@@ -43,32 +41,32 @@ float round_row(const float* x, const float* factors, int64_t width, float most,
     return size / most;
 }
 
-// Sums of R rows times a panel of `pairs` x 16, handed to `finish` row by row.
-template <int R, class Finish>
-void tile(const int16_t* a, int64_t stride, const int16_t* panel, int64_t pairs, int64_t row, const Finish& finish) {
-    i32x8 sums[R][2] = {};
+// Sums of R rows times P panels of `pairs` x 16, handed to `finish` with their row and column.
+template <int R, int P, class Finish>
+void tile(const int16_t* a, int64_t stride, const int16_t* panel, int64_t apart, int64_t pairs, const Finish& finish) {
+    constexpr int V = P * PER_PANEL;
+    i32v sums[R][V] = {};
     for (int64_t i = 0; i < pairs; i++, panel += 2 * COLUMNS) {
-        const i32x8 left = load<i32x8>(panel), right = load<i32x8>(panel + 2 * LANES);
-        UNROLL for (int r = 0; r < R; r++) {
-            const i32x8 x = splat4(a + (row + r) * stride + 2 * i);
-            sums[r][0] = dot_pairs(sums[r][0], x, left);
-            sums[r][1] = dot_pairs(sums[r][1], x, right);
-        }
+        i32v columns[V];
+        unrolled<V>([&](auto v) { columns[v] = load<i32v>(in_panels(panel, apart, v, 2)); });
+        unrolled<R>([&](auto r) {
+            const i32v x = splat4<i32v>(a + r * stride + 2 * i);
+            unrolled<V>([&](auto v) { sums[r][v] = dot_pairs(sums[r][v], x, columns[v]); });
+        });
     }
-    UNROLL for (int r = 0; r < R; r++) finish(row + r, sums[r][0], sums[r][1]);
+    unrolled<R>([&](auto r) { unrolled<V>([&](auto v) { finish(r, v * VECTOR, sums[r][v]); }); });
 }
 
+// Rows of `a` times `count` panels, which are `apart`.
 template <class Finish>
-void tiles(int64_t rows, const int16_t* a, int64_t stride, const int16_t* panel, int64_t pairs, const Finish& finish) {
-    int64_t row = 0;
-    for (; row + ROWS <= rows; row += ROWS) tile<ROWS>(a, stride, panel, pairs, row, finish);
-    switch (rows - row) {
-        case 5: tile<5>(a, stride, panel, pairs, row, finish); break;
-        case 4: tile<4>(a, stride, panel, pairs, row, finish); break;
-        case 3: tile<3>(a, stride, panel, pairs, row, finish); break;
-        case 2: tile<2>(a, stride, panel, pairs, row, finish); break;
-        case 1: tile<1>(a, stride, panel, pairs, row, finish); break;
-    }
+void tiles(int64_t rows, const int16_t* a, int64_t stride, const int16_t* panels, int64_t apart, int64_t count, int64_t pairs,
+           const Finish& finish) {
+    in_strips(0, count, [&](auto P, int64_t panel) {
+        in_tiles<ROWS>(0, rows, [&](auto R, int64_t row) {
+            const auto there = [&](int r, int column, i32v sums) { finish(row + r, panel * COLUMNS + column, sums); };
+            tile<R, P>(a + row * stride, stride, panels + panel * apart, apart, pairs, there);
+        });
+    });
 }
 
 // Keys, values and queries of one head: `stride` from one patch to the next.
@@ -122,7 +120,7 @@ struct Panels {
             fetch(x + AHEAD * head.stride, head.width);
             for (int64_t d = 0; d < head.width; d += LANES) {
                 const f32x8 v = load<f32x8>(x + d), size = load<f32x8>(&sizes[d]);
-                store(&sizes[d], max8(max8(v, -v), size) + v * 0.0f);
+                store(&sizes[d], larger(larger(v, -v), size) + v * 0.0f);
             }
         }
     }
@@ -142,34 +140,28 @@ struct Scratch {
 
 thread_local Scratch scratch;
 
-// 2^x for x up to 0, off by 8e-5 of itself, and 2^-126 for what is less; NaN stays NaN.
-f32x8 power(f32x8 x) {
-    const f32x8 bounded = max8(splat(-126.0f), x), shifted = bounded + 0x1.8p23f;
-    const f32x8 f = bounded - (shifted - 0x1.8p23f);
-    const f32x8 p = ((f * 0.05517178f + 0.24261143f) * f + 0.69326099f) * f + 0.99992806f;
-    return p * (f32x8)(((i32x8)shifted + 127) << 23);
-}
+constexpr float POWER[] = {0.05517178f, 0.24261143f, 0.69326099f, 0.99992806f};  // off by 8e-5 of itself
 
 // Scores to 2^(score - largest) for the first `count`, then to integers; returns one over their sum, NaN if a score is.
 float round_probabilities(float* scores, int64_t count, int64_t padded, int16_t* to) {
-    f32x8 most = splat(-INFINITY), sums = {};
+    f32v most = splat<f32v>(-INFINITY), sums = {};
     std::fill(scores + count, scores + padded, -INFINITY);
-    for (int64_t i = 0; i < padded; i += LANES) most = max8(load<f32x8>(scores + i), most);
-    const f32x8 largest = splat(largest8(most));
-    for (int64_t i = 0; i < padded; i += LANES) {
-        const f32x8 value = power(load<f32x8>(scores + i) - largest);
+    for (int64_t i = 0; i < padded; i += VECTOR) most = larger(load<f32v>(scores + i), most);
+    const float largest = largest_of(most);
+    for (int64_t i = 0; i < padded; i += VECTOR) {
+        const f32v value = power(load<f32v>(scores + i) - largest, POWER);
         store(scores + i, value);
         sums += value;
     }
-    const float sum = sum8(sums);
-    const f32x8 scale = splat(std::min(PROBABILITIES / sum, PROBABILITY));  // in this order NaN stays NaN, and all become 0
-    i32x8 total = {};
-    for (int64_t i = 0; i < padded; i += LANES) {
-        const i32x8 value = to_int(max8(load<f32x8>(scores + i) * scale + 0.5f, splat(0.0f)));
+    const float sum = sum_of(sums);
+    const float scale = std::min(PROBABILITIES / sum, PROBABILITY);  // in this order NaN stays NaN, and all become 0
+    i32v total = {};
+    for (int64_t i = 0; i < padded; i += VECTOR) {
+        const i32v value = to_int(larger(load<f32v>(scores + i) * scale + 0.5f, splat<f32v>(0.0f)));
         store_shorts(to + i, value);
         total += value;
     }
-    return 1.0f / sum8(to_float(total)) + sum * 0.0f;
+    return 1.0f / sum_of(to_float(total)) + sum * 0.0f;
 }
 
 // Rows first..first + rows of the queries; `steps` turns sums of products into scores, as powers of two.
@@ -188,31 +180,26 @@ void score(const Head& head, int64_t rows, const float* steps) {
     const int64_t width = head.width, padded = head.padded;
     const Panels& panels = scratch.panels;
     scratch.scores.resize(BLOCK * padded);
-    for (int64_t key = 0; key < padded; key += COLUMNS) {
-        const f32x8 left = load<f32x8>(&panels.key_steps[key]), right = load<f32x8>(&panels.key_steps[key] + LANES);
-        float* scores = scratch.scores.data() + key;
-        const auto finish = [=](int64_t row, i32x8 a, i32x8 b) {
-            store(scores + row * padded, to_float(a) * (left * steps[row]));
-            store(scores + row * padded + LANES, to_float(b) * (right * steps[row]));
-        };
-        tiles(rows, scratch.queries.data(), width, panels.keys.data() + key * width, width / 2, finish);
-    }
+    const float* key_steps = panels.key_steps.data();
+    float* scores = scratch.scores.data();
+    const auto finish = [=](int64_t row, int64_t key, i32v sums) {
+        store(scores + row * padded + key, to_float(sums) * (load<f32v>(key_steps + key) * steps[row]));
+    };
+    tiles(rows, scratch.queries.data(), width, panels.keys.data(), COLUMNS * width, padded / COLUMNS, width / 2, finish);
 }
 
 // Sums of the values, weighted with probabilities.
 void gather(const Head& head, int64_t rows) {
     const int64_t width = head.width, padded = head.padded;
     scratch.sums.assign(BLOCK * width, 0);
+    int32_t* all = scratch.sums.data();
+    const auto finish = [=](int64_t row, int64_t column, i32v sums) {
+        int32_t* place = all + row * width + column;
+        store(place, load<i32v>(place) + sums);
+    };
     for (int64_t pair = 0; pair < padded / 2; pair += PAIRS)
-        for (int64_t d = 0; d < width; d += COLUMNS) {
-            int32_t* sums = scratch.sums.data() + d;
-            const int16_t* values = scratch.panels.values.data() + d * padded + pair * 2 * COLUMNS;
-            const auto finish = [=](int64_t row, i32x8 a, i32x8 b) {
-                store(sums + row * width, load<i32x8>(sums + row * width) + a);
-                store(sums + row * width + LANES, load<i32x8>(sums + row * width + LANES) + b);
-            };
-            tiles(rows, scratch.probabilities.data() + 2 * pair, padded, values, std::min(PAIRS, padded / 2 - pair), finish);
-        }
+        tiles(rows, scratch.probabilities.data() + 2 * pair, padded, scratch.panels.values.data() + pair * 2 * COLUMNS,
+              COLUMNS * padded, width / COLUMNS, std::min(PAIRS, padded / 2 - pair), finish);
 }
 
 // Rows first..first + rows of a head.

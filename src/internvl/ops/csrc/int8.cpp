@@ -1,8 +1,8 @@
 // Rows and weights of eight bits, exact in integers.
 //
-// A panel has, for each four inputs, four bytes of output 0, four of output 1, ... The tile of the innermost loop is
-// 5 rows x 16 outputs: 10 sums, 2 vectors of weights, one of rows, one of ones and one of products fit the
-// 16 registers of AVX2, and its two multiplying ports have work in every cycle.
+// A panel has, for each four inputs, four bytes of output 0, four of output 1, ... On AVX2 the tile of the innermost
+// loop is 5 rows x 16 outputs: 10 sums, 2 vectors of weights, one of rows, one of ones and one of products fit its 16
+// registers, and its two multiplying ports have work in every cycle. With AVX-512 it is 10 rows x 32 outputs.
 //
 // Rows are unsigned (0..255), weights signed. Two neighbouring products are added in 16 bits, which cannot overflow
 // because the scale of an output was chosen so that neighbouring weights have magnitudes of at most 128 together
@@ -11,40 +11,38 @@
 
 namespace {
 
-constexpr int ROWS = 5;
+constexpr int ROWS = 5 * TALL;
 
-template <int R>
+template <int R, int P>
 void tile(const Matrix& m, const Rows& rows, int64_t row, int64_t panel, const Sink& to) {
-    i32x8 sums[R][2] = {};
+    constexpr int V = P * PER_PANEL;
+    i32v sums[R][V] = {};
     const uint8_t* a = rows.q + row * m.padded;
-    const int8_t* b = (const int8_t*)m.panels + panel * COLUMNS * m.padded;
+    const int64_t apart = COLUMNS * m.padded;
+    const int8_t* b = (const int8_t*)m.panels + panel * apart;
     for (int64_t k = 0; k < m.padded; k += 4, b += 4 * COLUMNS) {
-        const i32x8 left = load<i32x8>(b), right = load<i32x8>(b + 32);
-        UNROLL for (int r = 0; r < R; r++) {
-            const i32x8 x = splat4(a + r * m.padded + k);
-            sums[r][0] = dot4(sums[r][0], x, left);
-            sums[r][1] = dot4(sums[r][1], x, right);
-        }
+        i32v w[V];
+        unrolled<V>([&](auto v) { w[v] = load<i32v>(in_panels(b, apart, v, 4)); });
+        unrolled<R>([&](auto r) {
+            const i32v x = splat4<i32v>(a + r * m.padded + k);
+            unrolled<V>([&](auto v) { sums[r][v] = dot4(sums[r][v], x, w[v]); });
+        });
     }
-    UNROLL for (int half = 0; half < 2; half++) {
-        const int64_t column = panel * COLUMNS + half * LANES;
-        const f32x8 scale = load<f32x8>(m.scale + column);
-        const i32x8 sum = load<i32x8>(m.sum + column);
-        UNROLL for (int r = 0; r < R; r++) {
-            const i32x8 exact = sums[r][half] - sum * rows.zero[row + r];
+    unrolled<V>([&](auto v) {
+        const int64_t column = panel * COLUMNS + v * VECTOR;
+        const f32v scale = load<f32v>(m.scale + column);
+        const i32v sum = load<i32v>(m.sum + column);
+        unrolled<R>([&](auto r) {
+            const i32v exact = sums[r][v] - sum * rows.zero[row + r];
             put(m, to, row + r, column, to_float(exact) * (scale * rows.scale[row + r]));
-        }
-    }
+        });
+    });
 }
 
 }  // namespace
 
-void multiply_int8(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to) {
-    for (; first + ROWS <= last; first += ROWS) tile<ROWS>(m, rows, first, panel, to);
-    switch (last - first) {
-        case 4: tile<4>(m, rows, first, panel, to); break;
-        case 3: tile<3>(m, rows, first, panel, to); break;
-        case 2: tile<2>(m, rows, first, panel, to); break;
-        case 1: tile<1>(m, rows, first, panel, to); break;
-    }
+void multiply_int8(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to) {
+    in_strips(panel, end, [&](auto P, int64_t strip) {
+        in_tiles<ROWS>(first, last, [&](auto R, int64_t row) { tile<R, P>(m, rows, row, strip, to); });
+    });
 }

@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include "memory.h"
+#include "shares.h"
 
 namespace {
 
@@ -19,17 +20,17 @@ Range range_of(const float* x, int64_t width) {
     int64_t i = 0;
     for (; i + LANES <= width; i += LANES) {
         const f32x8 v = load<f32x8>(x + i);
-        low = min8(low, v);
-        high = max8(high, v);
+        low = smaller(low, v);
+        high = larger(high, v);
         taint += v * 0.0f;
     }
     if (i < width) {
         const f32x8 v = load_some(x + i, width - i);
-        low = min8(low, v);
-        high = max8(high, v);
+        low = smaller(low, v);
+        high = larger(high, v);
         taint += v * 0.0f;
     }
-    return {smallest8(low), largest8(high), sum8(taint)};
+    return {smallest_of(low), largest_of(high), sum_of(taint)};
 }
 
 void store_bytes(uint8_t* to, i32x8 values) {
@@ -47,8 +48,8 @@ void store_bytes(uint8_t* to, i32x8 values) {
 void round_row(const float* x, int64_t width, float inverse, float origin, float least, float most, uint8_t* q) {
     int64_t i = 0;
     for (; i + LANES <= width; i += LANES) {
-        const f32x8 v = round8(load<f32x8>(x + i) * inverse) + origin;
-        store_bytes(q + i, to_int(min8(max8(v, splat(least)), splat(most))));
+        const f32x8 v = rounded(load<f32x8>(x + i) * inverse) + origin;
+        store_bytes(q + i, to_int(smaller(larger(v, splat(least)), splat(most))));
     }
     for (; i < width; i++) {
         const float v = std::nearbyint(x[i] * inverse) + origin;
@@ -85,7 +86,7 @@ void to_signed(const float* x, int64_t width, int64_t padded, uint8_t* q, float*
 
 }  // namespace
 
-void put_some(const Matrix& m, const Sink& to, int64_t row, int64_t column, const f32x8& value) {
+void put_some(const Matrix& m, const Sink& to, int64_t row, int64_t column, const f32v& value) {
     float* place = to.values + row * to.stride + column;
     for (int64_t lane = 0; lane < m.outputs - column; lane++) {
         const float sum = value[lane] + (m.bias ? m.bias[column + lane] : 0.0f);
@@ -115,11 +116,11 @@ void prepare_row(const Matrix& m, const Rows& rows, int64_t row) {
     }
 }
 
-void multiply(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to) {
-    if (m.kind == INT8) multiply_int8(m, rows, first, last, panel, to);
-    else if (m.kind == INT4) multiply_int4(m, rows, first, last, panel, to);
-    else if (m.kind == PLAIN) multiply_plain(m, rows, first, last, panel, to);
-    else multiply_float(m, rows, first, last, panel, to);
+void multiply(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to) {
+    if (m.kind == INT8) multiply_int8(m, rows, first, last, panel, end, to);
+    else if (m.kind == INT4) multiply_int4(m, rows, first, last, panel, end, to);
+    else if (m.kind == PLAIN) multiply_plain(m, rows, first, last, panel, end, to);
+    else multiply_float(m, rows, first, last, panel, end, to);
 }
 
 namespace {
@@ -151,13 +152,13 @@ Rows part_of(const Rows& rows, int64_t first, int64_t last, int64_t k, int64_t c
 
 void multiply_rows(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to) {
     const int64_t chunk = chunk_of(m);
-    // A block of rows stays in the second cache while the panels pass.
-    const int64_t block = is_integer(m) ? std::max<int64_t>((1 << 18) / chunk / 30, 1) * 30 : FLOAT_ROWS;
+    // A block of integer rows stays in the second cache while the panels pass; of float rows there, panels do.
+    const int64_t block = is_integer(m) ? std::max<int64_t>((1 << 18) / chunk / 30, 1) * 30 : SHARE;
     for (int64_t k = 0; k < m.padded; k += chunk) {
         for (int64_t row = first; row < last; row += block) {
             const int64_t stop = std::min(row + block, last);
             const Rows part = part_of(rows, row, stop, k, chunk);
-            for (int64_t p = panel; p < end; p++) multiply(m, part, row, stop, p, to);
+            multiply(m, part, row, stop, panel, end, to);
         }
     }
 }

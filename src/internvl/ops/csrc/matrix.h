@@ -5,9 +5,7 @@
 // float.cpp, int8.cpp, int4.cpp. Only PLAIN is a weight as PyTorch has it, (O, I) by rows, for few rows at a time. Letters as in Python: T rows, O outputs, I inputs.
 #pragma once
 
-#include "simd.h"
-
-constexpr int COLUMNS = 16;
+#include "tiles.h"
 
 enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3, PLAIN = 4 };
 
@@ -52,29 +50,29 @@ struct Sink {
     const float* scale = nullptr;
 };
 
-// Rows first..last times one panel. `to.values` is that of row 0, column 0.
-void multiply(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
+// Rows first..last times the panels up to `end`. `to.values` is that of row 0, column 0.
+void multiply(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to);
 
-// Rows first..last times the panels up to `end`, in an order that keeps to the caches.
+// `multiply` for many rows, in an order that keeps to the caches.
 void multiply_rows(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to);
 
 // `multiply`, each in its own file.
-void multiply_float(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
-void multiply_plain(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
-void multiply_int8(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
-void multiply_int4(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to);
+void multiply_float(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to);
+void multiply_plain(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to);
+void multiply_int8(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to);
+void multiply_int4(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to);
 
 constexpr int GROUP = 64;             // inputs that share a scale in INT4
 constexpr int64_t FLOAT_ROWS = 120;  // float rows whose sums wait in the first cache from stretch to stretch of their inputs
 
-// `put` where fewer than eight outputs are left.
-void put_some(const Matrix& m, const Sink& to, int64_t row, int64_t column, const f32x8& value);
+// `put` where fewer outputs are left than lanes.
+void put_some(const Matrix& m, const Sink& to, int64_t row, int64_t column, const f32v& value);
 
-// Eight results of a tile at a column, with bias, into the sink; columns beyond the outputs are left out.
-static inline void put(const Matrix& m, const Sink& to, int64_t row, int64_t column, f32x8 value) {
-    if (__builtin_expect(column + LANES > m.outputs, false)) return put_some(m, to, row, column, value);
+// A vector of a tile's results at a column, with bias, into the sink; columns beyond the outputs are left out.
+static inline void put(const Matrix& m, const Sink& to, int64_t row, int64_t column, f32v value) {
+    if (__builtin_expect(column + VECTOR > m.outputs, false)) return put_some(m, to, row, column, value);
     float* place = to.values + row * to.stride + column;
-    if (m.bias) value += load<f32x8>(m.bias + column);
-    if (to.scale) value *= load<f32x8>(to.scale + column);
-    store(place, to.add ? load<f32x8>(place) + value : value);
+    if (m.bias) value += load<f32v>(m.bias + column);
+    if (to.scale) value *= load<f32v>(to.scale + column);
+    store(place, to.add ? load<f32v>(place) + value : value);
 }

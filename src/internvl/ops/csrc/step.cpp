@@ -4,7 +4,6 @@
 // a layer is nine loops with a barrier after each. Keys and values lie in blocks of `block_size` positions, and a table
 // says which blocks a sequence has: a plain cache is one block a sequence.
 #include <limits>
-#include <type_traits>
 
 #include "gate.h"
 #include "matrix.h"
@@ -51,7 +50,7 @@ void rms_norm(const float* x, const float* weight, int64_t width, double eps, fl
         const f32x8 v = load_some(x + i, width - i);
         sums += v * v;
     }
-    const float factor = 1.0f / std::sqrt(sum8(sums) / float(width) + float(eps));
+    const float factor = 1.0f / std::sqrt(sum_of(sums) / float(width) + float(eps));
     for (int64_t i = 0; i < width; i++) to[i] = x[i] * factor * weight[i];
 }
 
@@ -85,18 +84,18 @@ void keep(const Cells& cells, int64_t place, const float* x, int64_t width) {
 void soften(float* scores, int64_t count) {
     f32x8 largest = splat(scores[0]), sums = {};
     int64_t s = 0;
-    for (; s + LANES <= count; s += LANES) largest = max8(largest, load<f32x8>(scores + s));
-    float most = largest8(largest), sum = 0;
+    for (; s + LANES <= count; s += LANES) largest = larger(largest, load<f32x8>(scores + s));
+    float most = largest_of(largest), sum = 0;
     for (; s < count; s++) most = std::max(most, scores[s]);
     for (s = 0; s < count; s += LANES) {
         const int64_t some = std::min<int64_t>(count - s, LANES);
-        const f32x8 value = exp8(load_some(scores + s, some) - most);
+        const f32x8 value = exponential(load_some(scores + s, some) - most);
         store_some(scores + s, value, some);
         if (some == LANES) sums += value;
         else
             for (int64_t lane = 0; lane < some; lane++) sum += value[lane];
     }
-    const float inverse = 1.0f / (sum + sum8(sums));
+    const float inverse = 1.0f / (sum + sum_of(sums));
     for (s = 0; s < count; s++) scores[s] *= inverse;
 }
 
@@ -115,10 +114,10 @@ void score(const Run<Cell>& run, const float* queries, float* scores, int64_t st
         f32x8 sums[G] = {};
         for (int64_t i = 0; i < run.width; i += LANES) {
             const f32x8 key = cells8(run.cells + s * run.width + i);
-            UNROLL for (int g = 0; g < G; g++) sums[g] += load<f32x8>(queries + g * run.width + i) * key;
+            unrolled<G>([&](auto g) { sums[g] += load<f32x8>(queries + g * run.width + i) * key; });
         }
         const float size = run.scales ? run.scales[s] : 1.0f;
-        for (int g = 0; g < G; g++) scores[g * stride + run.first + s] = sum8(sums[g]) * size;
+        unrolled<G>([&](auto g) { scores[g * stride + run.first + s] = sum_of(sums[g]) * size; });
     }
 }
 
@@ -126,18 +125,16 @@ void score(const Run<Cell>& run, const float* queries, float* scores, int64_t st
 template <int G, int V, class Cell>
 void gather_part(const Run<Cell>& run, const float* shares, int64_t stride, float* to) {
     f32x8 sums[G][V];
-    for (int g = 0; g < G; g++)
-        for (int v = 0; v < V; v++) sums[g][v] = load<f32x8>(to + g * run.width + v * LANES);
+    unrolled<G>([&](auto g) { unrolled<V>([&](auto v) { sums[g][v] = load<f32x8>(to + g * run.width + v * LANES); }); });
     for (int64_t s = 0; s < run.count; s++) {
         const float size = run.scales ? run.scales[s] : 1.0f;
         f32x8 values[V];
-        for (int v = 0; v < V; v++) values[v] = cells8(run.cells + s * run.width + v * LANES) * size;
-        UNROLL for (int g = 0; g < G; g++) {
-            UNROLL for (int v = 0; v < V; v++) sums[g][v] += values[v] * shares[g * stride + run.first + s];
-        }
+        unrolled<V>([&](auto v) { values[v] = cells8(run.cells + s * run.width + v * LANES) * size; });
+        unrolled<G>([&](auto g) {
+            unrolled<V>([&](auto v) { sums[g][v] += values[v] * shares[g * stride + run.first + s]; });
+        });
     }
-    for (int g = 0; g < G; g++)
-        for (int v = 0; v < V; v++) store(to + g * run.width + v * LANES, sums[g][v]);
+    unrolled<G>([&](auto g) { unrolled<V>([&](auto v) { store(to + g * run.width + v * LANES, sums[g][v]); }); });
 }
 
 template <int G, class Cell>
@@ -147,17 +144,6 @@ void gather(const Run<Cell>& run, const float* shares, int64_t stride, float* to
         part.cells += i;
         if (i + 2 * LANES <= run.width) gather_part<G, 2>(part, shares, stride, to + i);
         else gather_part<G, 1>(part, shares, stride, to + i);
-    }
-}
-
-// Calls `each` with four of a group's queries at a time, and with the rest.
-template <class Each>
-void in_fours(int64_t group, const Each& each) {
-    for (int64_t g = 0; g < group; g += 4) {
-        if (group - g >= 4) each(std::integral_constant<int, 4>{}, g);
-        else if (group - g == 3) each(std::integral_constant<int, 3>{}, g);
-        else if (group - g == 2) each(std::integral_constant<int, 2>{}, g);
-        else each(std::integral_constant<int, 1>{}, g);
     }
 }
 
@@ -203,12 +189,12 @@ void attend(const Decoder& d, const Layer& layer, const Batch& batch, const Turn
         for (int64_t i = 0; i < D; i++) queries[g * D + i] *= scale;
     }
     places.runs<Cell>(layer.keys, count, [&](const Run<Cell>& run) {
-        in_fours(group, [&](auto G, int64_t g) { score<G>(run, queries + g * D, scores + g * count, count); });
+        in_tiles<4>(0, group, [&](auto G, int64_t g) { score<G>(run, queries + g * D, scores + g * count, count); });
     });
     for (int64_t g = 0; g < group; g++) soften(scores + g * count, count);
     std::memset(to, 0, group * D * sizeof(float));
     places.runs<Cell>(layer.values, count, [&](const Run<Cell>& run) {
-        in_fours(group, [&](auto G, int64_t g) { gather<G>(run, scores + g * count, count, to + g * D); });
+        in_tiles<4>(0, group, [&](auto G, int64_t g) { gather<G>(run, scores + g * count, count, to + g * D); });
     });
 }
 
@@ -245,7 +231,8 @@ void product(const Matrix& m, const float* x, int64_t size, char* prepared, cons
         for (int64_t row = 0; row < size; row++) prepare_row(m, rows, row);
     }
 #pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < m.num_panels(); panel++) multiply(m, rows, 0, size, panel, to);
+    for (int64_t panel = 0; panel < m.num_panels(); panel += STRIP)
+        multiply(m, rows, 0, size, panel, std::min(panel + STRIP, m.num_panels()), to);
 }
 
 void normalise(const float* x, const float* weight, const Decoder& d, int64_t size, float* to) {

@@ -25,43 +25,43 @@ struct TowerBlock {
 };
 
 void normalise(const float* x, const Norm& norm, int64_t width, double eps, float* to) {
-    f32x8 sums = {}, squares = {};
+    f32v sums = {}, squares = {};
     if (norm.bias)
-        for (int64_t i = 0; i < width; i += LANES) sums += load<f32x8>(x + i);
-    const float mean = sum8(sums) / float(width);
-    for (int64_t i = 0; i < width; i += LANES) {
-        const f32x8 v = load<f32x8>(x + i) - mean;
+        for (int64_t i = 0; i < width; i += VECTOR) sums += load<f32v>(x + i);
+    const float mean = sum_of(sums) / float(width);
+    for (int64_t i = 0; i < width; i += VECTOR) {
+        const f32v v = load<f32v>(x + i) - mean;
         squares += v * v;
     }
-    const float factor = 1.0f / std::sqrt(sum8(squares) / float(width) + float(eps));
-    for (int64_t i = 0; i < width; i += LANES) {
-        const f32x8 v = (load<f32x8>(x + i) - mean) * factor * load<f32x8>(norm.weight + i);
-        store(to + i, norm.bias ? v + load<f32x8>(norm.bias + i) : v);
+    const float factor = 1.0f / std::sqrt(sum_of(squares) / float(width) + float(eps));
+    for (int64_t i = 0; i < width; i += VECTOR) {
+        const f32v v = (load<f32v>(x + i) - mean) * factor * load<f32v>(norm.weight + i);
+        store(to + i, norm.bias ? v + load<f32v>(norm.bias + i) : v);
     }
 }
 
 // x times the share of a normal distribution that lies below x. The share beyond |x| is a polynomial of 1 / (1 + p |x|) times
 // e^(-x^2 / 2) (Abramowitz and Stegun, 7.1.26); the result is off by less than 4e-7, which is lost in eight bits.
-f32x8 gelu(f32x8 x) {
-    const f32x8 size = max8(x, -x);
-    const f32x8 t = 1.0f / (size * (0.3275911f * 0.70710678f) + 1.0f);
-    f32x8 p = t * (0.5f * 1.061405429f) + (0.5f * -1.453152027f);
+f32v gelu(f32v x) {
+    const f32v size = larger(x, -x);
+    const f32v t = 1.0f / (size * (0.3275911f * 0.70710678f) + 1.0f);
+    f32v p = t * (0.5f * 1.061405429f) + (0.5f * -1.453152027f);
     p = p * t + (0.5f * 1.421413741f);
     p = p * t + (0.5f * -0.284496736f);
     p = p * t + (0.5f * 0.254829592f);
-    const f32x8 beyond = x * (p * t * exp8(x * x * -0.5f));
+    const f32v beyond = x * (p * t * exponential(x * x * -0.5f));
     return x < 0.0f ? beyond : x - beyond;
 }
 
-f32x8 activated(f32x8 x, int64_t activation) {
+f32v activated(f32v x, int64_t activation) {
     if (activation == GELU) return gelu(x);
-    const f32x8 z = activation == QUICK_GELU ? x * -1.702f : x * (x * x * 0.044715f + 1.0f) * -1.59576912f;
-    return x / (exp8(z) + 1.0f);
+    const f32v z = activation == QUICK_GELU ? x * -1.702f : x * (x * x * 0.044715f + 1.0f) * -1.59576912f;
+    return x / (exponential(z) + 1.0f);
 }
 
 void activate(float* row, int64_t width, int64_t activation) {
-    for (int64_t i = 0; i < width; i += LANES)
-        store_some(row + i, activated(load_some(row + i, width - i), activation), width - i);
+    for (int64_t i = 0; i < width; i += VECTOR)
+        store_some(row + i, activated(load_some<f32v>(row + i, width - i), activation), width - i);
 }
 
 // Rows through a matrix.

@@ -1,0 +1,39 @@
+// How the innermost loops divide a product: tiles of some rows times one panel, or two where vectors are as wide as a panel.
+//
+// What is multiplied with lies in panels of 16 columns; a tile's sums and what they need fill the registers.
+#pragma once
+
+#include "simd.h"
+
+constexpr int COLUMNS = 16;                  // of a panel
+constexpr int PER_PANEL = COLUMNS / VECTOR;  // vectors
+constexpr int STRIP = 2 / PER_PANEL;         // panels that a tile takes at most: two vectors a row
+constexpr int TALL = VECTOR / LANES;         // where vectors are wide there are twice as many: tiles have twice the rows
+
+// Vector `v` of a tile's columns; panels are `apart`.
+template <class T>
+static inline const T* in_panels(const T* panels, int64_t apart, int v, int size = 1) {
+    return panels + v / PER_PANEL * apart + v % PER_PANEL * VECTOR * size;
+}
+
+// Calls `each` with `count`, 1..MOST, as a constant; not at all with 0.
+template <int MOST, class Each>
+static inline void as_constant(int64_t count, const Each& each) {
+    if constexpr (MOST > 0) {
+        if (count == MOST) each(std::integral_constant<int, MOST>{});
+        else as_constant<MOST - 1>(count, each);
+    }
+}
+
+// Calls `each(R, row)` for ROWS rows at a time, then for those that are left.
+template <int ROWS, class Each>
+static inline void in_tiles(int64_t first, int64_t last, const Each& each) {
+    for (; first + ROWS <= last; first += ROWS) each(std::integral_constant<int, ROWS>{}, first);
+    as_constant<ROWS - 1>(last - first, [&](auto rest) { each(rest, first); });
+}
+
+// Calls `each(P, panel)` for as many panels at a time as a tile takes.
+template <class Each>
+static inline void in_strips(int64_t panel, int64_t end, const Each& each) {
+    in_tiles<STRIP>(panel, end, each);
+}
