@@ -8,7 +8,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from internvl.ops import causal_attention, decoder_step, gated_mlp, packed, tile_attention, tower_block
+from internvl.ops import (
+    causal_attention,
+    decoder_step,
+    gated_mlp,
+    packed,
+    rms_norm,
+    rotate,
+    tile_attention,
+    tower_block,
+)
 from internvl.ops.native import KINDS, load_library, runs_here
 
 
@@ -23,7 +32,17 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         assert library is not None, (
             "not built: is there a C++ compiler? scripts/test installs again after a change"
         )
-    for module in (packed, tile_attention, causal_attention, decoder_step, tower_block, gated_mlp):
+    operations = (
+        packed,
+        tile_attention,
+        causal_attention,
+        decoder_step,
+        tower_block,
+        gated_mlp,
+        rms_norm,
+        rotate,
+    )
+    for module in operations:
         monkeypatch.setattr(module, "library", lambda: library)
     return library
 

@@ -22,6 +22,8 @@ TESTS = (
     "tests/ops/test_causal_attention.py",
     "tests/ops/test_tower_block.py",
     "tests/ops/test_gated_mlp.py",
+    "tests/ops/test_rms_norm.py",
+    "tests/ops/test_rotate.py",
     "tests/models/test_fused_step.py",
     "tests/engine/test_paged_cache.py",
 )

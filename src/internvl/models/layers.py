@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from internvl.config import Activation, NormKind
 from internvl.models.packed_layers import packed_mlp
 from internvl.ops.linear import linear
+from internvl.ops.rms_norm import rms_norm
 from internvl.ops.swiglu import swiglu
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
@@ -54,9 +55,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return y.to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 def make_norm(kind: NormKind, width: int, eps: float) -> nn.Module:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from internvl.config import RopeConfig, TextConfig
+from internvl.ops.rotate import rotate
 
 Rotate = Callable[[Tensor], Tensor]
 """Turns q or k (T, H, D) by the positions of its tokens."""
@@ -21,13 +22,8 @@ Rotate = Callable[[Tensor], Tensor]
 
 def make_rotation(config: TextConfig, pos_T: Tensor, lengths_T: Tensor, dtype: torch.dtype) -> Rotate:
     """The rotation of packed tokens at positions `pos_T` in sequences of `lengths_T` tokens."""
-    cos_T1D, sin_T1D = (x_TD[:, None].to(dtype) for x_TD in make_angles(config, pos_T, lengths_T))
-
-    def rotate(x_THD: Tensor) -> Tensor:
-        left, right = x_THD.chunk(2, dim=-1)
-        return torch.addcmul(x_THD * cos_T1D, torch.cat((-right, left), dim=-1), sin_T1D)
-
-    return rotate
+    cos_TD, sin_TD = (x_TD.to(dtype) for x_TD in make_angles(config, pos_T, lengths_T))
+    return partial(rotate, cos_TD=cos_TD, sin_TD=sin_TD)
 
 
 def rotation_regime(config: TextConfig, length: int) -> int:

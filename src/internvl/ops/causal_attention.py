@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from internvl.ops.native import address, count, library, origin
+from internvl.ops.native import address, count, library, origin, serves
 from internvl.ops.tile_attention import COLUMNS
 
 
@@ -51,10 +51,9 @@ def _compiled(q_THD: Tensor, k_KSD: Tensor, v_KSD: Tensor) -> Tensor:
 def _is_for_kernel(q_THD: Tensor, k_KSD: Tensor, v_KSD: Tensor) -> bool:
     tensors = (q_THD, k_KSD, v_KSD)
     return (
-        all(x.device.type == "cpu" and x.dtype == torch.float32 and x.stride(-1) == 1 for x in tensors)
+        serves(*tensors)
+        and all(x.stride(-1) == 1 for x in tensors)
         and k_KSD.stride() == v_KSD.stride()
         and q_THD.shape[-1] % COLUMNS == 0
-        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-        and not torch.is_autocast_enabled("cpu")
         and library() is not None
     )

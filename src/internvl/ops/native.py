@@ -55,6 +55,16 @@ def runs_here(kind: str) -> bool:
     return kind == "portable" or capability in ("AVX2", "AVX512")
 
 
+def serves(*tensors: Tensor) -> bool:
+    """Whether kernels may compute with these: float32 on the CPU, of which no gradient is recorded, without
+    autocast."""
+    return (
+        all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 def address(tensor: Tensor) -> ctypes.c_void_p:
     """Where a dense tensor lies."""
     assert tensor.is_contiguous(), tensor.stride()

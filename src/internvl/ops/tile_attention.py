@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from internvl.ops.native import address, count, library
+from internvl.ops.native import address, count, library, serves
 
 COLUMNS = 16
 """The kernel takes head widths of whole panels."""
@@ -26,7 +26,7 @@ def tile_attention(qkv_NPC: Tensor, num_heads: int, *, in_16_bits: bool = False)
     """
     num_tiles, num_patches, width = qkv_NPC.shape
     head_width = width // 3 // num_heads
-    if not _is_for_kernel(qkv_NPC, head_width):
+    if head_width % COLUMNS or not serves(qkv_NPC) or library() is None:
         qkv_NP3HD = qkv_NPC.view(num_tiles, num_patches, 3, num_heads, head_width)
         q_NHPD, k_NHPD, v_NHPD = qkv_NP3HD.permute(2, 0, 3, 1, 4)
         return scaled_dot_product_attention(q_NHPD, k_NHPD, v_NHPD).transpose(1, 2).flatten(2)
@@ -34,14 +34,3 @@ def tile_attention(qkv_NPC: Tensor, num_heads: int, *, in_16_bits: bool = False)
     sizes = map(count, (num_tiles, num_patches, num_heads, head_width, in_16_bits))
     library().tile_attention(address(qkv_NPC.contiguous()), *sizes, address(out_NPC))  # type: ignore[union-attr]
     return out_NPC
-
-
-def _is_for_kernel(x: Tensor, head_width: int) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and head_width % COLUMNS == 0
-        and not (torch.is_grad_enabled() and x.requires_grad)
-        and not torch.is_autocast_enabled("cpu")
-        and library() is not None
-    )

@@ -19,9 +19,9 @@ static_assert((double(PROBABILITIES) + PATCHES / 2) * double(VALUE) < 2147483647
 
 // The largest magnitude of x times `factors`; NaN if there is a value that is not finite.
 float size_of(const float* x, const float* factors, int64_t width) {
-    f32x8 largest = {}, taint = {};
-    for (int64_t i = 0; i < width; i += LANES) {
-        const f32x8 v = load<f32x8>(x + i) * load<f32x8>(factors + i);
+    f32v largest = {}, taint = {};
+    for (int64_t i = 0; i < width; i += VECTOR) {
+        const f32v v = load<f32v>(x + i) * load<f32v>(factors + i);
         largest = larger(larger(v, -v), largest);
         taint += v * 0.0f;
     }
@@ -29,15 +29,15 @@ float size_of(const float* x, const float* factors, int64_t width) {
 }
 
 // round(v * inverse), within -most..most; -most if that is NaN.
-i32x8 to_steps(f32x8 v, f32x8 inverse, float most) {
-    return to_int(smaller(larger(rounded(v * inverse), splat(-most)), splat(most)));
+i32v to_steps(f32v v, f32v inverse, float most) {
+    return to_int(smaller(larger(rounded(v * inverse), splat<f32v>(-most)), splat<f32v>(most)));
 }
 
 // Rounds a row times `factors`; returns what a step stands for, NaN if a value is not finite.
 float round_row(const float* x, const float* factors, int64_t width, float most, int16_t* to) {
     const float size = size_of(x, factors, width), inverse = most / std::max(size, TINY);
-    for (int64_t i = 0; i < width; i += LANES)
-        store_shorts(to + i, to_steps(load<f32x8>(x + i), load<f32x8>(factors + i) * inverse, most));
+    for (int64_t i = 0; i < width; i += VECTOR)
+        store_shorts(to + i, to_steps(load<f32v>(x + i), load<f32v>(factors + i) * inverse, most));
     return size / most;
 }
 
@@ -93,7 +93,7 @@ struct Panels {
         key_steps.assign(head.padded, 0.0f);
         sizes_of(head.k, head, channels);
         inverses.resize(head.width);
-        for (int64_t d = 0; d < head.width; d += LANES) store(&inverses[d], 1.0f / load<f32x8>(&channels[d]));
+        for (int64_t d = 0; d < head.width; d += VECTOR) store(&inverses[d], 1.0f / load<f32v>(&channels[d]));
         for (int64_t s = 0; s < head.patches; s++) {
             key_steps[s] = round_row(head.k + s * head.stride, inverses.data(), head.width, head.most, row.data());
             int16_t* column = keys.data() + s / COLUMNS * COLUMNS * head.width + s % COLUMNS * 2;
@@ -106,8 +106,8 @@ struct Panels {
         sizes_of(head.v, head, value_steps);
         for (float& step : value_steps) step /= VALUE;
         for (int64_t s = 0; s < head.padded; s += 2)
-            for (int64_t d = 0; d < head.width; d += LANES) {
-                const i32x8 one = short_of(head, s, d), next = short_of(head, s + 1, d);
+            for (int64_t d = 0; d < head.width; d += VECTOR) {
+                const i32v one = short_of(head, s, d), next = short_of(head, s + 1, d);
                 int16_t* column = values.data() + d / COLUMNS * COLUMNS * head.padded + d % COLUMNS * 2;
                 store(column + s * COLUMNS, (one & 0xffff) | (next << 16));
             }
@@ -118,16 +118,16 @@ struct Panels {
         sizes.assign(head.width, TINY);
         for (int64_t s = 0; s < head.patches; s++, x += head.stride) {
             fetch(x + AHEAD * head.stride, head.width);
-            for (int64_t d = 0; d < head.width; d += LANES) {
-                const f32x8 v = load<f32x8>(x + d), size = load<f32x8>(&sizes[d]);
+            for (int64_t d = 0; d < head.width; d += VECTOR) {
+                const f32v v = load<f32v>(x + d), size = load<f32v>(&sizes[d]);
                 store(&sizes[d], larger(larger(v, -v), size) + v * 0.0f);
             }
         }
     }
 
-    i32x8 short_of(const Head& head, int64_t s, int64_t d) const {
-        if (s >= head.patches) return i32x8{};
-        return to_steps(load<f32x8>(head.v + s * head.stride + d), 1.0f / load<f32x8>(&value_steps[d]), VALUE);
+    i32v short_of(const Head& head, int64_t s, int64_t d) const {
+        if (s >= head.patches) return i32v{};
+        return to_steps(load<f32v>(head.v + s * head.stride + d), 1.0f / load<f32v>(&value_steps[d]), VALUE);
     }
 };
 
@@ -214,9 +214,9 @@ void attend(const Head& head, int64_t first, int64_t rows, float* out, int64_t o
     }
     gather(head, rows);
     for (int64_t row = 0; row < rows; row++)
-        for (int64_t d = 0; d < head.width; d += LANES) {
-            const f32x8 step = load<f32x8>(&scratch.panels.value_steps[d]) * inverse[row];
-            store(out + (first + row) * out_stride + d, to_float(load<i32x8>(&scratch.sums[row * head.width + d])) * step);
+        for (int64_t d = 0; d < head.width; d += VECTOR) {
+            const f32v step = load<f32v>(&scratch.panels.value_steps[d]) * inverse[row];
+            store(out + (first + row) * out_stride + d, to_float(load<i32v>(&scratch.sums[row * head.width + d])) * step);
         }
 }
 

@@ -16,16 +16,16 @@ struct Range {
 };
 
 Range range_of(const float* x, int64_t width) {
-    f32x8 low = {}, high = {}, taint = {};
+    f32v low = {}, high = {}, taint = {};
     int64_t i = 0;
-    for (; i + LANES <= width; i += LANES) {
-        const f32x8 v = load<f32x8>(x + i);
+    for (; i + VECTOR <= width; i += VECTOR) {
+        const f32v v = load<f32v>(x + i);
         low = smaller(low, v);
         high = larger(high, v);
         taint += v * 0.0f;
     }
     if (i < width) {
-        const f32x8 v = load_some(x + i, width - i);
+        const f32v v = load_some<f32v>(x + i, width - i);
         low = smaller(low, v);
         high = larger(high, v);
         taint += v * 0.0f;
@@ -33,23 +33,26 @@ Range range_of(const float* x, int64_t width) {
     return {smallest_of(low), largest_of(high), sum_of(taint)};
 }
 
-void store_bytes(uint8_t* to, i32x8 values) {
-#if defined(__AVX2__)
+// Bytes are kept modulo 256: the callers' values fit eight bits, signed or unsigned.
+void store_bytes(uint8_t* to, i32v values) {
+#if defined(__AVX512VNNI__)
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)values));
+#elif defined(__AVX2__)
     const __m128i low = _mm256_castsi256_si128((__m256i)values), high = _mm256_extracti128_si256((__m256i)values, 1);
     const __m128i words = _mm_packs_epi32(low, high);
-    // Bytes are kept modulo 256: the callers' values fit eight bits, signed or unsigned.
     _mm_storel_epi64((__m128i*)to, _mm_packus_epi16(_mm_and_si128(words, _mm_set1_epi16(255)), words));
 #else
-    for (int lane = 0; lane < LANES; lane++) to[lane] = uint8_t(values[lane]);
+    for (int lane = 0; lane < VECTOR; lane++) to[lane] = uint8_t(values[lane]);
 #endif
 }
 
 // round(x * inverse) + origin, kept within bounds.
 void round_row(const float* x, int64_t width, float inverse, float origin, float least, float most, uint8_t* q) {
+    const f32v low = splat<f32v>(least), high = splat<f32v>(most);
     int64_t i = 0;
-    for (; i + LANES <= width; i += LANES) {
-        const f32x8 v = rounded(load<f32x8>(x + i) * inverse) + origin;
-        store_bytes(q + i, to_int(smaller(larger(v, splat(least)), splat(most))));
+    for (; i + VECTOR <= width; i += VECTOR) {
+        const f32v v = rounded(load<f32v>(x + i) * inverse) + origin;
+        store_bytes(q + i, to_int(smaller(larger(v, low), high)));
     }
     for (; i < width; i++) {
         const float v = std::nearbyint(x[i] * inverse) + origin;

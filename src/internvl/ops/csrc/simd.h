@@ -238,6 +238,10 @@ static inline f32v larger(f32v a, f32v b) { return (f32v)_mm512_max_ps((__m512)a
 static inline f32v smaller(f32v a, f32v b) { return (f32v)_mm512_min_ps((__m512)a, (__m512)b); }
 static inline float sum_of(f32v v) { return _mm512_reduce_add_ps((__m512)v); }
 static inline float largest_of(f32v v) { return _mm512_reduce_max_ps((__m512)v); }
+static inline float smallest_of(f32v v) { return _mm512_reduce_min_ps((__m512)v); }
+static inline f32v rounded(f32v v) {
+    return (f32v)_mm512_roundscale_ps((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 static inline f32v to_float(i32v v) { return __builtin_convertvector(v, f32v); }
 static inline i32v to_int(f32v v) { return __builtin_convertvector(v, i32v); }
 static inline i32v dot4(i32v total, i32v a, i32v b) {

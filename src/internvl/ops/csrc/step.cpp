@@ -8,6 +8,7 @@
 #include "gate.h"
 #include "matrix.h"
 #include "memory.h"
+#include "norm.h"
 
 namespace {
 
@@ -44,19 +45,9 @@ struct Turn {
     const float *cos, *sin;
 };
 
-void rms_norm(const float* x, const float* weight, int64_t width, double eps, float* to) {
-    f32x8 sums = {};
-    for (int64_t i = 0; i < width; i += LANES) {
-        const f32x8 v = load_some(x + i, width - i);
-        sums += v * v;
-    }
-    const float factor = 1.0f / std::sqrt(sum_of(sums) / float(width) + float(eps));
-    for (int64_t i = 0; i < width; i++) to[i] = x[i] * factor * weight[i];
-}
-
 // Normalised if there is a weight, then turned by its position, in place.
 void turn(float* x, const float* norm, const float* cos, const float* sin, int64_t width, double eps) {
-    if (norm) rms_norm(x, norm, width, eps, x);
+    if (norm) rms_norm_row(x, norm, width, eps, x);
     for (int64_t i = 0; i < width / 2; i++) {
         const float left = x[i], right = x[i + width / 2];
         x[i] = left * cos[i] - right * sin[i];
@@ -237,7 +228,7 @@ void product(const Matrix& m, const float* x, int64_t size, char* prepared, cons
 
 void normalise(const float* x, const float* weight, const Decoder& d, int64_t size, float* to) {
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < size; row++) rms_norm(x + row * d.width, weight, d.width, d.eps, to + row * d.width);
+    for (int64_t row = 0; row < size; row++) rms_norm_row(x + row * d.width, weight, d.width, d.eps, to + row * d.width);
 }
 
 void layer_step(const Decoder& d, const Layer& layer, const Batch& batch, const Turn& angles, float* x, const Buffers& b) {
