@@ -49,7 +49,12 @@ def main() -> None:
     native = library()
     if native is None:
         raise SystemExit("no kernels were built")
-    for rate in (native.multiply_add_rate, native.byte_product_rate, native.read_rate):
+    for rate in (
+        native.multiply_add_rate,
+        native.byte_product_rate,
+        native.short_product_rate,
+        native.read_rate,
+    ):
         rate.restype = ctypes.c_double
     flops = lambda: native.multiply_add_rate(ctypes.c_double(0.3))  # noqa: E731
     byte_products = lambda: native.byte_product_rate(ctypes.c_double(0.3))  # noqa: E731
@@ -76,7 +81,11 @@ def main() -> None:
             call = lambda: packed_linear(x, packed)  # noqa: B023, E731
             row(name, scheme, options.repeats, call, rows, inputs, outputs, limit, BYTES[scheme])
     for in_16_bits in (False, True):
-        attention(in_16_bits, options.repeats, byte_products() / 2 if in_16_bits else flops())
+        attention(
+            in_16_bits,
+            options.repeats,
+            native.short_product_rate(ctypes.c_double(0.3)) if in_16_bits else flops(),
+        )
     for tokens in (296, 1832):
         for mlp_scheme in SCHEMES:
             gated(tokens, mlp_scheme, options.repeats, products(mlp_scheme))

@@ -1,9 +1,9 @@
-"""Draws what `peers` and `throughput` measured: docs/performance.svg.
+"""Draws what `peers` and `throughput` measured: docs/performance.svg, docs/performance-avx512.svg.
 
     scripts/bench plot
 
-One picture a row, one bar a side: its time as a part of the best peer's, in the same run. Of a row that was
-measured more than once the last run is drawn.
+A drawing for each kind of machine. One picture a row, one bar a side: its time as a part of the best peer's,
+in the same run. Of a row that was measured more than once the last run is drawn.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from runtimes.sides import SIDES
 
 HERE = Path(__file__).parent
+MACHINES = ("", "-avx512")
+"""Endings of the names of results and drawings: AVX2, where they have none."""
 TITLES = {
     "vision-1": "one tile",
     "prefill-296": "prompt, 296 tokens",
@@ -33,11 +35,11 @@ OURS, PEER, PACKED_PEER = "#1b5e8c", "#b9b9b9", "#8f8f8f"
 COLUMNS = 3
 
 
-def read_rows() -> dict[str, list[dict[str, Any]]]:
+def read_rows(machine: str) -> dict[str, list[dict[str, Any]]]:
     """The timed sides of the last complete run of every row."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for name in ("peers.jsonl", "throughput.jsonl"):
-        path, lines = HERE / "results" / name, list[dict[str, Any]]()
+    for name in ("peers", "throughput"):
+        path, lines = HERE / "results" / f"{name}{machine}.jsonl", list[dict[str, Any]]()
         for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             line = json.loads(text)
             if line.get("complete"):
@@ -71,13 +73,18 @@ def colour(side: str) -> str:
 
 def main() -> None:
     mpl.rcParams.update({"svg.hashsalt": "internvl", "svg.fonttype": "none", "font.family": "sans-serif"})
-    rows = read_rows()
+    for machine in MACHINES:
+        draw_machine(machine)
+
+
+def draw_machine(machine: str) -> None:
+    rows = read_rows(machine)
     chosen = [name for name in TITLES if name in rows]
     height = -(-len(chosen) // COLUMNS)
     figure = Figure(figsize=(11, 2.3 * height), layout="constrained")
     for place, name in enumerate(chosen, start=1):
         draw(figure.add_subplot(height, COLUMNS, place), TITLES[name], rows[name])
-    figure.savefig(HERE.parent / "docs" / "performance.svg", metadata={"Date": None})
+    figure.savefig(HERE.parent / "docs" / f"performance{machine}.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

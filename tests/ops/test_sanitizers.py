@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g"
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 TESTS = (
     "tests/ops/test_packed.py",
     "tests/ops/test_tile_attention.py",

@@ -36,6 +36,14 @@ def test_equals_pytorch(tiles: int, patches: int, heads: int, width: int) -> Non
     )
 
 
+@pytest.mark.usefixtures("kernels")
+def test_rows_may_lie_apart() -> None:
+    qkv_NPC = torch.randn(2, 600, 2 * 96)[..., ::2]
+    torch.testing.assert_close(
+        tile_attention(qkv_NPC, 2).double(), expected(qkv_NPC, 2), rtol=5e-5, atol=5e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("tiles", "patches", "heads", "width"),
     [(1, 1, 1, 16), (2, 17, 3, 32), (1, 49, 2, 64), (3, 96, 1, 128), (1, 1030, 2, 64)],

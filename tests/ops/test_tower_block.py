@@ -90,7 +90,14 @@ def compiled(kernels: ctypes.CDLL | None) -> None:
 
 @pytest.mark.parametrize(
     ("tiles", "patches", "heads", "width", "mlp"),
-    [(0, 5, 1, 16, 24), (1, 1, 1, 16, 9), (2, 17, 2, 64, 100), (1, 131, 3, 48, 1100), (5, 50, 1, 32, 64)],
+    [
+        (0, 5, 1, 16, 24),
+        (1, 1, 1, 16, 9),
+        (2, 17, 2, 64, 100),
+        (1, 131, 3, 48, 1100),
+        (5, 50, 1, 32, 64),
+        (1, 700, 1, 16, 24),
+    ],
 )
 @pytest.mark.parametrize("scheme", ["float32", "bfloat16"])
 @pytest.mark.usefixtures("compiled")

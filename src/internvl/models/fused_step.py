@@ -21,7 +21,7 @@ from internvl.models.layers import Linear, RMSNorm
 from internvl.models.packed_layers import packed_matrix
 from internvl.models.rope import make_angles
 from internvl.ops.decoder_step import Cells, Layer, Places, Sizes, decoder_step
-from internvl.ops.native import address, library
+from internvl.ops.native import address, library, serves
 from internvl.ops.packed import Matrix, plain_matrix
 
 LANES = 8
@@ -87,10 +87,8 @@ def step_in_places(
 
 def _serves(llm: Decoder, x_BD: Tensor) -> bool:
     return (
-        x_BD.device.type == "cpu"
-        and x_BD.dtype == llm.norm.weight.dtype == torch.float32
+        serves(x_BD, llm.norm.weight)
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
         and llm.config.head_dim % LANES == 0
         and library() is not None
     )

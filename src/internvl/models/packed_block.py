@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from internvl.models.layers import ACTIVATIONS, RMSNorm
 from internvl.models.packed_layers import packed_matrix
-from internvl.ops.native import library
+from internvl.ops.native import library, serves
 from internvl.ops.tile_attention import COLUMNS
 from internvl.ops.tower_block import Norm, TowerBlock, tower_block
 
@@ -41,14 +41,12 @@ def _norm(module: RMSNorm | nn.LayerNorm) -> Norm:
 
 
 def _serves(block: Any, x_NPC: Tensor) -> bool:
-    serves: bool = (
-        x_NPC.device.type == "cpu"
-        and x_NPC.dtype == block.ls1.dtype == torch.float32
+    can: bool = (
+        serves(x_NPC, block.ls1)
         and x_NPC.shape[-1] // block.attn.num_heads % COLUMNS == 0
         and not block.attn.has_norms
         and not block.training
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
         and library() is not None
     )
-    return serves
+    return can

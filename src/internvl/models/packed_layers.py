@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from internvl.ops.gated_mlp import gated_mlp
+from internvl.ops.native import serves
 from internvl.ops.packed import Matrix, PackedWeight
 
 
@@ -36,10 +37,4 @@ def packed_mlp(gate_up: Any, down: Any, x_TC: Tensor) -> Tensor | None:
 
 
 def _serves(x_TC: Tensor) -> bool:
-    return (
-        x_TC.device.type == "cpu"
-        and x_TC.dtype == torch.float32
-        and x_TC.dim() == 2
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return x_TC.dim() == 2 and not torch.is_grad_enabled() and serves(x_TC)

@@ -12,7 +12,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from internvl.ops.native import address, count, library
+from internvl.ops.native import address, count, library, new
 from internvl.ops.packed import PANEL, Matrix
 
 ROWS = 40
@@ -30,7 +30,7 @@ def gated_mlp(x_TC: Tensor, gate_up: Matrix, down: Matrix) -> Tensor | None:
     if native is None or down.inputs % PANEL or len(x_TC) < ROWS * torch.get_num_threads():
         return None
     x_TC = x_TC.contiguous()
-    out_TC = torch.empty(len(x_TC), down.outputs)
+    out_TC = new(len(x_TC), down.outputs)
     matrices = ctypes.byref(gate_up), ctypes.byref(down)
     native.gated_mlp(*matrices, address(x_TC), count(len(x_TC)), address(out_TC))
     return out_TC

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from internvl.ops.native import address, count, library
+from internvl.ops.native import address, count, library, new
 from internvl.ops.packed import plain_matrix
 
 SKINNY = 64
@@ -105,8 +105,8 @@ def _read(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     native, (outputs, inputs) = library(), weight.shape
     assert native is not None
     x_TI = x.reshape(-1, inputs).contiguous()
-    out_TO = torch.empty(len(x_TI), outputs)
-    matrix = plain_matrix(weight, None if bias is None else bias.contiguous())
+    bias, out_TO = None if bias is None else bias.contiguous(), new(len(x_TI), outputs)
+    matrix = plain_matrix(weight, bias)
     native.linear(ctypes.byref(matrix), address(x_TI), count(len(x_TI)), address(out_TO), count(0))
     return out_TO.view(*x.shape[:-1], outputs)
 

@@ -27,7 +27,9 @@ def library() -> ctypes.CDLL | None:
     for kind in KINDS:
         if runs_here(kind) and (found := load_library(kind)) is not None:
             return found
-    _log.warning("no compiled kernels: quantised layers run in PyTorch. Install again with a C++ compiler.")
+    _log.warning(
+        "no compiled kernels: PyTorch runs everything, packed layers slowly. Install with a C++ compiler."
+    )
     return None
 
 
@@ -56,13 +58,19 @@ def runs_here(kind: str) -> bool:
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether kernels may compute with these: float32 on the CPU, of which no gradient is recorded, without
-    autocast."""
+    """Whether kernels may compute with these: float32 on the CPU, of which no gradient and no graph is
+    recorded, without autocast."""
     return (
         all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
         and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
     )
+
+
+def new(*shape: int) -> Tensor:
+    """What a kernel fills, whatever dtype is the default."""
+    return torch.empty(shape, dtype=torch.float32)
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from internvl.ops.native import address, count, library
+from internvl.ops.native import address, count, library, new
 
 Scheme = Literal["float32", "bfloat16", "int8", "int4"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
@@ -175,7 +175,7 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias_O: Tensor | None = None)
         out_TO = F.linear(round_rows(x_TI, weight.scheme), unpack(weight))
         out_TO = out_TO if bias_O is None else out_TO + bias_O[:outputs]
     else:
-        out_TO = torch.empty(len(x_TI), outputs)
+        out_TO = new(len(x_TI), outputs)
         matrix = weight.matrix(bias_O)
         native.linear(ctypes.byref(matrix), address(x_TI), count(len(x_TI)), address(out_TO), count(0))
     return out_TO.view(*x.shape[:-1], outputs)

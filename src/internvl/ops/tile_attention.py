@@ -7,11 +7,10 @@ Shape letters: N tiles, P patches, C width, H heads, D head width.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from internvl.ops.native import address, count, library, serves
+from internvl.ops.native import address, count, library, new, serves
 
 COLUMNS = 16
 """The kernel takes head widths of whole panels."""
@@ -30,7 +29,7 @@ def tile_attention(qkv_NPC: Tensor, num_heads: int, *, in_16_bits: bool = False)
         qkv_NP3HD = qkv_NPC.view(num_tiles, num_patches, 3, num_heads, head_width)
         q_NHPD, k_NHPD, v_NHPD = qkv_NP3HD.permute(2, 0, 3, 1, 4)
         return scaled_dot_product_attention(q_NHPD, k_NHPD, v_NHPD).transpose(1, 2).flatten(2)
-    out_NPC = torch.empty(num_tiles, num_patches, width // 3)
+    qkv_NPC, out_NPC = qkv_NPC.contiguous(), new(num_tiles, num_patches, width // 3)
     sizes = map(count, (num_tiles, num_patches, num_heads, head_width, in_16_bits))
-    library().tile_attention(address(qkv_NPC.contiguous()), *sizes, address(out_NPC))  # type: ignore[union-attr]
+    library().tile_attention(address(qkv_NPC), *sizes, address(out_NPC))  # type: ignore[union-attr]
     return out_NPC

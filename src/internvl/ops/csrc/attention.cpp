@@ -1,13 +1,15 @@
 // Exact attention in float32, whole rows of scores at a time.
 //
 // Keys of a head are laid in panels of 16 (for each value of the width, 16 keys), values in panels of 16 columns, so that
-// both products are a broadcast, two loads and twelve fused multiply-adds for a tile of 6 rows x 16 columns, or twice as
-// many for 12 rows x 32 columns with AVX-512: the sums and what they need fill the registers. A block of 48 queries shares
+// both products are two loads, six broadcasts and twelve fused multiply-adds for a tile of 6 rows x 16 columns, on AVX-512 twice
+// the broadcasts and sums for 12 rows x 32 columns: these fill the registers. Scores are powers of two. A block of 48 queries shares
 // a pass over keys and values; its scores stay in the second cache. Rows never see keys beyond their limit, so nothing is
 // masked by adding.
 #include "attention.h"
 
 #include <vector>
+
+#include "tiles.h"
 
 namespace {
 

@@ -1,12 +1,13 @@
 // Attention of a tile in integers of 16 bits, for towers that round their rows to eight anyway.
 //
-// AVX2 multiplies sixteen of them where it multiplies eight floats, and adds neighbours. Blocks of queries and panels of
+// A vector has twice as many of them as floats, and an instruction multiplies them and adds neighbours. Blocks of queries and panels of
 // 16 columns are as in attention.cpp, but a panel holds neighbouring pairs. What is multiplied is rounded to so many steps
 // that sums fit 32 bits: queries and keys to sqrt(2^31 / D), 5791 for heads of 64, each with a scale of its own, after keys
 // gave the size of their channels to the queries, since few channels often outweigh the rest; columns of values to 4095; probabilities, whose sum is known by then, to 32767, or to fewer so that they make half a million.
 #include <vector>
 
 #include "attention.h"
+#include "tiles.h"
 
 namespace {
 

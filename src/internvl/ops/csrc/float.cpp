@@ -10,6 +10,7 @@ namespace {
 constexpr int ROWS = 6 * TALL;
 constexpr int64_t STRETCH = 256 / STRIP;
 constexpr int64_t LINE = 64;  // bytes of a cache line
+constexpr int64_t KEPT_ROWS = 120;  // whose sums wait in the first cache from stretch to stretch of their inputs
 
 static inline f32v weights(const float* from) { return load<f32v>(from); }
 
@@ -61,15 +62,15 @@ void tiles(int64_t count, const float* x, int64_t stride, const W* b, int64_t ap
 
 template <int P, class W>
 void stretches(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, const Sink& to) {
-    alignas(LINE) float kept[FLOAT_ROWS * P * COLUMNS];
+    alignas(LINE) float kept[KEPT_ROWS * P * COLUMNS];
     const int64_t apart = m.padded * COLUMNS;
+    const W* b = (const W*)m.panels + panel * apart;
     Matrix part = m;
     if (rows.from) part.bias = nullptr;
     const Sink sink = {to.values, to.stride, to.add || rows.from > 0, to.scale};
-    for (; first < last; first += FLOAT_ROWS) {
-        const int64_t count = std::min(FLOAT_ROWS, last - first);
+    for (; first < last; first += KEPT_ROWS) {
+        const int64_t count = std::min(KEPT_ROWS, last - first);
         for (int64_t k = rows.from; k < rows.to; k += STRETCH) {
-            const W* b = (const W*)m.panels + panel * apart;
             const W* next = b + (k + STRETCH < rows.to ? k + STRETCH : P * m.padded + rows.from) * COLUMNS;
             tiles<P>(count, rows.x + first * rows.stride + k - rows.from, rows.stride, b + k * COLUMNS, apart,
                      std::min(STRETCH, rows.to - k), k == rows.from, kept, next);

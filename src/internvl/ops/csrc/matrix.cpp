@@ -4,7 +4,6 @@
 #include <omp.h>
 
 #include "memory.h"
-#include "shares.h"
 
 namespace {
 
@@ -33,30 +32,14 @@ Range range_of(const float* x, int64_t width) {
     return {smallest_of(low), largest_of(high), sum_of(taint)};
 }
 
-// Bytes are kept modulo 256: the callers' values fit eight bits, signed or unsigned.
-void store_bytes(uint8_t* to, i32v values) {
-#if defined(__AVX512VNNI__)
-    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)values));
-#elif defined(__AVX2__)
-    const __m128i low = _mm256_castsi256_si128((__m256i)values), high = _mm256_extracti128_si256((__m256i)values, 1);
-    const __m128i words = _mm_packs_epi32(low, high);
-    _mm_storel_epi64((__m128i*)to, _mm_packus_epi16(_mm_and_si128(words, _mm_set1_epi16(255)), words));
-#else
-    for (int lane = 0; lane < VECTOR; lane++) to[lane] = uint8_t(values[lane]);
-#endif
-}
-
 // round(x * inverse) + origin, kept within bounds.
 void round_row(const float* x, int64_t width, float inverse, float origin, float least, float most, uint8_t* q) {
     const f32v low = splat<f32v>(least), high = splat<f32v>(most);
-    int64_t i = 0;
-    for (; i + VECTOR <= width; i += VECTOR) {
-        const f32v v = rounded(load<f32v>(x + i) * inverse) + origin;
-        store_bytes(q + i, to_int(smaller(larger(v, low), high)));
-    }
-    for (; i < width; i++) {
-        const float v = std::nearbyint(x[i] * inverse) + origin;
-        q[i] = uint8_t(int32_t(std::min(std::max(v, least), most)));
+    for (int64_t i = 0; i < width; i += VECTOR) {
+        const f32v v = rounded(load_some<f32v>(x + i, width - i) * inverse) + origin;
+        uint8_t bytes[VECTOR];
+        store_bytes(bytes, to_int(smaller(larger(v, low), high)));
+        std::memcpy(q + i, bytes, std::min<int64_t>(VECTOR, width - i));
     }
 }
 
@@ -155,7 +138,8 @@ Rows part_of(const Rows& rows, int64_t first, int64_t last, int64_t k, int64_t c
 
 void multiply_rows(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to) {
     const int64_t chunk = chunk_of(m);
-    // A block of integer rows stays in the second cache while the panels pass; of float rows there, panels do.
+    // A block of integer rows stays in the second cache while the panels pass. Float rows come in shares: a strip of panels
+    // stays there while they pass.
     const int64_t block = is_integer(m) ? std::max<int64_t>((1 << 18) / chunk / 30, 1) * 30 : SHARE;
     for (int64_t k = 0; k < m.padded; k += chunk) {
         for (int64_t row = first; row < last; row += block) {

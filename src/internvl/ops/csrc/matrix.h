@@ -41,6 +41,10 @@ Rows rows_in(const Matrix& m, const float* x, int64_t count, char* scratch);
 // Brings row number `row` to the matrix's format.
 void prepare_row(const Matrix& m, const Rows& rows, int64_t row);
 
+// Rows that a thread takes at a time. Processors with AVX-512 have second caches of 1 MB or more: a part of a weight stays
+// there while more rows pass.
+constexpr int64_t SHARE = TALL == 1 ? 120 : 270;
+
 // Where a product goes: `values` (T, stride), set or, with `add`, added to; multiplied before by `scale` (outputs) if there
 // is one. PLAIN knows no scale.
 struct Sink {
@@ -62,8 +66,7 @@ void multiply_plain(const Matrix& m, const Rows& rows, int64_t first, int64_t la
 void multiply_int8(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to);
 void multiply_int4(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to);
 
-constexpr int GROUP = 64;             // inputs that share a scale in INT4
-constexpr int64_t FLOAT_ROWS = 120;  // float rows whose sums wait in the first cache from stretch to stretch of their inputs
+constexpr int GROUP = 64;  // inputs that share a scale in INT4
 
 // `put` where fewer outputs are left than lanes.
 void put_some(const Matrix& m, const Sink& to, int64_t row, int64_t column, const f32v& value);

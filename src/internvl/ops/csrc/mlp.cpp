@@ -1,4 +1,4 @@
-// A gated MLP of many rows, down(silu(gate) * up): what is as wide as the MLP stays in a thread's caches.
+// A gated MLP of many rows, down(silu(gate) * up): what is as wide as the MLP stays in the caches.
 #include "gate.h"
 #include "memory.h"
 #include "shares.h"

@@ -5,9 +5,6 @@
 
 #include "matrix.h"
 
-// Rows that a thread takes at a time. Processors with AVX-512 have second caches of 1 MB or more: a part of a weight stays
-// there while more rows pass.
-constexpr int64_t SHARE = TALL == 1 ? 120 : 270;
 constexpr int64_t UNIT = 5 * TALL;  // shares begin at multiples of it: int8 tiles of rows stay whole
 
 // Within a parallel region: this thread's share of `count` rows, some at a time.

@@ -113,7 +113,7 @@ static inline float smallest_of(f32x8 v) { return -largest_of(-v); }
 
 static inline f32x8 to_float(i32x8 v) { return __builtin_convertvector(v, f32x8); }
 
-// To the nearest integer, halves to even, as torch.round; |v| below 2^22.
+// To the nearest integer, halves to even, as torch.round.
 static inline f32x8 rounded(f32x8 v) {
 #if defined(__AVX2__)
     return (f32x8)_mm256_round_ps((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -180,6 +180,19 @@ static inline void store_shorts(int16_t* to, i32x8 values) {
     _mm_storeu_si128((__m128i*)to, _mm_packs_epi32(low, high));
 #else
     for (int lane = 0; lane < LANES; lane++) to[lane] = int16_t(values[lane]);
+#endif
+}
+
+// Bytes are kept modulo 256: the callers' values fit eight bits, signed or unsigned.
+static inline void store_bytes(uint8_t* to, i32v values) {
+#if defined(__AVX512VNNI__)
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)values));
+#elif defined(__AVX2__)
+    const __m128i low = _mm256_castsi256_si128((__m256i)values), high = _mm256_extracti128_si256((__m256i)values, 1);
+    const __m128i words = _mm_packs_epi32(low, high);
+    _mm_storel_epi64((__m128i*)to, _mm_packus_epi16(_mm_and_si128(words, _mm_set1_epi16(255)), words));
+#else
+    for (int lane = 0; lane < VECTOR; lane++) to[lane] = uint8_t(values[lane]);
 #endif
 }
 
@@ -271,4 +284,17 @@ static inline F exponential(F x) {
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
     return p * (F)(((Integers<F>)shifted + 127) << 23);
+}
+
+constexpr float LOG2E = 1.44269504f;
+
+// 2^x for x up to 0, and 2^-126 for x below -126; NaN stays NaN. `factors` are those of a polynomial for 2^x, |x| <= 1/2,
+// the highest first.
+template <int N>
+static inline f32v power(f32v x, const float (&factors)[N]) {
+    const f32v bounded = larger(splat<f32v>(-126.0f), x), shifted = bounded + 0x1.8p23f;  // its lowest bits: the nearest integer
+    const f32v f = bounded - (shifted - 0x1.8p23f);
+    f32v p = splat<f32v>(factors[0]);
+    unrolled<N - 1>([&](auto i) { p = p * f + factors[i + 1]; });
+    return p * (f32v)(((i32v)shifted + 127) << 23);
 }

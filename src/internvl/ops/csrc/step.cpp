@@ -48,11 +48,7 @@ struct Turn {
 // Normalised if there is a weight, then turned by its position, in place.
 void turn(float* x, const float* norm, const float* cos, const float* sin, int64_t width, double eps) {
     if (norm) rms_norm_row(x, norm, width, eps, x);
-    for (int64_t i = 0; i < width / 2; i++) {
-        const float left = x[i], right = x[i + width / 2];
-        x[i] = left * cos[i] - right * sin[i];
-        x[i + width / 2] = right * cos[i + width / 2] + left * sin[i + width / 2];
-    }
+    turn_head(x, cos, sin, width, x);
 }
 
 f32x8 cells8(const float* at) { return load<f32x8>(at); }
