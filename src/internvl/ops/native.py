@@ -64,7 +64,7 @@ def serves(*tensors: Tensor) -> bool:
         all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
 
 
