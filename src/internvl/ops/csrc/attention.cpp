@@ -43,7 +43,7 @@ void tile(const float* a, int64_t a_stride, const float* panel, int64_t apart, i
 template <bool ADD>
 void tiles(int64_t rows, const float* a, int64_t a_stride, const float* panels, int64_t apart, int64_t count, int64_t length,
            float* to, int64_t to_stride) {
-    in_strips(0, count, [&](auto P, int64_t panel) {
+    in_strips(rows, 0, count, [&](auto P, int64_t panel) {
         in_tiles<ROWS>(0, rows, [&](auto R, int64_t row) {
             tile<R, P, ADD>(a + row * a_stride, a_stride, panels + panel * apart, apart, length,
                             to + row * to_stride + panel * COLUMNS, to_stride);

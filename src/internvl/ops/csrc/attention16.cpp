@@ -62,7 +62,7 @@ void tile(const int16_t* a, int64_t stride, const int16_t* panel, int64_t apart,
 template <class Finish>
 void tiles(int64_t rows, const int16_t* a, int64_t stride, const int16_t* panels, int64_t apart, int64_t count, int64_t pairs,
            const Finish& finish) {
-    in_strips(0, count, [&](auto P, int64_t panel) {
+    in_strips(rows, 0, count, [&](auto P, int64_t panel) {
         in_tiles<ROWS>(0, rows, [&](auto R, int64_t row) {
             const auto there = [&](int r, int column, i32v sums) { finish(row + r, panel * COLUMNS + column, sums); };
             tile<R, P>(a + row * stride, stride, panels + panel * apart, apart, pairs, there);

@@ -84,7 +84,7 @@ void stretches(const Matrix& m, const Rows& rows, int64_t first, int64_t last, i
 }  // namespace
 
 void multiply_float(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to) {
-    in_strips(panel, end, [&](auto P, int64_t strip) {
+    in_strips(last - first, panel, end, [&](auto P, int64_t strip) {
         if (m.kind == FLOAT32) stretches<P, float>(m, rows, first, last, strip, to);
         else stretches<P, uint16_t>(m, rows, first, last, strip, to);
     });

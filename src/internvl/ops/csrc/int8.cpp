@@ -42,7 +42,7 @@ void tile(const Matrix& m, const Rows& rows, int64_t row, int64_t panel, const S
 }  // namespace
 
 void multiply_int8(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to) {
-    in_strips(panel, end, [&](auto P, int64_t strip) {
+    in_strips(last - first, panel, end, [&](auto P, int64_t strip) {
         in_tiles<ROWS>(first, last, [&](auto R, int64_t row) { tile<R, P>(m, rows, row, strip, to); });
     });
 }
