@@ -11,7 +11,8 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 KERNELS = Path("src/internvl/ops/csrc")
-# Without debug information, which would be most of a library; vectors of portable kernels stay within them.
+# Without debug information, which would be most of a library, and without notes on how vectors go from one
+# library to another: none do.
 COMMON = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-Wno-psabi"]
 KINDS = {"portable": []}
 if platform.machine().lower() in {"x86_64", "amd64"}:

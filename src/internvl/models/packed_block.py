@@ -41,7 +41,7 @@ def _norm(module: RMSNorm | nn.LayerNorm) -> Norm:
 
 
 def _serves(block: Any, x_NPC: Tensor) -> bool:
-    can: bool = (
+    return bool(
         serves(x_NPC, block.ls1)
         and x_NPC.shape[-1] // block.attn.num_heads % COLUMNS == 0
         and not block.attn.has_norms
@@ -49,4 +49,3 @@ def _serves(block: Any, x_NPC: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and library() is not None
     )
-    return can

@@ -1,5 +1,5 @@
 // What a prompt's rows go through between products and attention: a pass over memory where operators take five.
-#include "norm.h"
+#include "rows.h"
 
 // x (rows, width) to out (rows, width).
 extern "C" void rms_norm(const float* x, int64_t rows, int64_t width, const float* weight, double eps, float* out) {

@@ -8,7 +8,7 @@
 #include "gate.h"
 #include "matrix.h"
 #include "memory.h"
-#include "norm.h"
+#include "rows.h"
 
 namespace {
 
