@@ -433,6 +433,28 @@ def test_measurements_are_logged_and_the_best_checkpoint_stays(tmp_path: Path) -
     assert run.saves.best() == run.saves.folder / "step-00000004"
 
 
+def test_a_measurement_that_fails_loses_no_step(tmp_path: Path) -> None:
+    """The step was saved before, and is measured when the run goes on."""
+
+    def fail(model: nn.Module) -> dict[str, float]:
+        if run.job.done == 4:
+            raise MemoryError("too large an answer")
+        return size(model)
+
+    run = Run(tmp_path / "run", EVALUATED, evaluate=fail)
+    with pytest.raises(MemoryError):
+        run()
+    run.saves.wait()
+    run.evaluate = size
+    assert run() == "finished"
+    assert run.taken == [0, 1, 2, 3, 4, 5]
+    whole = Run(tmp_path / "whole", EVALUATED, evaluate=size)
+    whole()
+    assert torch.equal(run.weights, whole.weights)
+    measured = [[row for row in one.rows if "val_loss" in row] for one in (run, whole)]
+    assert measured[0] == measured[1]
+
+
 def test_a_last_step_is_measured_even_if_it_is_not_due(tmp_path: Path) -> None:
     run = Run(tmp_path, replace(RECIPE, steps=5, evaluation=Evaluation(every=3)), evaluate=size)
     run()

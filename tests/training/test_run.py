@@ -230,6 +230,24 @@ def test_kept_features_are_fresh_ones(
         assert_close(trained(tmp_path / "kept"), trained(tmp_path / "fresh"), 1e-5)
 
 
+def test_answers_are_measured_while_frozen_parts_are_narrow(
+    full: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A projector in float32 between a tower and a language model in bfloat16."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    recipe = replace(
+        full,
+        model=replace(full.model, frozen_dtype="bfloat16"),
+        params=((r"projector\..*", AdamW(lr=1e-3)), (".*", None)),
+        evaluation=Evaluation(data=full.data, every=1, metric="cider", max_new_tokens=4),
+        execution=replace(full.execution, autocast="bfloat16"),
+    )
+    assert run(recipe, tmp_path).reason == "finished"
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all(row["val_cider"] >= 0 for row in rows if "val_loss" in row)
+    assert any("val_cider" in row for row in rows)
+
+
 def test_without_bfloat16_a_run_is_one_in_float32(
     full: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,11 +119,10 @@ class Evaluator:
     def _losses(self) -> dict[str, float]:
         kept = self.objective.state() if hasattr(self.objective, "state") else None
         sums = torch.zeros(len(self.sets), 2, dtype=torch.float64)
-        dtype = getattr(torch, self.autocast or "bfloat16")
         for row_2, held in zip(sums, self.sets, strict=True):
             for places in self._mine(held):
                 batch = self._batch([self._example(held.dataset, held.rows[place]) for place in places])
-                with torch.autocast(self.world.device.type, dtype, enabled=self.autocast is not None):
+                with self._autocast():
                     row_2 += _loss_2(self.objective, self.model, batch)
         if kept is not None:
             self.objective.restore(kept)  # type: ignore[attr-defined]
@@ -133,6 +132,10 @@ class Evaluator:
             name: total / weight if weight else math.nan
             for name, (total, weight) in zip(names, totals, strict=True)
         }
+
+    def _autocast(self) -> torch.autocast:
+        dtype = getattr(torch, self.autocast or "bfloat16")
+        return torch.autocast(self.world.device.type, dtype, enabled=self.autocast is not None)
 
     def _score(self, held: _Held) -> float:
         references = [one for row in held.references for one in row]
@@ -146,7 +149,9 @@ class Evaluator:
         for places in self._mine(held):
             numbers = [number for place in places for number in range(starts[place], starts[place + 1])]
             asked = [one for place in places for one in self._ask(held.dataset, held.rows[place])]
-            for number, ids in zip(numbers, self.answers.ids(asked), strict=True):
+            with self._autocast():  # as trained: what is frozen may be narrower than what is not
+                answers = self.answers.ids(asked)
+            for number, ids in zip(numbers, answers, strict=True):
                 table_QT[number, : len(ids)] = 1 + torch.tensor(ids)
         return [[id - 1 for id in row if id] for row in self.world.sum(table_QT).tolist()]
 

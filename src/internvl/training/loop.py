@@ -130,13 +130,13 @@ def train(job: Job) -> str:
 
 
 def _after_step(job: Job) -> str | None:
-    """Measures and saves where that is due; why the run ends here, if it does."""
+    """Saves and measures where that is due; why the run ends here, if it does."""
+    if _is_due(job, job.recipe.saving.every):
+        _save(job)  # first: measuring may fail
     if job.evaluate is not None and job.measured < job.done and _is_due(job, job.recipe.evaluation.every):
         _evaluate(job, job.evaluate)
     if job.best.is_hopeless:
         return "no better"
-    if _is_due(job, job.recipe.saving.every):
-        _save(job)
     return "finished" if job.done >= job.steps else None
 
 
@@ -238,8 +238,7 @@ def _synchronised(module: nn.Module, is_last: bool) -> Iterator[None]:
 @contextmanager
 def _autocast(job: Job) -> Iterator[None]:
     name = job.recipe.execution.autocast
-    dtype = torch.bfloat16 if name is None else getattr(torch, name)
-    with torch.autocast(job.world.device.type, dtype, enabled=name is not None):
+    with torch.autocast(job.world.device.type, getattr(torch, name or "bfloat16"), enabled=name is not None):
         yield
 
 
@@ -251,8 +250,9 @@ def _evaluate(job: Job, measure: Callable[[], dict[str, float]]) -> None:
     job.model.train()
     job.log.write(step=job.done, **row)
     is_best, job.measured = job.best.update(row, job.done), job.done
-    if is_best:
+    if is_best or job.saves.latest_step == job.done:
         _save(job, again=True)  # one of this step does not know of the measurement
+    if is_best:
         job.saves.keep_best(job.done)
     job.tally.restart()
 
