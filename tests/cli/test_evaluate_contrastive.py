@@ -149,6 +149,18 @@ def test_a_class_that_competes_twice_is_named_before_anything_is_loaded(
     assert f"--among {among}: class '{'bird' if 0 in entries else 'red cat'}' is in several" in finished.err
 
 
+@pytest.mark.parametrize("entries", [[], ["bird"]])
+def test_a_label_that_does_not_compete_is_named_before_anything_is_loaded(
+    run: Run, folders: Path, entries: list[Any]
+) -> None:
+    among = folders.parent / "among.json"
+    among.write_text(json.dumps(entries))
+    finished = run("eval", "zero-shot", "no/model", str(folders), "--among", str(among))
+    assert (finished.status, finished.out) == (WRONG_USE, "")
+    missing = "green dog" if entries else "bird"
+    assert f"none of its {len(entries)} classes is {missing!r}, which a picture shows" in finished.err
+
+
 def test_a_name_that_is_too_long_is_a_picture_that_cannot_be_read(run: Run, path: str, folders: Path) -> None:
     rows = [{"image": name, "label": "bird"} for name in ("bird/0.png", f"{'x' * 300}.png")]
     data = write_rows(folders / "rows.jsonl", *rows)

@@ -107,8 +107,9 @@ def _read_prompts(options: Options, data: Labelled) -> ClassPrompts:
 
 
 def _among(word: str | None, prompts: ClassPrompts, labels: Sequence[Label]) -> Sequence[Label] | None:
-    """The classes that compete, None for all. Raises InputError for a file of something else and for a class
-    in two of its entries, UnknownNameError for a label that is none: before any picture is read."""
+    """The classes that compete, None for all. Raises InputError for a file of something else, a class in two
+    of its entries and a picture none of whose classes competes, UnknownNameError for a label that is none:
+    before any picture is read."""
     if word is None:
         return None
     if word == PRESENT:
@@ -121,6 +122,13 @@ def _among(word: str | None, prompts: ClassPrompts, labels: Sequence[Label]) -> 
     counts = Counter(one for entry in found for one in entry)
     if doubles := [prompts.labels[one] for one, count in counts.items() if count > 1]:
         raise InputError(f"--among {word}: class {doubles[0]!r} is in several entries: name it once")
+    for label in labels:
+        own = [label] if isinstance(label, int) else sorted(label)
+        if own and counts.keys().isdisjoint(own):
+            raise InputError(
+                f"--among {word}: none of its {len(counts)} classes is {prompts.labels[own[0]]!r}, which a "
+                "picture shows: name it there, or leave out such pictures"
+            )
     return found
 
 
