@@ -27,23 +27,30 @@ static inline f32v weights(const uint16_t* from) {
 #endif
 }
 
-// Sums of R rows over `length` inputs with P panels, from and to `kept`, which holds as many for each row.
+// Sums of R rows over `length` inputs with P panels, from and to `kept`, which holds as many for each row. One row alone has
+// several sums of each output, each of which waits for its last addition only.
 template <int R, int P, class W>
 void tile(const float* x, int64_t stride, const W* b, int64_t apart, int64_t length, bool begins, float* kept) {
-    constexpr int V = P * PER_PANEL;
-    f32v sums[R][V] = {};
+    constexpr int V = P * PER_PANEL, CHAINS = R == 1 ? 4 : 1;
+    f32v sums[CHAINS][R][V] = {};
     if (!begins) unrolled<R>([&](auto r) {
-        unrolled<V>([&](auto v) { sums[r][v] = load<f32v>(kept + (r * V + v) * VECTOR); });
+        unrolled<V>([&](auto v) { sums[0][r][v] = load<f32v>(kept + (r * V + v) * VECTOR); });
     });
-    for (int64_t k = 0; k < length; k++, b += COLUMNS) {
+    const auto add = [&](auto chain, int64_t k) {
         f32v w[V];
-        unrolled<V>([&](auto v) { w[v] = weights(in_panels(b, apart, v)); });
+        unrolled<V>([&](auto v) { w[v] = weights(in_panels(b + k * COLUMNS, apart, v)); });
         unrolled<R>([&](auto r) {
             const f32v value = splat<f32v>(x[r * stride + k]);
-            unrolled<V>([&](auto v) { sums[r][v] += value * w[v]; });
+            unrolled<V>([&](auto v) { sums[chain][r][v] += value * w[v]; });
         });
-    }
-    unrolled<R>([&](auto r) { unrolled<V>([&](auto v) { store(kept + (r * V + v) * VECTOR, sums[r][v]); }); });
+    };
+    int64_t k = 0;
+    for (; k + CHAINS <= length; k += CHAINS) unrolled<CHAINS>([&](auto chain) { add(chain, k + chain); });
+    for (; k < length; k++) add(std::integral_constant<int, 0>{}, k);
+    unrolled<CHAINS - 1>([&](auto chain) {
+        unrolled<R>([&](auto r) { unrolled<V>([&](auto v) { sums[0][r][v] += sums[chain + 1][r][v]; }); });
+    });
+    unrolled<R>([&](auto r) { unrolled<V>([&](auto v) { store(kept + (r * V + v) * VECTOR, sums[0][r][v]); }); });
 }
 
 // Meanwhile the stretch at `next` is fetched: a weight of several megabytes passes but once for all of these rows.
@@ -69,11 +76,11 @@ void stretches(const Matrix& m, const Rows& rows, int64_t first, int64_t last, i
     if (rows.from) part.bias = nullptr;
     const Sink sink = {to.values, to.stride, to.add || rows.from > 0, to.scale};
     for (; first < last; first += KEPT_ROWS) {
-        const int64_t count = std::min(KEPT_ROWS, last - first);
-        for (int64_t k = rows.from; k < rows.to; k += STRETCH) {
-            const W* next = b + (k + STRETCH < rows.to ? k + STRETCH : P * m.padded + rows.from) * COLUMNS;
+        const int64_t count = std::min(KEPT_ROWS, last - first), stretch = count == 1 ? rows.to : STRETCH;
+        for (int64_t k = rows.from; k < rows.to; k += stretch) {
+            const W* next = b + (k + stretch < rows.to ? k + stretch : P * m.padded + rows.from) * COLUMNS;
             tiles<P>(count, rows.x + first * rows.stride + k - rows.from, rows.stride, b + k * COLUMNS, apart,
-                     std::min(STRETCH, rows.to - k), k == rows.from, kept, next);
+                     std::min(stretch, rows.to - k), k == rows.from, kept, next);
         }
         for (int64_t r = 0; r < count; r++)
             for (int column = 0; column < P * COLUMNS; column += VECTOR)

@@ -137,6 +137,7 @@ Rows part_of(const Rows& rows, int64_t first, int64_t last, int64_t k, int64_t c
 }  // namespace
 
 void multiply_rows(const Matrix& m, const Rows& rows, int64_t first, int64_t last, int64_t panel, int64_t end, const Sink& to) {
+    if (last - first == 1) return multiply(m, rows, first, last, panel, end, to);
     const int64_t chunk = chunk_of(m);
     // A block of integer rows stays in the second cache while the panels pass. Float rows come in shares: a strip of panels
     // stays there while they pass.
