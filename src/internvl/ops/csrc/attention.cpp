@@ -2,9 +2,9 @@
 //
 // Keys of a head are laid in panels of 16 (for each value of the width, 16 keys), values in panels of 16 columns, so that
 // both products are two loads, six broadcasts and twelve fused multiply-adds for a tile of 6 rows x 16 columns, on AVX-512 twice
-// the broadcasts and sums for 12 rows x 32 columns: these fill the registers. Scores are kept times log2(e): what they become is a power of two. A block of 48 queries shares
-// a pass over keys and values; its scores stay in the second cache. Rows never see keys beyond their limit, so nothing is
-// masked by adding.
+// the broadcasts and sums for 12 rows x 32 columns: these fill the registers. Scores are kept times log2(e):
+// what they become is a power of two. A block of 48 queries shares a pass over keys and values; its scores stay in the second
+// cache. Rows never see keys beyond their limit, so nothing is masked by adding.
 #include "attention.h"
 
 #include <vector>

@@ -27,29 +27,23 @@ static inline f32v weights(const uint16_t* from) {
 #endif
 }
 
-// Sums of R rows over `length` inputs with P panels, from and to `kept`, which holds as many for each row. One row alone has
-// several sums of each output, each of which waits for its last addition only.
+// Sums of R rows over `length` inputs with P panels, from and to `kept`, which holds as many for each row.
 template <int R, int P, class W>
 void tile(const float* x, int64_t stride, const W* b, int64_t apart, int64_t length, bool begins, float* kept) {
-    constexpr int V = P * PER_PANEL, CHAINS = R == 1 ? 4 : 1;
-    f32v sums[CHAINS][R][V] = {};
+    constexpr int V = P * PER_PANEL;
+    f32v sums[CHAINS<R>][R][V] = {};
     if (!begins) unrolled<R>([&](auto r) {
         unrolled<V>([&](auto v) { sums[0][r][v] = load<f32v>(kept + (r * V + v) * VECTOR); });
     });
-    const auto add = [&](auto chain, int64_t k) {
+    in_chains<CHAINS<R>>(length, [&](auto chain, int64_t k) {
         f32v w[V];
         unrolled<V>([&](auto v) { w[v] = weights(in_panels(b + k * COLUMNS, apart, v)); });
         unrolled<R>([&](auto r) {
             const f32v value = splat<f32v>(x[r * stride + k]);
             unrolled<V>([&](auto v) { sums[chain][r][v] += value * w[v]; });
         });
-    };
-    int64_t k = 0;
-    for (; k + CHAINS <= length; k += CHAINS) unrolled<CHAINS>([&](auto chain) { add(chain, k + chain); });
-    for (; k < length; k++) add(std::integral_constant<int, 0>{}, k);
-    unrolled<CHAINS - 1>([&](auto chain) {
-        unrolled<R>([&](auto r) { unrolled<V>([&](auto v) { sums[0][r][v] += sums[chain + 1][r][v]; }); });
     });
+    join(sums);
     unrolled<R>([&](auto r) { unrolled<V>([&](auto v) { store(kept + (r * V + v) * VECTOR, sums[0][r][v]); }); });
 }
 

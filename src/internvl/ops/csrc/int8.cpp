@@ -15,25 +15,20 @@ constexpr int ROWS = 5 * TALL;
 
 template <int R, int P>
 void tile(const Matrix& m, const Rows& rows, int64_t row, int64_t panel, const Sink& to) {
-    constexpr int V = P * PER_PANEL, CHAINS = R == 1 ? 4 : 1;
-    i32v sums[CHAINS][R][V] = {};
+    constexpr int V = P * PER_PANEL;
+    i32v sums[CHAINS<R>][R][V] = {};
     const uint8_t* a = rows.q + row * m.padded;
     const int64_t apart = COLUMNS * m.padded;
     const int8_t* b = (const int8_t*)m.panels + panel * apart;
-    const auto add = [&](auto chain, int64_t k) {
+    in_chains<CHAINS<R>>(m.padded / 4, [&](auto chain, int64_t k) {
         i32v w[V];
-        unrolled<V>([&](auto v) { w[v] = load<i32v>(in_panels(b + k * COLUMNS, apart, v, 4)); });
+        unrolled<V>([&](auto v) { w[v] = load<i32v>(in_panels(b + k * 4 * COLUMNS, apart, v, 4)); });
         unrolled<R>([&](auto r) {
-            const i32v x = splat4<i32v>(a + r * m.padded + k);
+            const i32v x = splat4<i32v>(a + r * m.padded + k * 4);
             unrolled<V>([&](auto v) { sums[chain][r][v] = dot4(sums[chain][r][v], x, w[v]); });
         });
-    };
-    int64_t k = 0;
-    for (; k + 4 * CHAINS <= m.padded; k += 4 * CHAINS) unrolled<CHAINS>([&](auto chain) { add(chain, k + 4 * chain); });
-    for (; k < m.padded; k += 4) add(std::integral_constant<int, 0>{}, k);
-    unrolled<CHAINS - 1>([&](auto chain) {
-        unrolled<R>([&](auto r) { unrolled<V>([&](auto v) { sums[0][r][v] += sums[chain + 1][r][v]; }); });
     });
+    join(sums);
     unrolled<V>([&](auto v) {
         const int64_t column = panel * COLUMNS + v * VECTOR;
         const f32v scale = load<f32v>(m.scale + column);

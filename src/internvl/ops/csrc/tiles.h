@@ -32,6 +32,24 @@ static inline void in_tiles(int64_t first, int64_t last, const Each& each) {
     as_constant<ROWS - 1>(last - first, [&](auto rest) { each(rest, first); });
 }
 
+// Chains that a tile's sums are divided among: what one row alone adds would wait four cycles for what it added before.
+template <int ROWS>
+constexpr int CHAINS = ROWS == 1 ? 4 : 1;
+
+// Calls `add(chain, k)` for 0..count - 1, to the chains in turn.
+template <int CHAINS, class Add>
+static inline void in_chains(int64_t count, const Add& add) {
+    in_tiles<CHAINS>(0, count, [&](auto some, int64_t k) { unrolled<some>([&](auto chain) { add(chain, k + chain); }); });
+}
+
+// Adds the sums of all chains to those of the first.
+template <int CHAINS, int R, int V, class T>
+static inline void join(T (&sums)[CHAINS][R][V]) {
+    unrolled<CHAINS - 1>([&](auto chain) {
+        unrolled<R>([&](auto r) { unrolled<V>([&](auto v) { sums[0][r][v] += sums[chain + 1][r][v]; }); });
+    });
+}
+
 // Calls `each(P, panel)` for as many panels at a time as a tile takes; for one row alone, which waits for memory, one after
 // the other: two streams came slower.
 template <class Each>
