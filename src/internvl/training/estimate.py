@@ -22,6 +22,7 @@ from internvl.data.example import Size
 from internvl.models.dual_encoder import DualEncoder
 from internvl.models.layers import GatedMLP
 from internvl.models.vlm import VLM
+from internvl.training.precision import autocast
 from internvl.training.recipe import Recipe
 from internvl.training.work_units import Load
 from internvl.training.workload import FLOAT, activation_bytes, step_flops, step_load
@@ -175,7 +176,6 @@ def measure_rate(
 
     Takes about a second. A step also has small operations and waits for data: expect less of it.
     """
-    name = recipe.execution.autocast
     mlp = GatedMLP(RATE_WIDTH, 4 * RATE_WIDTH).to(device, getattr(torch, recipe.model.dtype))
     x_TD = torch.randn(RATE_TOKENS, RATE_WIDTH, device=device, dtype=mlp.down.weight.dtype)
     x_TD.requires_grad_(True)
@@ -183,7 +183,7 @@ def measure_rate(
     best = math.inf
     for _ in range(3):
         start = clock()
-        with torch.autocast(device.type, getattr(torch, name or "bfloat16"), enabled=name is not None):
+        with autocast(recipe.execution.autocast, device):
             mlp(x_TD).sum().backward()
         float(x_TD.grad.sum() if x_TD.grad is not None else 0)  # waits for an accelerator
         best = min(best, clock() - start)

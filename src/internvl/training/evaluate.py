@@ -29,6 +29,7 @@ from internvl.processing.processor import Processor
 from internvl.training.answers import Answers, Asked
 from internvl.training.loss import Objective
 from internvl.training.objectives import next_token
+from internvl.training.precision import autocast
 from internvl.training.recipe import Evaluation
 from internvl.training.world import World, whole
 
@@ -122,7 +123,7 @@ class Evaluator:
         for row_2, held in zip(sums, self.sets, strict=True):
             for places in self._mine(held):
                 batch = self._batch([self._example(held.dataset, held.rows[place]) for place in places])
-                with self._autocast():
+                with autocast(self.autocast, self.world.device):
                     row_2 += _loss_2(self.objective, self.model, batch)
         if kept is not None:
             self.objective.restore(kept)  # type: ignore[attr-defined]
@@ -132,10 +133,6 @@ class Evaluator:
             name: total / weight if weight else math.nan
             for name, (total, weight) in zip(names, totals, strict=True)
         }
-
-    def _autocast(self) -> torch.autocast:
-        dtype = getattr(torch, self.autocast or "bfloat16")
-        return torch.autocast(self.world.device.type, dtype, enabled=self.autocast is not None)
 
     def _score(self, held: _Held) -> float:
         references = [one for row in held.references for one in row]
@@ -149,7 +146,9 @@ class Evaluator:
         for places in self._mine(held):
             numbers = [number for place in places for number in range(starts[place], starts[place + 1])]
             asked = [one for place in places for one in self._ask(held.dataset, held.rows[place])]
-            with self._autocast():  # as trained: what is frozen may be narrower than what is not
+            with autocast(
+                self.autocast, self.world.device
+            ):  # as trained: what is frozen may be narrower than what is not
                 answers = self.answers.ids(asked)
             for number, ids in zip(numbers, answers, strict=True):
                 table_QT[number, : len(ids)] = 1 + torch.tensor(ids)

@@ -9,10 +9,9 @@ texts, P patches and class token, C vision width, E width of the common space.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from internvl.training.dual_forward import embed_texts, image_features
 from internvl.training.evaluate import spread
 from internvl.training.loss import Objective
 from internvl.training.objective_spec import Contrastive, ObjectiveSpec
+from internvl.training.precision import autocast
 from internvl.training.recipe import Evaluation
 from internvl.training.world import World, whole
 
@@ -122,14 +122,10 @@ class PairEvaluator:
         batch = pair([self._example(held.dataset, held.rows[place]) for place in places])
         return (self.prepare(batch) if self.prepare else batch).to(self.world.device)
 
-    def _computing(self) -> AbstractContextManager[Any]:
-        dtype = getattr(torch, self.autocast or "bfloat16")
-        return torch.autocast(self.world.device.type, dtype, enabled=self.autocast is not None)
-
     def _loss(self, held: _Held) -> float:
         sum_2 = torch.zeros(2, dtype=torch.float64)
         for places in self._mine(len(held.rows)):
-            with self._computing():
+            with autocast(self.autocast, self.world.device):
                 loss = self.objective(self.model, self._batch(held, places))
             sum_2 += torch.tensor([float(loss.total), loss.weight], dtype=torch.float64)
         total, weight = self.world.sum(sum_2).tolist()
@@ -156,7 +152,7 @@ class PairEvaluator:
         tables = {mode: torch.zeros(len(held.rows), embed_dim) for mode in self.modes}
         for places in self._mine(len(held.rows)):
             batch = self._batch(held, places)
-            with self._computing():
+            with autocast(self.autocast, self.world.device):
                 features_BPC = image_features(self.model, batch.tiles_B3HW, batch.features_BPC)
                 for mode, table_IE in tables.items():
                     images_BE = self.model.pool_images(features_BPC, generative=mode == "G")
@@ -171,7 +167,7 @@ class PairEvaluator:
         table_TE = torch.zeros(len(numbered), self.model.config.embed_dim)
         for places in self._mine(len(numbered)):
             ids = [self.examples.texts.ids(numbered[place][1]) for place in places]
-            with self._computing():
+            with autocast(self.autocast, self.world.device):
                 table_TE[list(places)] = embed_texts(self.model, ids).float().cpu()
         return self._summed(table_TE), [number for number, _ in numbered]
 

@@ -25,6 +25,7 @@ from internvl.training.evaluate import Best
 from internvl.training.log import Log
 from internvl.training.loss import Loss, Objective
 from internvl.training.optim import lr_scale, set_rates
+from internvl.training.precision import autocast
 from internvl.training.progress import Progress
 from internvl.training.recipe import Recipe
 from internvl.training.saves import Saves
@@ -157,7 +158,7 @@ def _step(job: Job) -> None:
     batches = iter(data.batches)
     for left in reversed(range(len(data.batches))):
         batch = next(batches)
-        with _synchronised(job.module, left == 0), _autocast(job):
+        with _synchronised(job.module, left == 0), autocast(recipe.execution.autocast, world.device):
             loss = job.module(batch.to(world.device))
             loss.total.backward()
         sums.update({"loss": float(loss.total.detach()), "weight": float(loss.weight), **loss.metrics})
@@ -232,13 +233,6 @@ def _synchronised(module: nn.Module, is_last: bool) -> Iterator[None]:
         module.set_requires_gradient_sync(is_last)
     is_held = isinstance(module, DistributedDataParallel) and not is_last
     with module.no_sync() if is_held else nullcontext():  # type: ignore[operator]
-        yield
-
-
-@contextmanager
-def _autocast(job: Job) -> Iterator[None]:
-    name = job.recipe.execution.autocast
-    with torch.autocast(job.world.device.type, getattr(torch, name or "bfloat16"), enabled=name is not None):
         yield
 
 

@@ -15,6 +15,11 @@ from internvl.training.recipe import Recipe
 WIDENED = "this processor has no bfloat16 arithmetic: computing in float32"
 
 
+def autocast(name: str | None, device: torch.device) -> torch.autocast:
+    """Matrix products in the dtype of this name within the block; None leaves them as they are."""
+    return torch.autocast(device.type, getattr(torch, name or "bfloat16"), enabled=name is not None)
+
+
 def for_device(recipe: Recipe, device: torch.device) -> Recipe:
     """`recipe`, without autocast and narrow frozen weights where `device` is slower with them."""
     if recipe.execution.autocast is None or has_bfloat16(device):
