@@ -21,6 +21,7 @@ from internvl.ops.packed import (
     packed_form,
     packed_linear,
     round_rows,
+    spread,
     unpack,
 )
 
@@ -29,11 +30,13 @@ SHAPES = [
     (1, 67, 40),
     (1, 1541, 37),
     (2, 7, 5),
+    (3, 48, 16),
     (3, 64, 16),
     (4, 65, 17),
     (5, 128, 40),
     (6, 100, 33),
     (8, 64, 48),
+    (7, 400, 33),
     (9, 68, 40),
     (10, 72, 17),
     (11, 1023, 129),
@@ -133,11 +136,11 @@ def test_a_row_that_is_no_number_gives_none(scheme: Scheme, value: float) -> Non
 
 def test_neighbouring_weights_fit_sixteen_bits() -> None:
     generator = torch.Generator().manual_seed(0)
-    weight_OI = torch.cat((torch.randn(64, 96, generator=generator), torch.ones(16, 96), -torch.ones(16, 96)))
-    values = pack(weight_OI, "int8").panels.int().abs()
-    pairs = values.unflatten(-1, (2, 2)).sum(-1)
-    assert 255 * pairs.max() < 1 << 15
-    assert pairs.max() >= PAIR - 2
+    weight_OI = torch.cat((torch.randn(64, 90, generator=generator), torch.ones(16, 90), -torch.ones(16, 90)))
+    pairs = pack(weight_OI, "int8").panels.int().unflatten(-1, (2, 2))
+    assert 255 * pairs.clamp(min=0).sum(-1).max() < 1 << 15
+    assert 255 * pairs.clamp(max=0).sum(-1).min() >= -1 << 15
+    assert pairs.sum(-1).abs().max() >= PAIR - 2
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
@@ -150,6 +153,24 @@ def test_integers_are_those_of_plain_arithmetic(scheme: Scheme, kernels: ctypes.
     expected = round_rows(x_TI, scheme).double() @ unpack(packed).double().T
     tolerance = 1e-6 if kernels is not None else 1e-5
     torch.testing.assert_close(packed_linear(x_TI, packed).double(), expected, rtol=tolerance, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [16, 48, 384, 400])
+def test_spreading_keeps_products_and_undoes_itself(width: int) -> None:
+    torch.manual_seed(width)
+    x_TI, weight_OI = torch.randn(5, width).double(), torch.randn(7, width).double()
+    torch.testing.assert_close(spread(spread(x_TI)), x_TI)
+    torch.testing.assert_close(spread(x_TI) @ spread(weight_OI).T, x_TI @ weight_OI.T)
+    assert torch.equal(spread(x_TI[:, :-1]), x_TI[:, :-1])  # no multiple of sixteen
+
+
+def test_one_large_value_of_a_row_costs_the_others_little() -> None:
+    torch.manual_seed(0)
+    x_TI = torch.randn(32, 256)
+    x_TI[:, 17] = 100
+    step_T1 = (x_TI.amax(1, keepdim=True).clamp(min=0) - x_TI.amin(1, keepdim=True).clamp(max=0)) / 255
+    as_it_is_TI = (x_TI / step_T1).round() * step_T1
+    assert (round_rows(x_TI, "int8") - x_TI).norm() < 0.6 * (as_it_is_TI - x_TI).norm()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -187,6 +208,6 @@ def test_digests_of_layouts() -> None:
     assert digests == {
         "float32": "45a32c71bcb9fab0",
         "bfloat16": "7025f9dd5310df0a",
-        "int8": "df7ceeae65f3368a",
+        "int8": "a83e08226387eb0b",
         "int4": "dc9611aa7b0baba9",
     }

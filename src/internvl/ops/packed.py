@@ -4,11 +4,11 @@ A weight lies in panels of 16 outputs (`csrc/matrix.h`). The formats:
 
     float32    as it is
     bfloat16   rounded to bfloat16, which published weights are already: then the product is that of float32
-    int8       one scale an output, rows brought to bytes with a scale and a zero point of their own
+    int8       one scale an output, rows brought to bytes with a scale and a zero point each; both `spread`
     int4       a scale and a least value for each 64 inputs of an output, rows brought to signed bytes
 
-Two neighbouring int8 weights have magnitudes of at most 128 together: two products with unsigned bytes then
-fit 16 bits, and all processors give the same integers. Shape letters: T rows, O outputs, I inputs, P panels,
+Two neighbouring int8 weights add up to at most 128 in magnitude: two products with unsigned bytes then fit
+16 bits, and all processors give the same integers. Shape letters: T rows, O outputs, I inputs, P panels,
 G groups.
 """
 
@@ -34,10 +34,12 @@ PANEL = 16
 """Outputs of a panel."""
 QUAD = 4
 """Inputs that eight-bit products take together."""
+SPREAD = 16
+"""Inputs that are spread over each other before they are rounded to eight bits."""
 GROUP = 64
 """Inputs that share a scale in four bits."""
 MOST, PAIR = 127, 128
-"""Largest magnitude of an eight-bit weight, and of two neighbouring ones together."""
+"""Largest magnitude of an eight-bit weight, and of the sum of two neighbouring ones."""
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Ranges tried for a group of four-bit weights, as parts of the whole one: what errs least is taken."""
 
@@ -127,7 +129,7 @@ def layout_digest(scheme: Scheme) -> str:
 
     Of a small weight of whole numbers, which every processor rounds alike.
     """
-    outputs, inputs = PANEL + 1, GROUP + QUAD
+    outputs, inputs = PANEL + 1, GROUP + (SPREAD if scheme == "int8" else QUAD)  # what can be spread is
     weight_OI = (torch.arange(outputs)[:, None] * 3 + torch.arange(inputs) * 7) % 16
     packed = pack(weight_OI.float(), scheme)
     digest = hashlib.sha256()
@@ -162,7 +164,7 @@ def unpack(weight: PackedWeight) -> Tensor:
     if weight.scheme == "int8":
         values_OI = weight.panels.transpose(1, 2).reshape(-1, weight.padded)
         assert weight.scale_O is not None
-        return (values_OI.float() * weight.scale_O[:, None])[:outputs, :inputs]
+        return spread((values_OI.float() * weight.scale_O[:, None])[:outputs, :inputs])
     return weight.panels.transpose(1, 2).reshape(-1, inputs)[:outputs].float()
 
 
@@ -185,6 +187,8 @@ def round_rows(x_TI: Tensor, scheme: Scheme) -> Tensor:
     """What a format makes of the rows it is multiplied with; NaN or infinity taint their whole row."""
     if scheme not in ("int8", "int4"):
         return x_TI
+    if scheme == "int8":
+        x_TI = spread(x_TI)
     low_T1, high_T1 = x_TI.amin(1, keepdim=True).clamp(max=0), x_TI.amax(1, keepdim=True).clamp(min=0)
     step_T1 = (high_T1 - low_T1) / 255 if scheme == "int8" else torch.maximum(high_T1, -low_T1) / 127
     step_T1 = torch.where(step_T1 > 0, step_T1, torch.ones_like(step_T1))
@@ -194,7 +198,24 @@ def round_rows(x_TI: Tensor, scheme: Scheme) -> Tensor:
     zero_T1 = (-low_T1 * inverse_T1).round() if scheme == "int8" else torch.zeros_like(step_T1)
     least, most = (0, 255) if scheme == "int8" else (-127, 127)
     values_TI = ((x_TI * inverse_T1).round() + zero_T1).clamp(least, most) - zero_T1
-    return values_TI * (step_T1 + (x_TI * 0).sum(1, keepdim=True))
+    rows_TI = values_TI * (step_T1 + (x_TI * 0).sum(1, keepdim=True))
+    return spread(rows_TI) if scheme == "int8" else rows_TI
+
+
+def spread(x: Tensor) -> Tensor:
+    """A quarter of the sums and differences, in all sixteen ways, of values a sixteenth of a row apart.
+
+    A Hadamard transform: its own inverse, and if both factors are spread their product stays as it is. What
+    is large alone is shared among sixteen, and no longer sets the step to which all others are rounded
+    (QuaRot, Ashkboos et al. 2024). Rows (..., I) whose width is no multiple of sixteen stay as they are.
+    """
+    if x.shape[-1] % SPREAD:
+        return x
+    parts = x.unflatten(-1, (2, 2, 2, 2, -1)) / 4
+    for dim in (-2, -3, -4, -5):  # in the order of the kernel, to the last bit
+        left, right = parts.unbind(dim)
+        parts = torch.stack((left + right, left - right), dim)
+    return parts.flatten(-5)
 
 
 def _padded(scheme: Scheme, inputs: int) -> int:
@@ -210,10 +231,10 @@ def _pack_floats(weight_OI: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
 
 def _pack_int8(weight_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     outputs, inputs = weight_OI.shape
-    padded_OI = F.pad(weight_OI, (0, -inputs % QUAD, 0, -outputs % PANEL))
-    size_OI = padded_OI.abs()
-    pairs_O = size_OI.unflatten(1, (-1, 2)).sum(2).amax(1)
-    scale_O = torch.maximum(size_OI.amax(1) / MOST, pairs_O / (PAIR - 1))  # rounding may add 1 to a pair
+    padded_OI = F.pad(spread(weight_OI), (0, -inputs % QUAD, 0, -outputs % PANEL))
+    pairs_O = padded_OI.unflatten(1, (-1, 2)).sum(2).abs().amax(1)
+    size_O = padded_OI.abs().amax(1)
+    scale_O = torch.maximum(size_O / MOST, pairs_O / (PAIR - 1))  # rounding may add 1 to a pair
     scale_O = torch.where(scale_O > 0, scale_O, torch.ones_like(scale_O))
     values_OI = (padded_OI / scale_O[:, None]).round().to(torch.int8)
     panels_PQOI = values_OI.view(-1, PANEL, values_OI.shape[1] // QUAD, QUAD).transpose(1, 2).contiguous()

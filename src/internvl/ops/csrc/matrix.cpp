@@ -7,29 +7,30 @@
 
 namespace {
 
+constexpr int SPREAD = 16;  // values of a row that are brought to eight bits together
+
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // The smallest and the largest of 0 and the values; `taint` is 0, or NaN if there is a value that is not finite.
 struct Range {
-    float low, high, taint;
+    f32v lows = {}, highs = {}, taints = {};
+
+    void add(f32v v) {
+        lows = smaller(lows, v);
+        highs = larger(highs, v);
+        taints += v * 0.0f;
+    }
+    float low() const { return smallest_of(lows); }
+    float high() const { return largest_of(highs); }
+    float taint() const { return sum_of(taints); }
 };
 
 Range range_of(const float* x, int64_t width) {
-    f32v low = {}, high = {}, taint = {};
+    Range range;
     int64_t i = 0;
-    for (; i + VECTOR <= width; i += VECTOR) {
-        const f32v v = load<f32v>(x + i);
-        low = smaller(low, v);
-        high = larger(high, v);
-        taint += v * 0.0f;
-    }
-    if (i < width) {
-        const f32v v = load_some<f32v>(x + i, width - i);
-        low = smaller(low, v);
-        high = larger(high, v);
-        taint += v * 0.0f;
-    }
-    return {smallest_of(low), largest_of(high), sum_of(taint)};
+    for (; i + VECTOR <= width; i += VECTOR) range.add(load<f32v>(x + i));
+    if (i < width) range.add(load_some<f32v>(x + i, width - i));
+    return range;
 }
 
 // round(x * inverse) + origin, kept within bounds.
@@ -43,13 +44,49 @@ void round_row(const float* x, int64_t width, float inverse, float origin, float
     }
 }
 
-// x = scale * (q - zero) to half a step, q in 0..255; what lies beyond `width` stands for 0.
+// Values that lie a sixteenth of the row apart become a quarter of their sums and differences in all sixteen ways (a Hadamard
+// transform): a value that is large alone is shared, and no longer sets the step of all others. Weights are packed so too
+// (ops/packed.py), which leaves their products with rows as they are.
+Range spread(const float* x, int64_t width, float* to) {
+    Range range;
+    const int64_t apart = width / SPREAD;
+    const auto columns = [&](int64_t i, auto count) {
+        f32v v[SPREAD];
+        unrolled<SPREAD>([&](auto k) { v[k] = load_some<f32v>(x + k * apart + i, count) * 0.25f; });
+        unrolled<4>([&](auto bit) {
+            unrolled<SPREAD / 2>([&](auto pair) {
+                constexpr int half = 1 << bit, first = pair / half * half * 2 + pair % half;
+                const f32v left = v[first], right = v[first + half];
+                v[first] = left + right;
+                v[first + half] = left - right;
+            });
+        });
+        unrolled<SPREAD>([&](auto k) {
+            range.add(v[k]);
+            store_some(to + k * apart + i, v[k], count);
+        });
+    };
+    int64_t i = 0;
+    for (; i + VECTOR <= apart; i += VECTOR) columns(i, std::integral_constant<int64_t, VECTOR>{});
+    if (i < apart) columns(i, apart - i);
+    return range;
+}
+
+// x, spread where its width allows it, = scale * (q - zero) to half a step, q in 0..255; what lies beyond stands for 0.
 void to_unsigned(const float* x, int64_t width, int64_t padded, uint8_t* q, float* scale, int32_t* zero) {
-    const Range range = range_of(x, width);
-    const float size = range.high - range.low;
+    thread_local Scratch memory;
+    Range range;
+    if (width % SPREAD == 0) {
+        float* shared = memory.floats(width);
+        range = spread(x, width, shared);
+        x = shared;
+    } else {
+        range = range_of(x, width);
+    }
+    const float size = range.high() - range.low();
     const float step = size > 0 ? size / 255.0f : 1.0f, inverse = 1.0f / step;
-    const float origin = std::nearbyint(-range.low * inverse);
-    *scale = step + range.taint;
+    const float origin = std::nearbyint(-range.low() * inverse);
+    *scale = step + range.taint();
     *zero = std::isfinite(origin) ? int32_t(origin) : 0;
     round_row(x, width, inverse, origin, 0.0f, 255.0f, q);
     std::memset(q + width, uint8_t(*zero), padded - width);
@@ -58,9 +95,9 @@ void to_unsigned(const float* x, int64_t width, int64_t padded, uint8_t* q, floa
 // x = scale * q to half a step, q in -127..127; sums of q by groups.
 void to_signed(const float* x, int64_t width, int64_t padded, uint8_t* q, float* scale, float* sums) {
     const Range range = range_of(x, width);
-    const float size = std::max(range.high, -range.low);
+    const float size = std::max(range.high(), -range.low());
     const float step = size > 0 ? size / 127.0f : 1.0f;
-    *scale = step + range.taint;
+    *scale = step + range.taint();
     round_row(x, width, 1.0f / step, 0.0f, -127.0f, 127.0f, q);
     std::memset(q + width, 0, padded - width);
     for (int64_t first = 0; first < padded; first += GROUP) {
