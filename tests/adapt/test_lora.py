@@ -99,6 +99,17 @@ def test_impossible_adapters(values: dict[str, float]) -> None:
         LoRA(**values)  # type: ignore[arg-type]
 
 
+def test_lengths_of_zero_rows() -> None:
+    model = VLM(chat_config("qwen2")).eval()
+    with torch.no_grad():
+        model.projector.fc1.weight[3] = 0
+    before = logits(model)
+    add_adapters(model, [(r"projector\.fc1", LoRA(rank=2, magnitude=True))])
+    torch.testing.assert_close(logits(model), before)
+    merge_adapters(model)
+    torch.testing.assert_close(logits(model), before)
+
+
 @pytest.mark.parametrize("lora", KINDS)
 def test_a_new_adapter_changes_nothing(lora: LoRA) -> None:
     model = VLM(chat_config("qwen2")).eval()

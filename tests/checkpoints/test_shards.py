@@ -207,6 +207,30 @@ def test_a_failed_overwrite_leaves_the_old_directory(tmp_path: Path, monkeypatch
     assert left_behind(tmp_path / "model") == files
 
 
+def test_what_a_kill_in_the_middle_of_a_replacement_left_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "model[1]"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    move = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return move(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt), fresh_directory(directory, overwrite=True):
+            pass
+    assert not directory.exists()
+    with pytest.raises(CheckpointError, match="is not empty"), fresh_directory(directory):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model[1]"]
+    assert (directory / "config.json").read_text() == "{}"
+
+
 def test_an_empty_directory_will_do_but_a_file_will_not(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with fresh_directory(tmp_path / "empty") as directory:

@@ -39,6 +39,12 @@ def test_a_base_that_says_the_same_is_kept_word_for_word(family: str) -> None:
     assert write_text(text_config(family), of(family), base, modern=False) == base
 
 
+def test_a_head_that_was_tied_is_written_as_one_of_its_own() -> None:
+    base = {**text_json(text_config("qwen2"), "qwen2"), "tie_word_embeddings": True, "their_own": [1]}
+    written = write_text(text_config("qwen2"), of("qwen2"), base, modern=False)
+    assert written == {**base, "tie_word_embeddings": False}
+
+
 def test_a_base_that_says_otherwise_gives_only_its_ids() -> None:
     base = {**text_json(text_config("qwen2"), "qwen2"), "their_own": [1]}
     written = write_text(replace(text_config("qwen2"), vocab_size=50), of("qwen2"), base, modern=False)

@@ -97,7 +97,7 @@ class LoRALinear(Linear):
             return out + delta.to(out.dtype)
         plain = super().forward(dropped) if rate else out
         plain = plain if self.bias is None else plain - self.bias
-        ratio_O = self.lora_magnitude / self.direction().norm(dim=1)
+        ratio_O = self.lora_magnitude / _lengths(self.direction())
         scaled: Tensor = out + (ratio_O - 1) * plain + ratio_O * delta
         return scaled.to(out.dtype)
 
@@ -122,7 +122,7 @@ class LoRALinear(Linear):
         """The one weight that answers like weight and adapter, in the weight's dtype."""
         merged_OI = self.direction()
         if self.lora_magnitude is not None:
-            merged_OI *= (self.lora_magnitude / merged_OI.norm(dim=1))[:, None]
+            merged_OI *= (self.lora_magnitude / _lengths(merged_OI))[:, None]
         return merged_OI.to(self.dtype)
 
     def dense_weight(self) -> Tensor:
@@ -135,6 +135,11 @@ class LoRAInt8Linear(LoRALinear, Int8Linear):
 
     def dense_weight(self) -> Tensor:
         return Int8Linear.dense_weight(self)
+
+
+def _lengths(weight_OI: Tensor) -> Tensor:
+    """Of the rows; those of zeros, which stay zero, get the least one that can be divided by."""
+    return weight_OI.norm(dim=1).clamp_min(torch.finfo(weight_OI.dtype).tiny)
 
 
 def add_adapters(

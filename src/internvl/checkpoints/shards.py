@@ -13,6 +13,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,6 +49,7 @@ def fresh_directory(directory: Path, *, overwrite: bool = False) -> Iterator[Pat
             belong to a checkpoint; or the disk refuses.
     """
     directory = Path(directory).absolute()
+    _put_back(directory)
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory} is a file, not a directory to save in")
     if directory.is_dir():
@@ -214,6 +216,15 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _put_back(directory: Path) -> None:
+    """What a process that was killed between the two renames of `_replace` has left under another name."""
+    for old in directory.parent.glob(f".{escape(directory.name)}.*.old"):
+        if directory.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(directory)
 
 
 def _replace(temporary: Path, directory: Path) -> None:

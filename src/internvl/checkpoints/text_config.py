@@ -110,7 +110,9 @@ def write_text(
         ConfigError: the family cannot express this model.
     """
     if base and _same(config, family, Fields(base)):
-        return dict(base)
+        # A tied head is written beside its embedding, and may have been trained apart from it.
+        untied = {"tie_word_embeddings": False} if base.get("tie_word_embeddings") else {}
+        return {**base, **untied}
     # Ids are written even where unknown: transformers' defaults may lie beyond a small vocabulary.
     _check_expressible(config, family)
     return {

@@ -25,8 +25,8 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Kana and Chinese characters."""
 _LETTER = rf"[^\W{_UNSPACED}]"
 _WORD = re.compile(
-    rf"[{_UNSPACED}]|\d+(?:[.,:]\d+)*|n't\b|'(?:s|re|ve|ll|d|m)\b|{_LETTER}+?(?=n't\b)"
-    rf"|{_LETTER}+(?:[-/&]{_LETTER}+)*"
+    rf"[{_UNSPACED}]|\d+(?:[.,:]\d+)*(?!-?{_LETTER})|n't\b|'(?:s|re|ve|ll|d|m)\b|{_LETTER}+?(?=n't\b)"
+    rf"|\bcan(?=not\b)|{_LETTER}(?:\.{_LETTER})+\b\.?|{_LETTER}+(?:[-/&]{_LETTER}+)*"
 )
 
 Grams = Counter[tuple[str, ...]]

@@ -215,7 +215,8 @@ def spread(x: Tensor) -> Tensor:
     for dim in (-2, -3, -4, -5):  # in the order of the kernel, to the last bit
         left, right = parts.unbind(dim)
         parts = torch.stack((left + right, left - right), dim)
-    return parts.flatten(-5)
+    out: Tensor = parts.flatten(-5)
+    return out
 
 
 def _padded(scheme: Scheme, inputs: int) -> int:
