@@ -139,7 +139,8 @@ class LoRAInt8Linear(LoRALinear, Int8Linear):
 
 def _lengths(weight_OI: Tensor) -> Tensor:
     """Of the rows; those of zeros, which stay zero, get the least one that can be divided by."""
-    return weight_OI.norm(dim=1).clamp_min(torch.finfo(weight_OI.dtype).tiny)
+    lengths_O: Tensor = weight_OI.norm(dim=1)
+    return lengths_O.clamp_min(torch.finfo(weight_OI.dtype).tiny)
 
 
 def add_adapters(
