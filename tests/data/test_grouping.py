@@ -23,10 +23,12 @@ def readers() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def make_order(readers: ThreadPoolExecutor, *, grouped: bool = True) -> Order:
-    rows = [(2 + index * 37 % 101, 0, "measure" if index == 9 else "") for index in range(NUMBER)]
-    spec = DataSpec(batching=Batching(examples=SIZE), group_by_length=grouped)
-    return Order(Places(Mixture([data_set(rows)]), FakeExamples(), spec, 0), readers, NUMBER)
+def make_order(
+    readers: ThreadPoolExecutor, *, grouped: bool = True, number: int = NUMBER, size: int = SIZE
+) -> Order:
+    rows = [(2 + index * 37 % 101, 0, "measure" if index == 9 else "") for index in range(number)]
+    spec = DataSpec(batching=Batching(examples=size), group_by_length=grouped)
+    return Order(Places(Mixture([data_set(rows)]), FakeExamples(), spec, 0), readers, number)
 
 
 def test_ungrouped_places_come_as_they_are(readers: ThreadPoolExecutor) -> None:
@@ -48,6 +50,18 @@ def test_every_position_once_in_its_epoch_and_window(readers: ThreadPoolExecutor
     for start, end in ((0, window), (window, NUMBER), (NUMBER, NUMBER + window)):
         positions = sorted(order.place(index).position for index in range(start, end))
         assert positions == list(range(start, end))
+
+
+@pytest.mark.parametrize(("number", "size"), [(257, 8), (259, 8), (129, 4), (3, 8)])
+def test_a_window_may_end_before_a_step_begins_in_it(
+    readers: ThreadPoolExecutor, number: int, size: int
+) -> None:
+    order = make_order(readers, number=number, size=size)
+    whole = [order.place(index).position for index in range(4 * number)]
+    for start in range(0, 4 * number, number):
+        assert sorted(whole[start : start + number]) == list(range(start, start + number))
+        for index in {start, max(start, start + number - 4), start + number - 1}:
+            assert make_order(readers, number=number, size=size).place(index).position == whole[index]
 
 
 def test_steps_hold_like_lengths_and_are_shuffled(readers: ThreadPoolExecutor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +66,11 @@ def test_a_fresh_projector_depends_on_the_seed_alone(checkpoint: str) -> None:
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], before.projector.fc1.weight)
+
+
+def test_a_fresh_projector_has_the_dtype_of_the_rest(checkpoint: str) -> None:
+    model = build(ModelSpec(checkpoint=checkpoint, fresh_projector=True, dtype="bfloat16"), 0).model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 def test_frozen_weights_may_be_narrower(checkpoint: str) -> None:
@@ -158,3 +165,15 @@ def test_adapters_cannot_carry_another_layer(checkpoint: str) -> None:
     spec = ModelSpec(checkpoint=checkpoint, select_layer=-2, adapters=((r"llm\..*out", LoRA(rank=2)),))
     with pytest.raises(TrainingError, match=r"select_layer -2 is not the checkpoint's -1"):
         build(spec, 0)
+
+
+def test_adapters_cannot_carry_another_template(checkpoint: str, tmp_path: Path) -> None:
+    spec = ModelSpec(checkpoint=checkpoint, template="internvl_zh", adapters=((r"llm\..*out", LoRA(rank=2)),))
+    with pytest.raises(TrainingError, match=r"template internvl_zh is not the checkpoint's internvl2_5"):
+        build(spec, 0)
+    assert build(replace(spec, template="internvl2_5"), 0).model.config.template == "internvl2_5"
+    silent = shutil.copytree(checkpoint, tmp_path / "silent")
+    fields = json.loads((silent / "config.json").read_text())
+    del fields["template"]
+    (silent / "config.json").write_text(json.dumps(fields))
+    assert build(replace(spec, checkpoint=str(silent)), 0).model.config.template == "internvl_zh"

@@ -95,6 +95,25 @@ def test_recall_of_every_mode_and_language(
     assert row["val_loss"] == row["val_loss/held"] > 0
 
 
+def test_rows_of_one_picture_are_one_picture(
+    model: DualEncoder, dataset: DataSet, examples: PairExamples
+) -> None:
+    """A row for each caption measures as one row with all of them."""
+    rows = [(f"{number}.png", [text, f"{text} {number}"]) for number, text in enumerate(CAPTIONS)]
+    forms = {
+        "grouped": [{"image": name, "en": texts} for name, texts in rows],
+        "single": [{"image": name, "en": text} for name, texts in rows for text in texts],
+    }
+    found = {}
+    for form, written in forms.items():
+        path = dataset.root / f"{form}.jsonl"
+        path.write_text("\n".join(map(json.dumps, written)))
+        settings, objective = Evaluation(metric="recall"), make_objective(Contrastive())
+        row = PairEvaluator(model, open_data(path), examples, settings, objective).evaluate()
+        found[form] = [share for name, share in row.items() if "recall" in name or "_r" in name]
+    assert found["single"] == found["grouped"]
+
+
 def test_the_loss_is_the_objectives(model: DualEncoder, dataset: DataSet, examples: PairExamples) -> None:
     seen: list[PairBatch] = []
     objective = make_objective(Contrastive())

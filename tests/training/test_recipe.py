@@ -10,7 +10,7 @@ import pytest
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import DataSpec
 from internvl.errors import TrainingError
-from internvl.training.objective_spec import Contrastive, NextToken, Preference, Stage2
+from internvl.training.objective_spec import Contrastive, NextToken, Preference, SelfCritical, Stage2
 from internvl.training.recipe import AdamW, Evaluation, Execution, ModelSpec, Recipe, Saving, Schedule
 
 RECIPE = Recipe(name="x", params=((".*", AdamW(lr=1.0)),), steps=10)
@@ -79,6 +79,12 @@ def test_settings_that_cannot_be(kind: Any, settings: dict[str, Any], message: s
 def test_pairs_are_compared_within_one_micro_batch(objective: Contrastive | Stage2) -> None:
     with pytest.raises(TrainingError, match="accumulate is 2, but contrastive pairs"):
         replace(RECIPE, objective=objective, execution=Execution(accumulate=2))
+
+
+def test_captions_are_not_drawn_from_sharded_weights() -> None:
+    """Captions end after different numbers of tokens, and processes would wait for each other for ever."""
+    with pytest.raises(TrainingError, match=r"recipe x: SelfCritical .* set execution\.parallel=ddp"):
+        replace(RECIPE, objective=SelfCritical(), execution=Execution(parallel="fsdp"))
 
 
 @pytest.mark.parametrize(("metric", "objective"), [("recall", NextToken()), ("cider", Contrastive())])

@@ -36,6 +36,12 @@ def test_epochs_in_steps(epochs: float, records: int, steps: int) -> None:
     assert count_steps(replace(RECIPE, epochs=epochs), records) == steps
 
 
+@pytest.mark.parametrize("epochs", [1e300, 1e308])
+def test_epochs_have_an_end(epochs: float) -> None:
+    with pytest.raises(TrainingError, match=r"epochs of 100 records are .* more than 9007199254740992"):
+        count_steps(replace(RECIPE, epochs=epochs), 100)
+
+
 def test_steps_are_what_they_are() -> None:
     packs = DataSpec(batching=Batching(packs=2))
     assert count_steps(replace(RECIPE, steps=7, epochs=None, data=packs), 1000) == 7

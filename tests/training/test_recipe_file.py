@@ -105,6 +105,7 @@ def test_settings(settings: list[str], expected: Recipe) -> None:
         ("schedule.warmup=fast", "recipe.schedule.warmup is a finite number, not 'fast'"),
         ("schedule.warmup=NaN", "finite"),
         ("schedule.warmup=1e999", "finite"),
+        ("schedule.warmup=1" + "0" * 400, "recipe.schedule.warmup is a finite number, not 1000"),
         ("schedule.kind=linear", "one of cosine, wsd, constant, not 'linear'"),
         ("steps=1.5", "recipe.steps is a whole number"),
         ("steps=true", "recipe.steps is a whole number"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from internvl.errors import TrainingError
 from internvl.training.saves import Saves
-from internvl.training.shards import canonical, trained
+from internvl.training.shards import Stored, _empty_moments, canonical, trained
 from internvl.training.world import World
 
 
@@ -101,6 +101,19 @@ def test_a_run_that_made_no_step_is_saved_too(tmp_path: Path) -> None:
     again.step()
     again.load(path)
     assert_equal(again.state(), run.state())
+
+
+def test_moments_of_a_scalar_lie_where_it_lies() -> None:
+    """On the CPU they would end the first step of a run that goes on on a GPU; the count may lie there."""
+    scale = nn.Parameter(torch.zeros((), device="meta"))
+    keys = ("exp_avg", "exp_avg_sq", "step")
+    stored = {f"optimizer/{key}/logit_scale": Stored((), torch.float32) for key in keys}
+    moments = _empty_moments({"logit_scale": scale}, torch.optim.AdamW([scale]), stored)["logit_scale"]
+    assert {key: value.device.type for key, value in moments.items()} == {
+        "exp_avg": "meta",
+        "exp_avg_sq": "meta",
+        "step": "cpu",
+    }
 
 
 def test_only_trained_parameters_are_saved(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ class Order:
         size = self.batching.examples or 1
         # Steps begin at multiples of their size; the ends of a window may share one with its neighbours.
         head = -start % size
-        tail = head + (len(order) - head) // size * size
+        # The last window of an epoch may end before a step begins in it.
+        tail = max(head, head + (len(order) - head) // size * size)
         steps = [order[first : first + size] for first in range(head, tail, size)]
         Random(f"{self.places.seed} {start}").shuffle(steps)
         shuffled = [*order[:head], *(number for step in steps for number in step), *order[tail:]]

@@ -19,6 +19,9 @@ from internvl.data.sources import Source, open_source
 from internvl.errors import InputError
 
 MAX_META_BYTES = 16 << 20
+MAX_PER_EPOCH = 1 << 40
+"""Records of one data set: those of all that a meta file can list are still counted in 63 bits."""
+MAX_WEIGHT = 1e100
 FIELDS: tuple[str, ...] = (
     "root",
     "annotation",
@@ -54,10 +57,17 @@ class DataSet:
             raise InputError(f"{self.name}: repeat_time above 1 must be a whole number, got {self.repeat}")
         if not self.size:
             raise InputError(f"{self.name}: repeat_time {self.repeat} of {len(self.source)} rows leaves none")
+        if self.per_epoch > MAX_PER_EPOCH:
+            raise InputError(
+                f"{self.name}: repeat_time {self.repeat} of {self.size} rows is more than {MAX_PER_EPOCH} "
+                "records an epoch: lower it"
+            )
         if self.max_tiles is not None and self.max_tiles < 1:
             raise InputError(f"{self.name}: max_dynamic_patch counts from 1, got {self.max_tiles}")
-        if self.weight is not None and not (isfinite(self.weight) and self.weight > 0):
-            raise InputError(f"{self.name}: a weight must be above 0, got {self.weight}")
+        if self.weight is not None and not 0 < self.weight <= MAX_WEIGHT:
+            raise InputError(
+                f"{self.name}: a weight must be above 0 and at most {MAX_WEIGHT}, got {self.weight}"
+            )
 
     @property
     def size(self) -> int:
@@ -137,7 +147,12 @@ def _number(entry: Mapping[str, Any], key: str, where: str, default: float) -> f
     value = entry.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{where}: {key!r} must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as reason:
+        raise InputError(
+            f"{where}: {key!r} has {len(str(abs(value)))} digits, at most 308 are read"
+        ) from reason
 
 
 def _whole(entry: Mapping[str, Any], key: str, where: str) -> int | None:

@@ -17,7 +17,7 @@ from internvl.checkpoints.load import load_opened, resolve_dtype
 from internvl.checkpoints.locate import resolve
 from internvl.checkpoints.resolve import Checkpoint, open_checkpoint
 from internvl.config import ChatConfig
-from internvl.errors import TrainingError
+from internvl.errors import CheckpointError, TrainingError
 from internvl.models.projector import Projector
 from internvl.models.vlm import VLM
 from internvl.processing.processor import Processor
@@ -59,7 +59,8 @@ def build(spec: ModelSpec, seed: int) -> Built:
     if spec.fresh_projector:
         torch.manual_seed(seed)
         config = model.config
-        model.projector = Projector(config.projector, config.vision.width, config.text.width)
+        projector = Projector(config.projector, config.vision.width, config.text.width)
+        model.projector = projector.to(resolve_dtype(spec.dtype))
     if spec.int8:
         quantize_linears(model, spec.int8)
     started = start_adapters(model, spec, seed)
@@ -88,6 +89,13 @@ def _overridden(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
         raise TrainingError(
             f"{spec.checkpoint} is not a chat model: join its parts first (`internvl convert`)"
         )
+    if spec.adapters and spec.template is not None:
+        own = _own_template(checkpoint.path, spec.checkpoint)
+        if own is not None and spec.template != own:
+            raise TrainingError(
+                f"model.template {spec.template} is not the checkpoint's {own}: adapters are stored without "
+                "a configuration, so it would be lost. Train a model without adapters with it first"
+            )
     if spec.drop_path is not None:
         config = replace(config, vision=replace(config.vision, drop_path=spec.drop_path))
     if spec.select_layer is not None:
@@ -101,3 +109,14 @@ def _overridden(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
     if spec.max_tiles is not None:
         config = replace(config, tiling=replace(config.tiling, max_tiles=spec.max_tiles))
     return replace(checkpoint, description=replace(checkpoint.description, config=config))
+
+
+def _own_template(path: Path, name: str) -> str | None:
+    """The template that a checkpoint is read with when none is given; None where one must be."""
+    if template := template_of(name):
+        return template
+    try:
+        config = open_checkpoint(path).description.config
+    except CheckpointError:  # it was opened with a template before, so that is what it lacks
+        return None
+    return config.template if isinstance(config, ChatConfig) else None

@@ -1,9 +1,9 @@
 """Measurements of a dual encoder on held-out pairs while a run goes on.
 
 The loss is the run's own objective; "recall" is how often the right picture of a caption, and a right caption
-of a picture, is among the first 1, 5 and 10 of the records that are measured. Every process takes its share
-and ends with the same numbers. Knows no optimiser and no files of its own. Shape letters: I pictures, T
-texts, P patches and class token, C vision width, E width of the common space.
+of a picture, is among the first 1, 5 and 10 of those that are measured; rows of one picture are one. Every
+process takes its share and ends with the same numbers. Knows no optimiser and no files of its own. Shape
+letters: I pictures, T texts, P patches and class token, C vision width, E width of the common space.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ class _Held:
     @property
     def languages(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for one in self.held for name in one.captions))
+
+    @property
+    def pictures(self) -> dict[int, int]:
+        """The place of a row with each picture, by the picture's id, in the order they first come."""
+        return {one.image_id: place for place, one in enumerate(self.held)}
 
 
 class PairEvaluator:
@@ -148,10 +153,10 @@ class PairEvaluator:
 
     def _images(self, held: _Held) -> dict[Mode, Tensor]:
         """Embeddings (I, E) in each mode. Processes add up tables that hold 0 but for their own rows."""
-        embed_dim = self.model.config.embed_dim
-        tables = {mode: torch.zeros(len(held.rows), embed_dim) for mode in self.modes}
-        for places in self._mine(len(held.rows)):
-            batch = self._batch(held, places)
+        rows, embed_dim = tuple(held.pictures.values()), self.model.config.embed_dim
+        tables = {mode: torch.zeros(len(rows), embed_dim) for mode in self.modes}
+        for places in self._mine(len(rows)):
+            batch = self._batch(held, [rows[place] for place in places])
             with autocast(self.autocast, self.world.device):
                 features_BPC = image_features(self.model, batch.tiles_B3HW, batch.features_BPC)
                 for mode, table_IE in tables.items():
@@ -161,8 +166,9 @@ class PairEvaluator:
 
     def _texts(self, held: _Held, language: str) -> tuple[Tensor, list[int]]:
         """Embeddings (T, E) of all captions in a language, and the number of each one's picture."""
+        number_of = {image_id: number for number, image_id in enumerate(held.pictures)}
         numbered = [
-            (number, text) for number, one in enumerate(held.held) for text in one.captions.get(language, ())
+            (number_of[one.image_id], text) for one in held.held for text in one.captions.get(language, ())
         ]
         table_TE = torch.zeros(len(numbered), self.model.config.embed_dim)
         for places in self._mine(len(numbered)):

@@ -13,7 +13,14 @@ from internvl.adapt.lora import LoRA
 from internvl.data.spec import DataSpec
 from internvl.errors import RecipeError
 from internvl.training.contrastive_parts import ContrastiveParts
-from internvl.training.objective_spec import Contrastive, NextToken, ObjectiveSpec, Stage2, require
+from internvl.training.objective_spec import (
+    Contrastive,
+    NextToken,
+    ObjectiveSpec,
+    SelfCritical,
+    Stage2,
+    require,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +220,7 @@ class Recipe:
         self._check_kind()
 
     def _check_kind(self) -> None:
-        """What only pairs, or only conversations, can have."""
+        """What only some objectives can have."""
         has_pairs, metric = self.has_pairs, self.evaluation.metric
         if metric != "loss" and has_pairs != (metric == "recall"):
             raise RecipeError(
@@ -224,6 +231,11 @@ class Recipe:
                 f"recipe {self.name}: execution.accumulate is {self.execution.accumulate}, but contrastive "
                 "pairs are compared within one micro-batch: set it to 1 and lower data.batching.examples, or "
                 "start more processes"
+            )
+        if isinstance(self.objective, SelfCritical) and self.execution.parallel == "fsdp":
+            raise RecipeError(
+                f"recipe {self.name}: SelfCritical draws captions of different lengths, and sharded weights "
+                "are gathered by all processes in step: set execution.parallel=ddp"
             )
         if not has_pairs and self.model.image_size is not None:
             raise RecipeError(

@@ -27,6 +27,9 @@ from internvl.training.build_pairs import BuiltPairs
 from internvl.training.objective_spec import ObjectiveSpec, Preference
 from internvl.training.recipe import Recipe
 
+MAX_STEPS = 1 << 53
+"""Beyond it floats, which schedules are computed in, no longer tell steps apart."""
+
 
 def make_examples(built: Built, data: DataSpec, objective: ObjectiveSpec) -> Examples:
     """What makes examples of rows for this model; what the objective cannot learn from is a bad sample."""
@@ -76,14 +79,20 @@ def open_mixture(data: DataSpec, seed: int) -> Mixture:
 
 
 def count_steps(recipe: Recipe, records: int) -> int:
-    """The length of a run. Raises TrainingError for epochs of packs: how many those are shows only as it
-    goes."""
+    """The length of a run. Raises TrainingError for epochs of packs, since how many those are shows only as
+    it goes, and for epochs of more than `MAX_STEPS`."""
     if recipe.steps is not None:
         return recipe.steps
     examples = recipe.data.batching.examples
     if examples is None or recipe.epochs is None:
         raise TrainingError(f"recipe {recipe.name}: packed data needs `steps`, since packs differ in records")
-    return max(1, math.ceil(recipe.epochs * records / examples))
+    steps = recipe.epochs * records / examples
+    if steps > MAX_STEPS:
+        raise TrainingError(
+            f"recipe {recipe.name}: {recipe.epochs} epochs of {records} records are {steps:.3g} steps, more "
+            f"than {MAX_STEPS}: lower epochs"
+        )
+    return max(1, math.ceil(steps))
 
 
 def data_facts(mixture: Mixture, steps: int) -> dict[str, Any]:

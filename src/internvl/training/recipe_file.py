@@ -11,6 +11,7 @@ import json
 import math
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -181,7 +182,8 @@ def _decoded_tuple(value: Any, hint: Any, where: str) -> tuple[Any, ...]:
 def _decoded_scalar(value: Any, hint: Any, where: str) -> Any:
     """A whole number may stand for a float; nothing else changes its type."""
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with suppress(OverflowError):  # one that is too large stays whole, and is refused
+            value = float(value)
     is_right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     if not is_right or (isinstance(value, float) and not math.isfinite(value)):
         wanted = {float: "a finite number", int: "a whole number", bool: "true or false"}.get(hint, "text")

@@ -133,19 +133,19 @@ def _empty_moments(
     """Places for the moments that `stored` has of `params`, sharded as these are."""
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     moments: dict[str, dict[str, Tensor]] = {name: {} for name in params}
-    for key, (shape, dtype) in stored.items():
+    for key, tensor in stored.items():
         kind, _, rest = key.partition("/")
         moment, _, name = rest.partition("/")
         if kind != "optimizer" or name not in params:
             continue
         parameter = params[name]
-        if shape:
-            moments[name][moment] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+        if moment != "step":
+            moments[name][moment] = torch.zeros_like(parameter, dtype=tensor.dtype, requires_grad=False)
             continue
         group = groups.get(parameter, {})
         on_device = group.get("fused") or group.get("capturable")
         device = parameter.device if on_device else torch.device("cpu")
-        moments[name][moment] = torch.zeros((), dtype=dtype, device=device)
+        moments[name][moment] = torch.zeros((), dtype=tensor.dtype, device=device)
     return moments
 
 
