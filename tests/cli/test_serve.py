@@ -112,6 +112,44 @@ def test_keys_come_from_flags_a_file_and_the_environment(
     assert settings.max_per_key == 2
 
 
+@pytest.mark.parametrize("words", [["--api-key", ""], ["--api-key", "a", "--api-key", " "], []])
+def test_an_empty_key_does_not_open_the_server(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    if words:
+        monkeypatch.delenv("INTERNVL_API_KEY", raising=False)
+    else:
+        monkeypatch.setenv("INTERNVL_API_KEY", "")
+    finished = run("serve", "m", *words)
+    assert finished.status == 2
+    assert "is empty, so that anyone might ask" in finished.err
+
+
+def test_key_files_of_other_encodings(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("INTERNVL_API_KEY", raising=False)
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xef\xbb\xbfa\n")
+    assert _settings(parse(Options, ["m", "--api-key-file", str(file)], "serve")).api_keys == ("a",)
+    file.write_bytes(b"\xff\xfea\0")
+    assert "cannot be read" in run("serve", "m", "--api-key-file", str(file)).err
+
+
+def test_values_that_are_no_lists_and_folders_without_names(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for word in ("[", "[1]"):
+        finished = run("serve", "m", "--allowed-origins", word)
+        assert (finished.status, "--allowed-origins" in finished.err) == (2, True)
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert _settings(parse(Options, ["."], "serve")).served_names == ("mine",)
+
+
+def test_the_largest_request_finds_room() -> None:
+    settings = _settings(parse(Options, ["m", "--max-media-mb", "300"], "serve"))
+    assert settings.max_bytes_inside >= settings.max_body_bytes
+
+
 def test_a_file_without_keys_does_not_open_the_server(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

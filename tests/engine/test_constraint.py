@@ -101,6 +101,7 @@ def test_one_form_serves_many_answers(vlm: VLM) -> None:
 def test_grammars_and_choices(vlm: VLM) -> None:
     assert re.fullmatch("(ab|cd)+", answer(vlm, "grammar", 'start: pair (pair)?\npair: "ab" | "cd"'))
     assert answer(vlm, "choice", ("abba", "cab", "3")) in ("abba", "cab", "3")
+    assert answer(vlm, "choice", ("ab", "a\x7fb\n\0")) in ("ab", "a\x7fb\n\0")
 
 
 def test_bad_forms_are_refused(vlm: VLM) -> None:

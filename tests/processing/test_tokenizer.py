@@ -68,6 +68,15 @@ def test_the_least_number_grows_with_the_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.least("panda, " * 3000) >= 3 * least - 3
 
 
+def test_white_space_counts_unless_tokens_swallow_it(tmp_path: Path) -> None:
+    path = tiny.fast(tmp_path)
+    assert load_tokenizer(path).least(" " * 9000) > 9000 / 90
+    description = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    description["added_tokens"][0]["rstrip"] = True
+    (path / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+    assert load_tokenizer(path).least(" " * 9000) == 0
+
+
 def test_nothing_is_said_of_vocabularies_with_unknown_characters(tmp_path: Path) -> None:
     """Any number of them may be one token, or none."""
     path = tiny.fast(tmp_path)

@@ -204,8 +204,13 @@ def _check(options: Options) -> None:
         raise InputError(f"--api-key-file {options.api_key_file} is not a file")
     if options.max_reqs_per_key is not None and (options.max_reqs_per_key < 1 or not _keys(options)):
         raise InputError("--max-reqs-per-key is at least 1 and needs --api-key or --api-key-file")
+    if not all(key.strip() for key in [*options.api_key, os.environ.get(KEY_VARIABLE, "unset")]):
+        raise InputError(
+            f"--api-key or {KEY_VARIABLE} is empty, so that anyone might ask: leave it out, or give a key"
+        )
     if options.api_key_file is not None and not _keys(options):
         raise InputError(f"--api-key-file {options.api_key_file} has no keys, so that anyone might ask")
+    _origins(options.allowed_origins)
     folder = options.allowed_local_media_path
     if folder is not None and not folder.is_dir():
         raise InputError(f"--allowed-local-media-path {folder} is not a folder")
@@ -213,7 +218,7 @@ def _check(options: Options) -> None:
 
 def _settings(options: Options) -> Settings:
     from internvl.serving.media import MediaPolicy
-    from internvl.serving.settings import Settings
+    from internvl.serving.settings import BYTES_INSIDE, Settings
 
     media = MediaPolicy(
         allowed_domains=options.allowed_media_domains,
@@ -224,8 +229,8 @@ def _settings(options: Options) -> Settings:
         seconds=options.media_timeout,
     )
     return Settings(
-        served_names=options.served_model_name or (Path(options.model).name,),
-        embedding_names=(Path(options.embedding_model or "embeddings").name,),
+        served_names=options.served_model_name or (_name(options.model),),
+        embedding_names=(_name(options.embedding_model or "embeddings"),),
         api_keys=_keys(options),
         max_per_key=options.max_reqs_per_key,
         allowed_origins=_origins(options.allowed_origins),
@@ -235,23 +240,40 @@ def _settings(options: Options) -> Settings:
         default_new_tokens=options.default_max_tokens,
         max_num_queued=options.max_num_queued_reqs,
         max_body_bytes=2 * media.max_bytes,
+        max_bytes_inside=max(BYTES_INSIDE, 4 * media.max_bytes),  # two of the largest
         media=media,
         media_workers=options.media_workers,
         files_path=options.files_path,
     )
 
 
+def _name(model: str) -> str:
+    """Of a model by a name or a path; `.` has that of its folder."""
+    name = Path(model).name
+    return name if name not in ("", "..") else Path(model).resolve().name
+
+
 def _keys(options: Options) -> tuple[str, ...]:
     """All keys, each once."""
-    found = [*options.api_key, os.environ.get(KEY_VARIABLE, "")]
+    found = [*options.api_key, *filter(None, [os.environ.get(KEY_VARIABLE)])]
     if options.api_key_file is not None:
-        found += [line.strip() for line in options.api_key_file.read_text(encoding="utf-8").splitlines()]
-    return tuple(dict.fromkeys(filter(None, found)))
+        try:
+            text = options.api_key_file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as reason:
+            raise InputError(f"--api-key-file {options.api_key_file} cannot be read: {reason}") from reason
+        found += filter(None, map(str.strip, text.splitlines()))
+    return tuple(dict.fromkeys(found))
 
 
 def _origins(words: Sequence[str]) -> tuple[str, ...]:
     """vLLM takes a JSON list; words are taken as they are."""
     found: list[str] = []
     for word in words:
-        found += json.loads(word) if word.startswith("[") else [word]
+        try:
+            listed = json.loads(word) if word.startswith("[") else [word]
+        except ValueError as reason:
+            raise InputError(f"--allowed-origins {word} is no JSON list: {reason}") from reason
+        if not all(isinstance(one, str) for one in listed):
+            raise InputError(f"--allowed-origins {word} is no list of texts")
+        found += listed
     return tuple(found)

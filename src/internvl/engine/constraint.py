@@ -119,7 +119,8 @@ class FormMaker:
         if constraint.kind == "choice":
             if isinstance(value, str) or not value or not all(value):
                 raise InputError(f"a choice needs some texts that are not empty, got {value!r}")
-            choices = " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
+            texts = [json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f") for text in value]
+            choices = " | ".join(texts)
             return str(kinds.grammar_from_lark(f"start: {choices}"))
         if not isinstance(value, str):
             raise InputError(f"a {constraint.kind} is one text, got {value!r}")

@@ -46,7 +46,7 @@ class JsonVocabulary:
         self._ids = inner.get_vocab(with_added_tokens=False)
         self.size = max(self._ids.values(), default=-1) + 1
         dropped = {chr(byte) for byte in range(0x80) if _BYTE_TO_CHAR[byte] not in self._ids}
-        self._uncounted = dropped.union(WHITE)
+        self._dropped = dropped
         self.adds_prefix = False
         self.glue = ""
 
@@ -80,9 +80,10 @@ class JsonVocabulary:
             return 0
         return max(map(len, self._ids)) * (1 if self._inner.normalizer is None else COMPOSED)
 
-    def weigh(self, text: str) -> int:
-        """The number of characters, but for white space and those that are dropped."""
-        return len(text) - sum(map(text.count, self._uncounted))
+    def weigh(self, text: str, *, white: bool) -> int:
+        """The number of characters, but for those that are dropped and, unless `white`, white space."""
+        uncounted = self._dropped if white else self._dropped.union(WHITE)
+        return len(text) - sum(map(text.count, uncounted))
 
     def spell(self, text: str, unknown: int) -> list[int]:
         """Ids that write `text` byte by byte: no merged token, so no special one."""

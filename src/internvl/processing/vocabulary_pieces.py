@@ -79,10 +79,10 @@ class PieceVocabulary:
             return 0
         return max(len(self._model.id_to_piece(id)) for id in range(self.size))
 
-    def weigh(self, text: str) -> int:
-        """The number of characters after normalisation, spaces apart."""
+    def weigh(self, text: str, *, white: bool) -> int:
+        """The number of characters after normalisation, without spaces unless `white`."""
         normal: str = self._model.normalize(text)
-        return len(normal) - normal.count(_SPACE) - normal.count(" ")
+        return len(normal) - (0 if white else normal.count(_SPACE) + normal.count(" "))
 
     def spell(self, text: str, unknown: int) -> list[int]:
         """Ids that write `text` byte by byte: no merged piece, so no special one."""

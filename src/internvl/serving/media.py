@@ -11,9 +11,10 @@ import binascii
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from internvl.errors import RequestError
+from internvl.processing.source import unquoted
 
 Kind = Literal["image", "video", "document", "file"]
 """A "file" is what its content says: a PDF, else a picture."""
@@ -113,7 +114,7 @@ def _from_data_url(address: str, policy: MediaPolicy, param: str | None) -> byte
         )
     if len(body) > 3 * policy.max_bytes + 4:
         raise _too_large(len(body) // 3, policy, param)
-    content = unquote_to_bytes(body.encode("utf-8", errors="replace"))  # JSON may hold half surrogate pairs
+    content = unquoted(body.encode("utf-8", errors="replace"))  # JSON may hold half surrogate pairs
     if head.lower().endswith(";base64"):
         try:
             content = b"".join(content.split())

@@ -9,6 +9,8 @@ from internvl.engine.settings import EngineSettings
 from internvl.errors import InputError
 from internvl.serving.media import MediaPolicy
 
+BYTES_INSIDE = 512 * 2**20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -39,7 +41,7 @@ class Settings:
     max_num_queued: int = 64
     max_per_key: int | None = None
     max_body_bytes: int = 64 * 2**20
-    max_bytes_inside: int = 512 * 2**20
+    max_bytes_inside: int = BYTES_INSIDE
     max_pixels_inside: int = 480_000_000
     body_seconds: float = 60.0
     send_seconds: float = 120.0
