@@ -88,6 +88,7 @@ def test_json_lines_appear_when_they_are_complete(
         (("PHOTO", "--min-new-tokens", "40"), "min_new_tokens 40 is above max_new_tokens 32"),
         (("PHOTO", "--output", "no/such/folder/a.jsonl"), "no/such/folder"),
         (("missing.png",), "missing.png"),
+        (("PHOTO", "--output", "PHOTO"), "is one of the inputs"),
     ],
 )
 def test_wrong_use(run: Run, path: str, photo: str, words: tuple[str, ...], told: str) -> None:

@@ -61,6 +61,13 @@ def test_a_layer_as_safetensors(run: Run, tower: str, folder: Path, tmp_path: Pa
     assert [Path(name).name for name in names] == ["b.png", "a.png"]
 
 
+def test_one_picture_as_safetensors(run: Run, tower: str, photo: str, tmp_path: Path) -> None:
+    target = tmp_path / "out.safetensors"
+    assert run("features", photo, "--model", tower, "--output", str(target)).status == 0
+    with safe_open(target, "pt") as file:
+        torch.testing.assert_close(file.get_tensor("pooled"), file.get_tensor("last_hidden_state")[:, 0])
+
+
 def test_the_tower_inside_a_chat_model(run: Run, model: str, photo: str) -> None:
     finished = run("features", photo, "--model", model, "--json")
     assert finished.status == DONE

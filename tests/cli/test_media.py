@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,13 @@ def test_everything_is_read(tmp_path: Path) -> None:
     assert set(media.arguments()) == {"images", "videos", "documents"}
     assert not Media()
     assert Media().arguments() == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is not a regular file"):
+        find_kind(str(tmp_path / "pipe"))
 
 
 def test_an_empty_word_is_not_the_working_directory() -> None:

@@ -145,6 +145,10 @@ def test_values_that_are_no_lists_and_folders_without_names(
     assert _settings(parse(Options, ["."], "serve")).served_names == ("mine",)
 
 
+def test_ports_end(run: Run) -> None:
+    assert "--port must be at most 65535" in run("serve", "m", "--port", "65536").err
+
+
 def test_the_largest_request_finds_room() -> None:
     settings = _settings(parse(Options, ["m", "--max-media-mb", "300"], "serve"))
     assert settings.max_bytes_inside >= settings.max_body_bytes

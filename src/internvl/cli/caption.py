@@ -68,6 +68,10 @@ def run(words: Sequence[str]) -> int:
     options = parse(Options, words, "caption", rest="pictures")
     if options.output is not None and not Path(options.output).parent.is_dir():
         raise InputError(f"--output {options.output}: there is no folder {Path(options.output).parent}")
+    if options.output is not None and Path(options.output).resolve() in map(
+        Path.resolve, map(Path, options.pictures)
+    ):
+        raise InputError(f"--output {options.output} is one of the inputs: name another file")
     inputs = Inputs(options.pictures)
     reader = Reader(inputs, options.batch, "captions")
     model = load_contrastive(options.model)

@@ -73,9 +73,7 @@ class Results:
     def arrays(self, what: What) -> dict[str, Tensor]:
         """`pooled` (B, C) and `last_hidden_state` (B, 1+P, C), or one of them."""
         states = torch.cat(self.states)
-        pooled = (
-            {} if what == "states" else {"pooled": states[:, 0].contiguous() if states.dim() == 3 else states}
-        )
+        pooled = {} if what == "states" else {"pooled": states[:, 0].clone() if states.dim() == 3 else states}
         return pooled if what == "pooled" else {**pooled, "last_hidden_state": states}
 
 

@@ -95,6 +95,8 @@ def find_kind(source: str) -> Kind:
         return _kind_of_suffix(path.suffix.lower())
     if path.is_dir():
         return "video"
+    if not path.is_file():  # a pipe would keep whoever reads it waiting
+        raise InputError(f"{source} is not a regular file")
     with path.open("rb") as file:
         head = file.read(PDF_HEAD)
     if head[:6] in (b"GIF87a", b"GIF89a"):

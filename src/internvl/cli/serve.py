@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from internvl.serving.settings import Settings
 
 MEGABYTE = 2**20
+LAST_PORT = 65535
 KEY_VARIABLE = "INTERNVL_API_KEY"
 
 Words = UseAppendAction[tuple[str, ...]]
@@ -195,6 +196,8 @@ def _check(options: Options) -> None:
             raise InputError(
                 f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}"
             )
+    if options.port > LAST_PORT:
+        raise InputError(f"--port must be at most {LAST_PORT}, got {options.port}")
     options.engine.check()
     if not options.media_timeout > 0:
         raise InputError(f"--media-timeout must be above 0, got {options.media_timeout}")

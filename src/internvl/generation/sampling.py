@@ -18,6 +18,8 @@ MAX_BIAS = 1e6
 MAX_PENALTY = 100.0
 MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 100.0
+# Each has keys and values of its own.
+MAX_BEAMS = 64
 # Beyond it, powers of the length leave the range of float64.
 MAX_LENGTH_PENALTY = 10.0
 
@@ -26,9 +28,9 @@ AT_LEAST: Mapping[str, int] = {
     "logprobs": 0,
     "min_new_tokens": 0,
     "max_new_tokens": 1,
-    "num_beams": 1,
 }
 WITHIN: Mapping[str, tuple[float, float]] = {
+    "num_beams": (1, MAX_BEAMS),
     "temperature": (0.0, MAX_TEMPERATURE),
     "min_p": (0.0, 1.0),
     "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
