@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,12 @@ def test_limits_and_lengths(run: Run, model: str, photo: str) -> None:
     overflow = run("explain", photo, "Why?", "--model", model, "--max-new-tokens", "5000")
     assert overflow.status == DONE
     assert "are needed: lower --max-tiles" in overflow.out
+
+
+def test_far_too_long_a_text_is_not_read(run: Run, model: str, photo: str) -> None:
+    finished = run("explain", photo, f"Why?{' ' * 120_000}x", "--model", model)
+    assert (finished.status, finished.out) == (WRONG_USE, "")
+    assert re.search(r"at least \d{4,} tokens and the model has 2048 positions", finished.err)
 
 
 def test_wrong_use_and_failures(run: Run, model: str, tower: str, tmp_path: Path) -> None:

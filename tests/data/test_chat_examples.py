@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -339,6 +340,21 @@ def test_bad_samples_of_every_kind(processor: Processor, examples: Examples, dat
     for row, kind, message in cases:
         with pytest.raises(kind, match=message):
             examples.example(row, data, seed=0)
+
+
+def test_white_space_that_the_marks_of_a_template_eat_takes_no_room(
+    processor: Processor, data: DataSet, tmp_path: Path
+) -> None:
+    folder = tiny_tokenizers.qwen2(tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for token in settings["added_tokens_decoder"].values():
+        token["lstrip"] = token["content"] == "<|im_end|>"
+    tiny_tokenizers.write_json(folder, "tokenizer_config.json", settings)
+    row = {"question": f"Why?{' ' * 9000}", "answer": "No."}
+    eating = Processor(processor.config, load_tokenizer(folder))
+    assert Examples(eating, max_length=200).measure(row, data).tokens < 200
+    with pytest.raises(InputError, match="limit is 200"):
+        Examples(processor, max_length=200).measure(row, data)
 
 
 def test_many_tiles_are_too_long_before_text_is_read(processor: Processor, data: DataSet) -> None:

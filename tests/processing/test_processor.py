@@ -147,10 +147,11 @@ def test_a_prompt_without_room_is_refused_before_tiles_are_cut(
         processor(from_prompt("Hi"), max_tokens=-5)
 
 
+@pytest.mark.parametrize("text", ["What? " * 2000, "What?" + " " * 9000, " \n" * 9000 + "What?"])
 def test_far_too_long_a_text_is_refused_before_it_is_tokenised(
-    processor: Processor, monkeypatch: pytest.MonkeyPatch
+    processor: Processor, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    conversation = from_prompt("What? " * 2000)
+    conversation = from_prompt(text)
     num_tokens = len(processor(conversation).ids)
     monkeypatch.setattr(Tokenizer, "encode", lambda *_, **__: pytest.fail("a text was tokenised"))
     with pytest.raises(

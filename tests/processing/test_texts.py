@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from internvl.errors import PromptError, TokenizerError
 from internvl.processing.texts import MAX_TOKENS, TextProcessor
-from internvl.processing.tokenizer import load_tokenizer
-from tests.processing.tiny_tokenizers import qwen2
+from internvl.processing.tokenizer import Encoding, load_tokenizer
+from tests.processing.tiny_tokenizers import fast, internlm2, llama, qwen2, row
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,40 @@ def test_long_texts_are_refused_or_cut_as_asked(processor: TextProcessor) -> Non
     assert processor.caption(text, truncate=True)[0][-1] == processor.eos_id
     with pytest.raises(PromptError, match="at least"):
         processor.ids("panda" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "piece", ["a red panda ", "panda", " ", " \n", "ab", "熊猫", "<s>", "e\u0301", "x=1;"]
+)
+@pytest.mark.parametrize("write", [llama, internlm2, qwen2, fast])
+def test_the_beginning_of_a_long_text_is_enough(
+    write: Callable[[Path], Path], piece: str, tmp_path: Path
+) -> None:
+    processor = TextProcessor(load_tokenizer(write(tmp_path)), max_tokens=9)
+    encode, lengths = processor.tokenizer.encode, []
+
+    def watched(text: str, **options: Any) -> Encoding:
+        lengths.append(len(text))
+        return encode(text, **options)
+
+    text = f"a{piece * 20_000}"
+    has_bos = processor.tokenizer.bos_id is not None
+    whole = encode(f"summarize:{text}", plain=[(0, len(text) + 10)], bos=has_bos, eos=True).ids
+    processor.tokenizer.encode = watched  # type: ignore[method-assign]
+    assert processor.ids(text, truncate=True) == [*whole[:8], processor.eos_id]
+    assert sum(lengths) < 20_000
+    count = len(processor.tokenizer.encode("English caption:", bos=has_bos).ids)
+    ids, num_prompt = processor.caption(text, truncate=True)
+    assert (len(ids), num_prompt) == (9, min(count, 8))
+
+
+def test_white_space_that_is_little_of_a_text_is_read_to_its_end(tmp_path: Path) -> None:
+    """Where it is swallowed, beginnings have too few tokens."""
+    added = tuple(row(token, rstrip=True) for token in ("<ref>", "</ref>"))
+    processor = TextProcessor(load_tokenizer(llama(tmp_path, added=added)), max_tokens=9)
+    text = f"<ref>{' ' * 9000}a dog is in the picture and sleeps"
+    whole = processor.tokenizer.encode(text, plain=[(0, len(text))], bos=True, eos=True).ids
+    assert processor.ids(text, prefix="", truncate=True) == [*whole[:8], processor.eos_id]
 
 
 def test_as_many_tokens_as_allowed_are_kept(folder: Path) -> None:

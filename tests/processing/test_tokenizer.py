@@ -68,13 +68,68 @@ def test_the_least_number_grows_with_the_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.least("panda, " * 3000) >= 3 * least - 3
 
 
-def test_white_space_counts_unless_tokens_swallow_it(tmp_path: Path) -> None:
-    path = tiny.fast(tmp_path)
-    assert load_tokenizer(path).least(" " * 9000) > 9000 / 90
-    description = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
-    description["added_tokens"][0]["rstrip"] = True
-    (path / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
-    assert load_tokenizer(path).least(" " * 9000) == 0
+@pytest.mark.parametrize("space", [" ", "\n", " \t"])
+def test_white_space_counts(tokenizer: Tokenizer, space: str) -> None:
+    assert tokenizer.least(space * 9000) >= 9000 * len(space) / 20
+
+
+LONGEST = "<longer than any piece>"
+
+
+def eating(path: Path) -> Path:
+    """As Phi-3: white space beside these names is in no token."""
+    added = (tiny.row("<|user|>", rstrip=True), tiny.row("<box>", lstrip=True))
+    return tiny.llama(path, legacy=False, added=(*added, tiny.row("</box>", lstrip=True, rstrip=True)))
+
+
+def dropping(path: Path) -> Path:
+    """Words without the white space between them."""
+    steps = [
+        {"type": "WhitespaceSplit"},
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+    ]
+    steps[1]["trim_offsets"] = False
+    return tiny.fast(path, pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
+
+
+def joining(path: Path) -> Path:
+    """As SentencePiece does unless told otherwise: one space of many, none at the edges."""
+    tiny.llama(path, added=(tiny.row("<box>"), tiny.row("</box>"), tiny.row(LONGEST)))
+    (path / "tokenizer.model").write_bytes(tiny.pieces(remove_extra_whitespaces=True))
+    return path
+
+
+@pytest.fixture(scope="module", params=[eating, dropping, joining])
+def swallowing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return load_tokenizer(request.param(tmp_path_factory.mktemp(request.param.__name__)))
+
+
+WORDS = (" ", "\n", "\u3000", "a", "<box>", "</box>", "<|user|>", "x>", LONGEST)
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=40))
+def test_white_space_that_is_swallowed_does_not_count(swallowing: Tokenizer, words: list[str]) -> None:
+    text = "".join(words)
+    for repeated in (text, text * 9, text.replace(" ", " " * 50)):
+        for plain in ((), [(0, len(repeated) // 2)], [(0, len(repeated))]):
+            ids = swallowing.encode(repeated, plain=plain, bos=False).ids
+            assert swallowing.least(repeated) <= len(ids)
+
+
+def test_the_space_that_the_tokenizer_itself_puts_does_not_count(tmp_path: Path) -> None:
+    one = load_tokenizer(tiny.llama(tmp_path, added=(tiny.row(LONGEST),)))
+    assert one.least(LONGEST * 3) == len(one.encode(LONGEST * 3, bos=False).ids) == 3
+
+
+def test_white_space_counts_where_no_token_eats_it(tmp_path: Path) -> None:
+    eats = load_tokenizer(eating(tmp_path))
+    assert eats.least(f"<|user|>{' ' * 9000}") == 1
+    assert eats.least(f"<|user|>a{' ' * 9000}") > 500
+
+
+def test_letters_count_once_where_only_others_are_joined(tmp_path: Path) -> None:
+    qwen2 = load_tokenizer(tiny.qwen2(tmp_path))
+    assert qwen2.least("a" * 1300) == 4 * qwen2.least("\u0301" * 1300) == 100
 
 
 def test_nothing_is_said_of_vocabularies_with_unknown_characters(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def row(content: str, special: bool = True, **flags: bool) -> dict[str, Any]:
 
 
 @cache
-def pieces(add_dummy_prefix: bool = True, size: int = 420) -> bytes:
+def pieces(
+    add_dummy_prefix: bool = True, size: int = 420, *, remove_extra_whitespaces: bool = False
+) -> bytes:
     """A SentencePiece BPE with byte fallback; ids 0, 1, 2 are <unk>, <s>, </s>."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -43,7 +45,7 @@ def pieces(add_dummy_prefix: bool = True, size: int = 420) -> bytes:
         byte_fallback=True,
         character_coverage=0.98,
         normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
+        remove_extra_whitespaces=remove_extra_whitespaces,
         add_dummy_prefix=add_dummy_prefix,
         user_defined_symbols=list(UNUSED),
         minloglevel=2,

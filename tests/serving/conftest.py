@@ -26,6 +26,7 @@ from internvl.cli.bench import shrink
 from internvl.cli.stand_in import write_checkpoint
 from internvl.config import ChatConfig
 from internvl.serving.app import make_app
+from internvl.serving.listen import Punctual
 from internvl.serving.settings import Settings
 
 
@@ -50,7 +51,13 @@ def model(checkpoint: Path) -> ChatModel:
 def serving(app: Any) -> Iterator[str]:
     """The application behind a real port of this machine; gives its address."""
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=5, lifespan="on"
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_level="warning",
+        timeout_graceful_shutdown=5,
+        lifespan="on",
+        http=Punctual,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from internvl.errors import EngineStoppedError, RequestError
+from internvl.errors import EngineStoppedError, InputError, RequestError
 from internvl.serving.batch_run import Progress, answered, read_rows, run_rows
 
 URL = "/v1/chat/completions"
@@ -66,7 +66,7 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match="power failure"):
         run(rows, output, Model(breaks_at="row-3"), concurrency=1)
     with output.open("a") as file:
-        file.write('{"custom_id": "row-3", "resp')
+        file.write('{"id": "row-0123", "custom_id": "row-3", "resp')
     again = Model()
     progress = run(rows, output, again)
     assert sorted(again.asked) == ["row-3", "row-4", "row-5"]
@@ -128,6 +128,44 @@ def test_faulty_lines_are_rows_with_a_fault(tmp_path: Path, text: str, fault: st
     progress = run(rows, output, model)
     assert (progress.completed, progress.failed) == (1, len(rows) - 1)
     assert model.asked == ["good"]
+
+
+ANSWER = '{"id": "row-1", "custom_id": "a", "response": {"status_code": 200}}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("my only notes, without a newline", 1),
+        ("notes\n", 1),
+        (f"{ANSWER}notes\n{ANSWER}", 2),
+        (f"{ANSWER}notes", 2),
+        (f"{ANSWER}[]\n", 2),
+        (f"{ANSWER}[[[", 2),
+        (line("a"), 1),
+        (f"{line('a')}\n", 1),
+        ('{"custom_id": "a", "response": null}\n', 1),
+        ('{"custom_id": "a", "response": {"status_code": "200"}}\n', 1),
+        ('{"custom_id": 1, "response": {"status_code": 200}}\n', 1),
+        (f"{'[' * 5000}\n", 1),
+    ],
+)
+def test_a_file_that_is_no_output_stays_as_it_is(tmp_path: Path, text: str, number: int) -> None:
+    output = tmp_path / "notes.txt"
+    output.write_text(text)
+    model = Model()
+    with pytest.raises(InputError, match=f"line {number} of .*notes.txt is no answer .* name another"):
+        run(read_rows(file_of("a")), output, model)
+    assert output.read_text() == text
+    assert model.asked == []
+
+
+@pytest.mark.parametrize("rest", ["", "{", '{"id": "row-', '{"id": "row-9", "custom_id": "b", "resp'])
+def test_what_was_cut_off_is_taken_away(tmp_path: Path, rest: str) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_text(ANSWER + rest)
+    assert answered(output) == {"a": 200}
+    assert output.read_text() == ANSWER
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"])

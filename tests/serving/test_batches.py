@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +15,15 @@ import pytest
 from openai import OpenAI
 
 from internvl import ChatModel
+from internvl.cli import run_batch
 from internvl.cli.main import main
 from internvl.engine.settings import EngineSettings
 from internvl.errors import EngineError
+from internvl.serving import batches as batches_module
 from internvl.serving.app import make_app
 from internvl.serving.batches import Batch, Batches
 from internvl.serving.files import FileStore
+from internvl.serving.routes_batches import BatchRequest, create_batch
 from internvl.serving.settings import Settings
 from tests.serving.conftest import JSON, encoded, error_of, full_disk, image_part, picture, serving
 
@@ -141,18 +145,142 @@ def test_a_full_disk_fails_a_batch_and_no_other(tmp_path: Path) -> None:
     async def main() -> None:
         async with Batches(files, answer, concurrency=1) as batches:
             with full_disk(1000):  # there is room for the description
-                assert await end(batches, batches.create(upload.id, CHAT, "24h", None).id) == "failed"
-            unlucky = batches.create(upload.id, CHAT, "24h", None)
+                assert await end(batches, (await batches.create(upload.id, CHAT, "24h", None)).id) == "failed"
+            with full_disk(100), pytest.raises(EngineError, match="could not be kept"):
+                await batches.create(upload.id, CHAT, "24h", None)
+            unlucky = await batches.create(upload.id, CHAT, "24h", None)
             with full_disk(100):
-                with pytest.raises(EngineError, match="could not be kept"):
-                    batches.create(upload.id, CHAT, "24h", None)
                 assert await end(batches, unlucky.id) == "failed"
-            assert await end(batches, batches.create(upload.id, CHAT, "24h", None).id) == "completed"
+            good = await batches.create(upload.id, CHAT, "24h", None)
+            assert await end(batches, good.id) == "completed"
         async with Batches(files, answer, concurrency=1) as batches:  # it was never written down as failed
             assert await end(batches, unlucky.id) == "completed"
 
     asyncio.run(asyncio.wait_for(main(), 60))
     assert not list(tmp_path.glob("*.part"))
+
+
+async def ended(batches: Batches, id: str) -> dict[str, Any]:
+    while batches.find(id).status in ("in_progress", "cancelling"):
+        await asyncio.sleep(0.01)
+    return batches.as_json(batches.find(id))
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_answers_without_room_for_them_are_kept(tmp_path: Path, is_cancelled: bool) -> None:
+    files = FileStore(tmp_path, max_bytes=3000)
+    upload = files.add("\n".join(map(row, "abcdef")).encode(), "rows.jsonl", "batch")
+    asked: list[str] = []
+
+    async def answer(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        asked.append(url)
+        if is_cancelled and len(asked) == 3:
+            batches.cancel(id)
+        return 200, {"text": "y" * 900}
+
+    async def main() -> None:
+        nonlocal batches, id
+        async with Batches(files, answer, concurrency=1) as batches:
+            id = (await batches.create(upload.id, CHAT, "24h", None)).id
+            failed = await ended(batches, id)
+        assert (failed["status"], failed["output_file_id"]) == ("failed", None)
+        (error,) = failed["errors"]["data"]
+        assert "the limit is 3000: delete some; its answers are kept" in error["message"]
+        roomy = FileStore(tmp_path)
+        async with Batches(roomy, answer, concurrency=1) as batches:
+            document = await ended(batches, id)
+        assert document["status"] == ("cancelled" if is_cancelled else "completed")
+        assert document["errors"] is None
+        output = (roomy.content(document["output_file_id"]) or b"").decode()
+        assert statuses(output) == dict.fromkeys("abc" if is_cancelled else "abcdef", 200)
+        assert len(asked) == len(output.splitlines())
+
+    batches, id = Batches(files, answer, concurrency=1), ""
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert not list(tmp_path.glob("*.lines"))
+
+
+def test_a_batch_that_has_lost_its_rows_has_failed_for_good(tmp_path: Path) -> None:
+    files = FileStore(tmp_path)
+    upload = files.add(row("a").encode(), "rows.jsonl", "batch")
+
+    async def answer(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        raise AssertionError("there is no row")
+
+    async def main() -> None:
+        async with Batches(files, answer, concurrency=1) as batches:
+            id = (await batches.create(upload.id, CHAT, "24h", None)).id
+            files.delete(upload.id)
+            document = await ended(batches, id)
+        async with Batches(files, answer, concurrency=1) as batches:
+            assert batches.as_json(batches.find(id)) == document
+        assert document["status"] == "failed"
+        assert document["errors"]["data"][0]["message"] == f"there is no file {upload.id!r}"
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_cancelled_batch_stays_cancelled_with_the_next_server(tmp_path: Path) -> None:
+    files = FileStore(tmp_path)
+    upload = files.add("\n".join(map(row, "abc")).encode(), "rows.jsonl", "batch")
+    asked: list[str] = []
+
+    async def answer(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        asked.append(url)
+        if len(asked) == 2:
+            await asyncio.Event().wait()
+        return 200, {}
+
+    async def main() -> None:
+        async with Batches(files, answer, concurrency=1) as batches:
+            id = (await batches.create(upload.id, CHAT, "24h", None)).id
+            while len(asked) < 2:
+                await asyncio.sleep(0.01)
+            assert batches.cancel(id).status == "cancelling"
+            assert batches.as_json(batches.find(id))["status"] == "cancelling"
+        async with Batches(files, answer, concurrency=1) as batches:
+            assert batches.as_json(batches.find(id))["status"] == "cancelling"
+            document = await ended(batches, id)
+        assert document["status"] == "cancelled"
+        output = files.content(document["output_file_id"]) or b""
+        assert statuses(output.decode()) == {"a": 200}
+        assert len(asked) == 2
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_files_are_read_and_written_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the loop itself is told of a batch, which asyncio checks with `debug`."""
+    files = FileStore(tmp_path)
+    upload = files.add(row("a").encode(), "rows.jsonl", "batch")
+    loop_thread, found = threading.get_ident(), []
+
+    def seen(owner: Any, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def called(*words: Any, **options: Any) -> Any:
+            found.append((name, threading.get_ident() == loop_thread))
+            return inner(*words, **options)
+
+        monkeypatch.setattr(owner, name, called)
+
+    for owner, name in ((batches_module, "read_rows"), (Path, "read_bytes"), (files, "add")):
+        seen(owner, name)
+
+    async def answer(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return 200, {}
+
+    async def main() -> None:
+        async with Batches(files, answer, concurrency=1) as batches:
+            await asyncio.sleep(0)  # the worker waits for a batch by now
+            asked = BatchRequest(input_file_id=upload.id, endpoint=CHAT, completion_window="24h")
+            made = await create_batch(asked, batches)
+            (tmp_path / f"{made['id']}.lines").touch()  # as a run that was broken off leaves it
+            assert (await ended(batches, made["id"]))["status"] == "completed"
+
+    asyncio.run(asyncio.wait_for(main(), 60), debug=True)
+    assert {name for name, _ in found} == {"read_rows", "read_bytes", "add"}
+    assert not [name for name, is_in_loop in found if is_in_loop]
 
 
 def test_a_batch_that_cannot_be_run_is_the_only_one(
@@ -162,21 +290,27 @@ def test_a_batch_that_cannot_be_run_is_the_only_one(
     files = FileStore(tmp_path)
     upload = files.add(row("\ud800").encode(), "rows.jsonl", "batch")
 
+    all_are_made = asyncio.Event()
+
     async def answer(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        await all_are_made.wait()
         return 200, {"text": "\udfff"}
 
     async def main() -> None:
         async with Batches(files, answer, concurrency=1) as batches:
-            broken, damaged, good = [batches.create(upload.id, CHAT, "24h", None) for _ in range(3)]
-            (tmp_path / f"{damaged.id}.json").write_text("{")
-            breaks = iter([True, False])
 
             def of_endpoint(row: Any, endpoint: str) -> Any:
-                if next(breaks):
+                if endpoint == "/broken":
                     raise RuntimeError("no such thing")
                 return row
 
             monkeypatch.setattr(batches, "_of_endpoint", of_endpoint)
+            _, broken, damaged, good = [
+                await batches.create(upload.id, endpoint, "24h", None)
+                for endpoint in (CHAT, "/broken", CHAT, CHAT)
+            ]
+            (tmp_path / f"{damaged.id}.json").write_text("{")
+            all_are_made.set()
             while batches.find(good.id).status == "in_progress":
                 await asyncio.sleep(0.01)
             assert [batches.find(one.id).status for one in (broken, good)] == ["failed", "completed"]
@@ -264,3 +398,16 @@ def test_the_command_answers_the_same_rows(
     assert main(words) == 0
     assert output.stat().st_size == size
     assert main(["run-batch", "-i", str(tmp_path / "none"), "-o", str(output)]) == 2
+
+
+def test_the_command_answers_no_file_into_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, link = tmp_path / "rows.jsonl", tmp_path / "link.jsonl"
+    rows.write_text(ROWS)
+    link.symlink_to(rows)
+    monkeypatch.setattr(run_batch, "load_any", lambda _: pytest.fail("a model was loaded"))
+    for output in (rows, link):
+        assert main(["run-batch", "-i", str(rows), "-o", str(output)]) == 2
+        assert "are the same file" in capsys.readouterr().err
+    assert rows.read_text() == ROWS

@@ -78,6 +78,9 @@ def test_the_official_client(client: OpenAI) -> None:
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "echo": True}, "echo"),
         ({"prompt": "a", "best_of": 3}, None),
+        ({"prompt": "a", "best_of": 1, "n": 2}, None),
+        ({"prompt": "a", "best_of": 2, "n": 2}, None),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": ["a", "b"], "stream": True}, None),
         ({}, "prompt"),
     ],
@@ -85,6 +88,43 @@ def test_the_official_client(client: OpenAI) -> None:
 def test_refusals(http: httpx.Client, fields: dict[str, Any], param: str | None) -> None:
     error = error_of(http.post(PATH, json=fields), 400)
     assert param is None or error["param"].startswith(param)
+
+
+def test_defaults_may_be_written_out(http: httpx.Client) -> None:
+    """As OpenAI has them."""
+    plain = http.post(PATH, json={"prompt": "ab", "ignore_eos": True}).json()
+    assert plain["usage"]["completion_tokens"] == 16
+    for fields in ({"max_tokens": None}, {"best_of": 1}, {"best_of": 1, "n": 1}, {"top_p": 1}):
+        written = http.post(PATH, json={"prompt": "ab", "ignore_eos": True, **fields}).json()
+        assert written["usage"] == plain["usage"]
+        assert written["choices"] == plain["choices"]
+
+
+@pytest.mark.parametrize("top_p", [0, -0.5, 1.5])
+def test_the_range_of_top_p_is_told(http: httpx.Client, top_p: float) -> None:
+    error = error_of(http.post(PATH, json={"prompt": "a", "top_p": top_p}), 400)
+    assert error["param"] == "top_p"
+    assert f"above 0 and at most 1, got {top_p:g}; temperature 0" in error["message"]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_grounding_tags_are_left_out_unless_asked_for(
+    http: httpx.Client, model: ChatModel, is_stream: bool
+) -> None:
+    def answer(word: str, **fields: Any) -> tuple[str, list[int]]:
+        """Text and offsets of three tokens that are `word`, or of what the fields ask for."""
+        bias = {str(model.processor.tokenizer.encode(word).ids[-1]): 100}
+        asked = {"prompt": "a", "max_tokens": 3, "logprobs": 0, "logit_bias": bias, "stream": is_stream}
+        found = http.post(PATH, json={**asked, **fields})
+        choices = [one["choices"][0] for one in (events(found) if is_stream else [found.json()])]
+        offsets = [offset for one in choices if one["logprobs"] for offset in one["logprobs"]["text_offset"]]
+        return "".join(one["text"] for one in choices), offsets
+
+    assert answer("<ref>") == answer("<ref>", skip_special_tokens=True) == ("", [0, 0, 0])
+    assert answer("<ref>", skip_special_tokens=False) == ("<ref><ref><ref>", [0, 5, 10])
+    assert answer("<") == ("<<<", [0, 1, 2])
+    form = {"guided_choice": ["<ref>a</ref>"], "max_tokens": 20}
+    assert answer("x", **form)[0] == "<ref>a</ref>"
 
 
 @pytest.mark.parametrize("prompt", ["a" * 1_000_000, ["ab", "a" * 1_000_000]])

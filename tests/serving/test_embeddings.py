@@ -21,6 +21,7 @@ from internvl.api.contrastive import Mode
 from internvl.config import VisionConfig
 from internvl.models.dual_encoder import DualEncoder
 from internvl.models.vit import VisionTower
+from internvl.processing.texts import TextProcessor
 from internvl.serving.app import make_app
 from internvl.serving.settings import Settings
 from tests.serving.conftest import encoded, error_of, image_part, picture, serving
@@ -76,6 +77,21 @@ def test_the_official_client_gets_vectors_of_texts(both: str, pair: ContrastiveM
         assert made.usage.prompt_tokens == sum(len(pair.processor.ids(text)) for text in TEXTS)
         plain = client.embeddings.create(model="pair", input=TEXTS[0])
         assert np.allclose(plain.data[0].embedding, expected[0].numpy(), atol=1e-6)
+
+
+def test_texts_are_read_as_tokens_once(both: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    ids = TextProcessor.ids
+
+    def watched(self: TextProcessor, text: str, **options: Any) -> list[int]:
+        read.append(text)
+        return ids(self, text, **options)
+
+    monkeypatch.setattr(TextProcessor, "ids", watched)
+    body = {"input": ["a dog " * 90, "a dog"], "model": "pair", "truncate": True}
+    made = httpx.post(f"{both}/v1/embeddings", json=body, timeout=60).json()
+    assert read == body["input"]
+    assert made["usage"]["prompt_tokens"] > 80
 
 
 @pytest.mark.parametrize("mode", ["C", "G"])

@@ -13,6 +13,7 @@ import pytest
 
 from internvl import ChatModel
 from internvl.processing.tokenizer import Tokenizer
+from internvl.serving.media import find_medium
 from tests.serving.conftest import JSON, Post, encoded, error_of, image_part, picture
 
 
@@ -58,8 +59,28 @@ def test_tokens_of_long_texts_keep_nobody_waiting(
     assert blocking == []
 
 
-def test_what_no_context_holds_has_no_tokens(http: httpx.Client) -> None:
-    error = error_of(http.post("/tokenize", json={"prompt": "a" * 1_000_000}), 400)
+def test_content_in_requests_is_decoded_in_threads(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with suppress(RuntimeError):  # there is no loop in this thread
+            asyncio.get_running_loop()
+            found.append("where all connections are served")
+        found.append("read")
+        return find_medium(*args, **kwargs)
+
+    monkeypatch.setattr("internvl.serving.prepare.find_medium", watched)
+    content = [image_part(encoded(picture(20, 20)))]
+    body = {"messages": [{"role": "user", "content": content}]}
+    assert http.post("/explain", json=body).status_code == 200
+    assert found == ["read"]
+
+
+@pytest.mark.parametrize("letter", ["a", " ", "\n"])
+def test_what_no_context_holds_has_no_tokens(http: httpx.Client, letter: str) -> None:
+    error = error_of(http.post("/tokenize", json={"prompt": letter * 1_000_000}), 400)
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
     assert re.search(r"at least \d+ tokens and .* 2048 positions", error["message"])
     error = error_of(http.post("/detokenize", json={"tokens": [1] * 2049}), 400)

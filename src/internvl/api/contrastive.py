@@ -86,9 +86,13 @@ class TextModel:
 
         Raises PromptError for a text of more than 80 tokens, which `truncate` cuts instead.
         """
-        ids = self._ids(texts, prefix=prefix, truncate=truncate)
-        found_BE = torch.cat([self.encoder.embed_texts(part) for part in _batches(ids, batch)])
+        found_BE = self.embed_ids(self._ids(texts, prefix=prefix, truncate=truncate), batch=batch)
         return to_unit(found_BE, dim=-1) if normalize else found_BE
+
+    @torch.inference_mode()
+    def embed_ids(self, ids: Sequence[Sequence[int]], *, batch: int = 32) -> Tensor:
+        """The same, not normalised, of texts that are ids already, at least one: those of `processor.ids`."""
+        return torch.cat([self.encoder.embed_texts(part) for part in _batches(ids, batch)])
 
     def _ids(self, texts: str | Sequence[str], *, prefix: str, truncate: bool) -> list[list[int]]:
         found = [self.processor.ids(text, prefix=prefix, truncate=truncate) for text in as_list(texts)]

@@ -32,9 +32,10 @@ from internvl.cli import media, output
 from internvl.cli.arguments import DtypeName, Flag, MediaOptions, Word, parse
 from internvl.cli.chat import split
 from internvl.config import IMG_CONTEXT, ChatConfig
-from internvl.errors import HubError, InputError, UnknownNameError
+from internvl.errors import ContextOverflowError, HubError, InputError, UnknownNameError
+from internvl.generation.prompt import context_limit
 from internvl.generation.sampling import Sampling
-from internvl.processing.conversation import Picture
+from internvl.processing.conversation import Conversation, Picture
 from internvl.processing.image import ImageLimits
 from internvl.processing.processor import Processor
 from internvl.processing.tiling import plan, split_budget
@@ -103,6 +104,7 @@ def explain_request(request: Request, options: Options) -> Explanation:
     description = describe(folder, template=template)
     config = _chat_config(description.config, options.model)
     processor = Processor(config, load_tokenizer(folder))
+    _check_text(request.conversation, processor)
     inputs = processor(request.conversation, total_tiles=request.total_tiles)
     tokens = [processor.tokenizer.token(id) or "" for id in inputs.ids]
     explained = explain_inputs(config, inputs, tokens, options.max_new_tokens, value_bytes)
@@ -110,6 +112,17 @@ def explain_request(request: Request, options: Options) -> Explanation:
         return explained
     mapped = sum(num_bytes(tensor) for tensor in read_tensors(folder).values())
     return replace(explained, weight_bytes=mapped, packed=description.packing.summary)
+
+
+def _check_text(conversation: Conversation, processor: Processor) -> None:
+    """Raises for far too long a text, of which reading all of it as tokens takes minutes. What pictures make
+    too long is explained."""
+    text = processor.render(conversation, [0] * len(conversation.pictures)).text
+    least, limit = processor.tokenizer.least(text), context_limit(processor.config.text)
+    if least > limit:
+        raise ContextOverflowError(
+            f"the text has at least {least} tokens and the model has {limit} positions: shorten the text"
+        )
 
 
 def explain_row(config: ChatConfig, request: Request, max_new_tokens: int, value_bytes: int) -> Explanation:

@@ -55,6 +55,8 @@ def run(words: Sequence[str]) -> int:
     options.engine.check()
     if not options.input_file.is_file():
         raise InputError(f"there is no file {options.input_file}")
+    if options.output_file.exists() and options.output_file.samefile(options.input_file):
+        raise InputError(f"-i and -o are the same file, {options.input_file}: name another for the answers")
     model = load_any(options.model)
     start = time.perf_counter()
     try:

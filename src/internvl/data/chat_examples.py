@@ -217,7 +217,8 @@ class Examples:
     def _check_text(self, conversation: Conversation, tile_counts: Sequence[int]) -> None:
         """Raises for far too long a text without reading all of it as tokens, which takes minutes and
         gigabytes for the longest rows."""
-        text = "".join(message.text for message in conversation.messages)
+        # White space at the edges may be eaten by the marks of the template, which are not here.
+        text = "".join(message.text.strip() for message in conversation.messages)
         if len(text) > self.max_length:
             self._check_length(self.processor.tokenizer.least(text), tile_counts)
 

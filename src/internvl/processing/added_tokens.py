@@ -13,6 +13,8 @@ from dataclasses import dataclass
 Span = tuple[int, int]
 """Characters from the first up to, not including, the second."""
 
+_WHITE = re.compile(r"\s+")
+
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
@@ -48,6 +50,9 @@ class Splitter:
         self._free = frozenset(free)
         longest_first = sorted(self._tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(re.escape(content) for content in longest_first) or r"(?!)")
+        known = self._tokens.values()
+        self._before = tuple(token.content.strip() for token in known if token.rstrip)
+        self._behind = tuple(token.content.strip() for token in known if token.lstrip)
 
     def split(self, text: str, plain: Sequence[Span] = ()) -> list[Part]:
         """Parts in order, empty stretches left out; white space eaten by a token is in no part.
@@ -62,6 +67,20 @@ class Splitter:
             parts.append(Part(start, end, token))
             position, eats = end, token.rstrip
         return [*parts, *_stretch(text, position, len(text), eats, False)]
+
+    def without_eaten(self, text: str) -> str:
+        """`text` but for all white space that a token may eat, which stands beside the name of one that does.
+
+        The name may be no token there, so that this takes away more than `split` does, never less.
+        """
+        if not (self._before or self._behind):
+            return text
+        kept, end = [], 0
+        for run in _WHITE.finditer(text):
+            if text.endswith(self._before, 0, run.start()) or text.startswith(self._behind, run.end()):
+                kept.append(text[end : run.start()])
+                end = run.end()
+        return "".join([*kept, text[end:]])
 
     def _matches(self, text: str, covered: Sequence[Span]) -> Iterator[tuple[int, int, AddedToken]]:
         position = 0

@@ -161,6 +161,18 @@ def unquoted(content: bytes) -> bytes:
     return out[keep].tobytes()
 
 
+def decoded(head: str, body: bytes) -> bytes:
+    """The content of a data URL, of which `head` stands before the comma and `body` behind it.
+
+    Raises binascii.Error for what is not base64 where `head` says that it is.
+    """
+    content = unquoted(body)
+    if not head.lower().endswith(";base64"):
+        return content
+    content = content.translate(None, b" \t\n\r\v\f")  # no list of the pieces, which may be millions
+    return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
+
+
 def _decode_data_url(url: str, limits: ReadLimits, error: type[InputError]) -> bytes:
     head, comma, body = url.partition(",")
     if not comma:
@@ -168,13 +180,8 @@ def _decode_data_url(url: str, limits: ReadLimits, error: type[InputError]) -> b
     if len(body) > 3 * limits.max_bytes + 4:
         raise error(_over(describe(url), len(body) // 3, limits))
     try:
-        content = unquoted(body.encode())
+        return decoded(head, body.encode())
     except UnicodeEncodeError as reason:
         raise error(f"{describe(url)} holds characters that are no text: {reason}") from reason
-    if not head.lower().endswith(";base64"):
-        return content
-    content = b"".join(content.split())
-    try:
-        return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
     except binascii.Error as reason:
         raise error(f"{describe(url)} is not valid base64: {reason}") from reason

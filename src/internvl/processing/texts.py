@@ -17,6 +17,8 @@ PREFIX = "summarize:"
 CAPTION_PROMPT = "English caption:"
 MAX_TOKENS = 80
 """Of one text with its first and last token, as in training."""
+TOKEN_CHARACTERS = 64
+"""More than a token has on average: so many for each is the first beginning of a long text that is read."""
 
 
 class TextProcessor:
@@ -50,7 +52,7 @@ class TextProcessor:
 
         More than `max_tokens` are cut before the last one if `truncate`, else refused: a PromptError.
         """
-        return self._whole(self._check(text, prefix), truncate)
+        return self._whole(self._check(text, prefix), truncate).ids
 
     def prompt(self, text: str = CAPTION_PROMPT) -> list[int]:
         """Ids of what a caption continues: no eos at its end."""
@@ -64,8 +66,8 @@ class TextProcessor:
         A token that covers both is the caption's. Too long ones as in `ids`.
         """
         head, whole = self._check(prompt), self._check(text, f"{prompt} ")
-        offsets = self._encode(whole, eos=False).offsets
-        return self._whole(whole, truncate), sum(end <= len(head) for _, end in offsets)
+        encoding = self._whole(whole, truncate)
+        return encoding.ids, sum(end <= len(head) for _, end in encoding.offsets)
 
     def text(self, ids: Iterable[int]) -> str:
         """What ids say, without special tokens and spaces around it."""
@@ -76,15 +78,33 @@ class TextProcessor:
         has_bos = self.tokenizer.bos_id is not None
         return self.tokenizer.encode(text, plain=[(0, len(text))], bos=has_bos, eos=eos)
 
-    def _whole(self, text: str, truncate: bool) -> list[int]:
+    def _whole(self, text: str, truncate: bool) -> Encoding:
         if not truncate and (least := self.tokenizer.least(text)) > self.max_tokens:
             raise self._too_long(text, f"at least {least}")
-        ids = self._encode(text, eos=True).ids
-        if len(ids) <= self.max_tokens:
-            return ids
+        encoding = self._beginning(text) if truncate else self._encode(text, eos=True)
+        if len(encoding.ids) <= self.max_tokens:
+            return encoding
         if not truncate:
-            raise self._too_long(text, str(len(ids)))
-        return [*ids[: self.max_tokens - 1], self.eos_id]
+            raise self._too_long(text, str(len(encoding.ids)))
+        kept = self.max_tokens - 1
+        return Encoding(
+            [*encoding.ids[:kept], self.eos_id], [*encoding.offsets[:kept], (len(text), len(text))]
+        )
+
+    def _beginning(self, text: str) -> Encoding:
+        """Of the text, or of so much of it that its first `max_tokens` are those of the whole.
+
+        Where a text is cut, only the ids close by change, so that two beginnings, one twice as long, have the
+        same first ids once these are out of its reach. A whole text of megabytes takes minutes.
+        """
+        length, before = TOKEN_CHARACTERS * self.max_tokens, None
+        while length < len(text):
+            encoding = self._encode(text[:length], eos=True)
+            first = encoding.ids[: self.max_tokens]
+            if len(encoding.ids) > self.max_tokens and first == before:
+                return encoding
+            length, before = 2 * length, first
+        return self._encode(text, eos=True)
 
     def _too_long(self, text: str, count: str) -> PromptError:
         return PromptError(

@@ -58,7 +58,7 @@ class Vocabulary(Protocol):
     def spelled(self, token: str) -> bytes: ...
     def encode(self, text: str, *, is_first: bool) -> list[tuple[int, int, int]]: ...
     def prepare(self, text: str) -> str: ...
-    def weigh(self, text: str, *, white: bool) -> int: ...
+    def weigh(self, text: str) -> int: ...
     def spell(self, text: str, unknown: int) -> list[int]: ...
     def join(self, tokens: Sequence[str], are_added: Sequence[bool]) -> str: ...
 
@@ -143,20 +143,19 @@ class Tokenizer:
     def least(self, text: str) -> int:
         """As many tokens `text` has at least, found much faster than by `encode`.
 
-        No token stands for more characters than the longest one has. White space is not counted where
-        added tokens may swallow any amount of it. 0 for a vocabulary that makes one token of many unknown
+        No token stands for more characters than the longest one has. White space that added tokens or
+        normalisation may swallow is not counted. 0 for a vocabulary that makes one token of many unknown
         characters, or changes text in ways not known here.
         """
         if not self._longest:
             return 0
         text = self._vocabulary.prepare(text.encode("utf-8", errors="replace").decode("utf-8"))
-        swallows = any(token.lstrip or token.rstrip for token in self._added.values())
-        return -(-self._vocabulary.weigh(text, white=not swallows) // self._longest)
+        return -(-self._vocabulary.weigh(self._splitter.without_eaten(text)) // self._longest)
 
     @cached_property
     def _longest(self) -> int:
         longest = self._vocabulary.longest
-        return longest and max([longest, *map(len, self._added)])
+        return longest and max([longest, *map(self._vocabulary.weigh, self._added)])
 
     def _parts(self, text: str, covered: Sequence[Span]) -> Iterable[tuple[Part, bool]]:
         """Each part, and whether no token precedes it. A text that opens with a token may need a prefix."""

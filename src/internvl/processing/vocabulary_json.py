@@ -27,7 +27,8 @@ Piece = tuple[int, int, int]
 
 COMPOSED = 4
 """Characters that normalisation (NFC) makes one of, at most."""
-WHITE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+_KEEPERS = frozenset({"Sequence", "Split", "ByteLevel", "Digits", "Punctuation"})
+"""What cuts text into words without dropping any of it, white space neither."""
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -45,8 +46,7 @@ class JsonVocabulary:
         self._is_byte_level = isinstance(inner.decoder, decoders.ByteLevel)
         self._ids = inner.get_vocab(with_added_tokens=False)
         self.size = max(self._ids.values(), default=-1) + 1
-        dropped = {chr(byte) for byte in range(0x80) if _BYTE_TO_CHAR[byte] not in self._ids}
-        self._dropped = dropped
+        self._dropped = [chr(byte) for byte in range(0x80) if _BYTE_TO_CHAR[byte] not in self._ids]
         self.adds_prefix = False
         self.glue = ""
 
@@ -78,12 +78,16 @@ class JsonVocabulary:
         has_all = self._ids.keys() >= set(_BYTE_TO_CHAR[0x80:0xC0])
         if not self._is_byte_level or not has_all or not _keeps_all(self._inner):
             return 0
-        return max(map(len, self._ids)) * (1 if self._inner.normalizer is None else COMPOSED)
+        return max(map(len, self._ids))
 
-    def weigh(self, text: str, *, white: bool) -> int:
-        """The number of characters, but for those that are dropped and, unless `white`, white space."""
-        uncounted = self._dropped if white else self._dropped.union(WHITE)
-        return len(text) - sum(map(text.count, uncounted))
+    def weigh(self, text: str) -> int:
+        """As many characters as there are at least after normalisation, without those that are dropped."""
+        for char in self._dropped:
+            text = text.replace(char, "")
+        if self._inner.normalizer is None:
+            return len(text)
+        # What is made of several characters has one of ASCII at most.
+        return max(len(text.encode("ascii", errors="ignore")), -(-len(text) // COMPOSED))
 
     def spell(self, text: str, unknown: int) -> list[int]:
         """Ids that write `text` byte by byte: no merged token, so no special one."""
@@ -109,8 +113,17 @@ def _keeps_all(inner: Tokenizer) -> bool:
     is_plain = isinstance(model, models.BPE) and not (
         model.continuing_subword_prefix or model.end_of_word_suffix
     )
-    drops = cutter is None or any(word in cutter.__getstate__() for word in (b"Removed", b"CharDelimiter"))
-    return is_plain and not drops and isinstance(inner.normalizer, normalizers.NFC | None)
+    keeps = cutter is not None and all(map(_keeps, _steps(json.loads(cutter.__getstate__()))))
+    return is_plain and keeps and isinstance(inner.normalizer, normalizers.NFC | None)
+
+
+def _steps(cutter: dict[str, Any]) -> list[dict[str, Any]]:
+    """A pre-tokenizer and all that it is made of."""
+    return [cutter, *(step for part in cutter.get("pretokenizers", ()) for step in _steps(part))]
+
+
+def _keeps(step: dict[str, Any]) -> bool:
+    return step["type"] in _KEEPERS and step.get("behavior") != "Removed"
 
 
 def _byte_alphabet() -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class PieceVocabulary:
         self.adds_prefix = not self._legacy
         self.glue = " "
         self._gap = " " if self._legacy else ""
+        self._keeps_spaces = len(model.normalize("a  a")) > len(model.normalize("a a"))
 
     def token_id(self, token: str) -> int | None:
         id: int = self._model.piece_to_id(token)
@@ -79,10 +80,10 @@ class PieceVocabulary:
             return 0
         return max(len(self._model.id_to_piece(id)) for id in range(self.size))
 
-    def weigh(self, text: str, *, white: bool) -> int:
-        """The number of characters after normalisation, without spaces unless `white`."""
+    def weigh(self, text: str) -> int:
+        """The number of characters after normalisation; without spaces where it swallows some."""
         normal: str = self._model.normalize(text)
-        return len(normal) - (0 if white else normal.count(_SPACE) + normal.count(" "))
+        return len(normal) - (0 if self._keeps_spaces else normal.count(_SPACE) + normal.count(" "))
 
     def spell(self, text: str, unknown: int) -> list[int]:
         """Ids that write `text` byte by byte: no merged piece, so no special one."""

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from internvl.errors import EngineStoppedError, RequestError
+from internvl.errors import EngineStoppedError, InputError, RequestError
 from internvl.serving.json_text import json_text
 from internvl.serving.protocol import FAILED, error_object
+from internvl.serving.threads import in_thread
 
 Answer = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
 """Path and body of a request to status and body of its answer; raises nothing for a bad request, and
@@ -27,6 +28,8 @@ EngineStoppedError when no request will be answered any more."""
 
 MAX_ROWS = 50_000
 FIELDS = frozenset({"custom_id", "method", "url", "body"})
+BEGINNING = b'{"id": "row-'
+"""Of every line of an output."""
 
 _log = logging.getLogger(__name__)
 
@@ -89,15 +92,43 @@ def _read_row(number: int, line: bytes) -> Row:
 
 
 def answered(output: Path) -> dict[str, int]:
-    """Status by custom_id of the rows that have their answer; a last line that was cut off is taken away."""
+    """Status by custom_id of the rows that have their answer; a last line that was cut off is taken away.
+
+    Raises InputError for a file that is no output of a batch, and leaves it as it is.
+    """
     if not output.exists():
         return {}
     content = output.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        output.write_bytes(whole)
-    found = [json.loads(line) for line in whole.splitlines()]
-    return {row["custom_id"]: row["response"]["status_code"] for row in found}
+    end = content.rfind(b"\n") + 1
+    lines, rest = content[:end].splitlines(), content[end:]
+    found: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if (answer := _read_answer(line)) is None:
+            raise _no_output(output, number)
+        found[answer[0]] = answer[1]
+    if not (rest.startswith(BEGINNING) or BEGINNING.startswith(rest)):
+        raise _no_output(output, len(lines) + 1)
+    if rest:
+        with output.open("r+b") as file:
+            file.truncate(end)
+    return found
+
+
+def _read_answer(line: bytes) -> tuple[str, int] | None:
+    """custom_id and status of an answered row; None for a line that is none."""
+    try:
+        found = json.loads(line)
+        custom_id, status = found["custom_id"], found["response"]["status_code"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return (custom_id, status) if isinstance(custom_id, str) and isinstance(status, int) else None
+
+
+def _no_output(output: Path, number: int) -> InputError:
+    return InputError(
+        f"line {number} of {output} is no answer of a batch, so that the file is left as it is: name another "
+        "for the answers"
+    )
 
 
 async def run_rows(
@@ -112,9 +143,9 @@ async def run_rows(
     """Answer all rows that have no answer yet, `concurrency` at a time; each has its line when it is done.
 
     A row that fails in a way nobody expected has that as its answer. Raises EngineStoppedError and OSError;
-    rows without a line are left to the next run.
+    rows without a line are left to the next run. Raises InputError as `answered` does.
     """
-    done = answered(output)
+    done = await in_thread(answered, output)
     progress.total = len(rows)
     for status in done.values():
         progress.count(status)

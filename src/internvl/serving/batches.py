@@ -20,17 +20,20 @@ from pydantic import TypeAdapter
 from internvl.errors import EngineError, EngineStoppedError, RequestError
 from internvl.serving import descriptions
 from internvl.serving.batch_run import Answer, Progress, Row, read_rows, run_rows
-from internvl.serving.files import FileStore
+from internvl.serving.files import STORAGE_FULL, FileStore
+from internvl.serving.protocol import FAILED
+from internvl.serving.threads import in_thread
 
 ID = re.compile(r"batch-[0-9a-f]{32}")
 ENDED = frozenset({"completed", "cancelled", "failed"})
+CANCELLING = "cancelling"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Description of a batch. Times are in seconds since 1970."""
+    """Description of a batch. Times are in seconds since 1970. `error` says why it has failed."""
 
     id: str
     input_file_id: str
@@ -42,6 +45,7 @@ class Batch:
     output_file_id: str | None = None
     completed_at: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
 
 
 FORM = TypeAdapter(Batch)
@@ -62,6 +66,8 @@ class Batches:
         for batch in self.newest_first(tells=True):
             if batch.status not in ENDED:
                 self._waiting.put_nowait(batch.id)
+            if batch.status == CANCELLING:
+                self._cancelled.add(batch.id)
         self._worker = asyncio.create_task(self._work())
         return self
 
@@ -71,11 +77,19 @@ class Batches:
         self._worker.cancel()
         await asyncio.gather(self._worker, return_exceptions=True)
 
-    def create(
+    async def create(
         self, input_file_id: str, endpoint: str, window: str, metadata: dict[str, str] | None
     ) -> Batch:
         """Take on a file. Raises RequestError for one that is not there or holds no rows, and EngineError
         where there is no room for the description."""
+        batch = await in_thread(self._describe, input_file_id, endpoint, window, metadata)
+        self._waiting.put_nowait(batch.id)
+        return batch
+
+    def _describe(
+        self, input_file_id: str, endpoint: str, window: str, metadata: dict[str, str] | None
+    ) -> Batch:
+        """A new batch, written down."""
         self._rows(input_file_id)
         batch = Batch(
             id=f"batch-{secrets.token_hex(16)}",
@@ -86,7 +100,6 @@ class Batches:
             created_at=int(time.time()),
         )
         self._write(batch)
-        self._waiting.put_nowait(batch.id)
         return batch
 
     def find(self, id: str) -> Batch:
@@ -106,21 +119,27 @@ class Batches:
         return sorted(found, key=lambda batch: (batch.created_at, batch.id), reverse=True)
 
     def cancel(self, id: str) -> Batch:
-        """No further row is begun."""
+        """No further row is begun, by the next server neither."""
         batch = self.find(id)
         if batch.status in ENDED:
             raise RequestError(f"{id} is {batch.status} already", param="batch_id")
         self._cancelled.add(id)
-        return replace(batch, status="cancelling")
+        stopping = replace(batch, status=CANCELLING)
+        with suppress(EngineError):  # without room for it this server still knows
+            self._write(stopping)
+        return stopping
 
     def as_json(self, batch: Batch) -> dict[str, Any]:
         """As the protocol has it."""
         progress = self._progress.get(batch.id)
         counts = asdict(progress) if progress else batch.counts or {"total": 0, "completed": 0, "failed": 0}
         document = {**asdict(batch), "object": "batch", "request_counts": counts, "errors": None}
-        del document["counts"]
+        if batch.error is not None:
+            told = {"code": "batch_failed", "message": batch.error, "param": None, "line": None}
+            document["errors"] = {"object": "list", "data": [told]}
+        del document["counts"], document["error"]
         is_stopping = batch.id in self._cancelled and batch.status not in ENDED
-        return {**document, "status": "cancelling" if is_stopping else batch.status}
+        return {**document, "status": CANCELLING if is_stopping else batch.status}
 
     async def _work(self) -> None:
         """Batch after batch; what befalls one keeps no other from running."""
@@ -136,21 +155,24 @@ class Batches:
         lines = self.files.folder / f"{batch.id}.lines"
         try:
             output = await self._answer_rows(batch, lines, progress)
-            status = "cancelled" if batch.id in self._cancelled else "completed"
         except EngineStoppedError:
             del self._progress[batch.id]  # the next server on this folder goes on
             return
-        except Exception:  # noqa: BLE001
+        except Exception as reason:  # noqa: BLE001
             # The file was deleted meanwhile, there is no room for the answers, or what nobody expected.
             _log.exception("%s has failed", batch.id)
-            output, status = None, "failed"
-        with suppress(OSError):
-            lines.unlink(missing_ok=True)
-        self._end(batch, status, output, progress)
+            failed = replace(batch, status="failed", error=_told(reason))
+            self._end(failed, progress, is_final=not _may_pass(reason))
+            return
+        status = "cancelled" if batch.id in self._cancelled else "completed"
+        if self._end(replace(batch, status=status, output_file_id=output), progress):
+            with suppress(OSError):
+                lines.unlink(missing_ok=True)
 
     async def _answer_rows(self, batch: Batch, lines: Path, progress: Progress) -> str:
         """The id of the file with all answers. `lines` holds those that are there already."""
-        rows = [self._of_endpoint(row, batch.endpoint) for row in self._rows(batch.input_file_id)]
+        found = await in_thread(self._rows, batch.input_file_id)
+        rows = [self._of_endpoint(row, batch.endpoint) for row in found]
         await run_rows(
             rows,
             lines,
@@ -159,22 +181,24 @@ class Batches:
             progress=progress,
             is_cancelled=lambda: batch.id in self._cancelled,
         )
-        return self.files.add(lines.read_bytes(), f"{batch.id}.jsonl", "batch_output").id
+        return await in_thread(self._add_output, lines, f"{batch.id}.jsonl")
 
-    def _end(self, batch: Batch, status: str, output: str | None, progress: Progress) -> None:
-        ended = replace(
-            batch,
-            status=status,
-            output_file_id=output,
-            completed_at=int(time.time()),
-            counts=asdict(progress),
-        )
-        try:
-            self._write(ended)
-        except EngineError:
-            self._not_kept[batch.id] = ended  # the next server runs it again
+    def _add_output(self, lines: Path, name: str) -> str:
+        return self.files.add(lines.read_bytes(), name, "batch_output").id
+
+    def _end(self, batch: Batch, progress: Progress, *, is_final: bool = True) -> bool:
+        """Whether it is written down that the batch has ended; if not, the next server runs it again."""
+        ended = replace(batch, completed_at=int(time.time()), counts=asdict(progress))
+        is_kept = False
+        if is_final:
+            with suppress(EngineError):
+                self._write(ended)
+                is_kept = True
+        if not is_kept:
+            self._not_kept[batch.id] = ended
         del self._progress[batch.id]
         self._cancelled.discard(batch.id)
+        return is_kept
 
     def _of_endpoint(self, row: Row, endpoint: str) -> Row:
         if row.fault is None and row.url != endpoint:
@@ -197,3 +221,16 @@ class Batches:
 
     def _path(self, id: str) -> Path:
         return self.files.folder / f"{id}.json"
+
+
+def _may_pass(reason: Exception) -> bool:
+    """Whether the next server may have more luck: there was no room, or the disk failed."""
+    return isinstance(reason, OSError | EngineError) or getattr(reason, "code", None) == STORAGE_FULL
+
+
+def _told(reason: Exception) -> str:
+    """For strangers, with what they can do."""
+    if not _may_pass(reason):
+        return str(reason) if isinstance(reason, RequestError) else FAILED
+    what = reason.strerror if isinstance(reason, OSError) else str(reason)
+    return f"{what}; its answers are kept, and a server that is started on the same folder goes on with them"

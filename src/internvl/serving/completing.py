@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from internvl.engine.request import Delta, EngineRequest, EngineUsage
@@ -30,19 +30,37 @@ from internvl.serving.protocol_replies import (
     prompt_logprobs_object,
     usage,
 )
+from internvl.serving.shown_text import TagFilter
 from internvl.serving.tokenizing import ids_of_text
 
 
 @dataclass(slots=True)
 class Grown:
-    """One answer so far."""
+    """One answer so far, as it is shown."""
 
+    filter: TagFilter
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprob | None] | None = None
     finish_reason: str | None = None
+
+    @property
+    def length(self) -> int:
+        """With what is held back, in case it becomes a tag."""
+        return len(self.text) + len(self.filter.held)
+
+    def take(self, delta: Delta) -> str:
+        """The text to be shown with this step."""
+        self.pieces.append(piece_of(delta))
+        shown = self.filter.push(delta.text)
+        if delta.finish_reason is not None:
+            shown += self.filter.finish()
+        self.text += shown
+        self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
+        self.finish_reason = delta.finish_reason or self.finish_reason
+        return shown
 
 
 class Completing:
@@ -84,22 +102,21 @@ class Completing:
         """Chunks of the answers to the only prompt."""
         options = self.asked.stream_options
         more: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
-        lengths = [0] * self.requests[0].n
-        answers = [Grown() for _ in lengths]
+        answers = self._answers(self.requests[0])
         used: EngineUsage | None = None
         async with aclosing(self._deltas(self.requests[0])) as steps:
             async for delta in steps:
                 used = delta.usage or used
-                answers[delta.index].pieces.append(piece_of(delta))
+                answer = answers[delta.index]
                 wants = self.asked.logprobs is not None
                 entries = [delta.token.logprob] if wants and delta.token and delta.token.logprob else []
-                if not (delta.text or entries or delta.finish_reason):
+                logprobs = self._logprobs(entries, [answer.length] * len(entries))
+                text = answer.take(delta)
+                if not (text or entries or delta.finish_reason):
                     continue
-                logprobs = self._logprobs(entries, [lengths[delta.index]] * len(entries))
-                lengths[delta.index] += len(delta.text)
-                choice = protocol.text_choice(delta.index, delta.text, delta.finish_reason, logprobs)
+                choice = protocol.text_choice(delta.index, text, delta.finish_reason, logprobs)
                 if delta.finish_reason is not None:
-                    choice |= self._confidence(answers[delta.index])
+                    choice |= self._confidence(answer)
                 yield protocol.completion(self.head, [choice], None, **more)
         if more and used is not None:
             yield protocol.completion(self.head, [], usage(used, ()))
@@ -112,14 +129,14 @@ class Completing:
         if not ids:
             raise RequestError("the prompt is empty", param="prompt")
         try:
-            room_for_answer(asked.max_tokens, len(ids), preparer.max_model_len, asked.max_tokens)
+            room_for_answer(asked.new_tokens, len(ids), preparer.max_model_len, asked.new_tokens)
         except ContextOverflowError as reason:
             raise RequestError(str(reason), param="prompt", code="context_length_exceeded") from reason
         num_logprobs = int(bool(asked.confidence)) if asked.logprobs is None else max(1, asked.logprobs)
         request = EngineRequest(
             key=f"{self.head.id}-{index}",
             ids=tuple(ids),
-            sampling=asked.sampling(self.service.model.processor.stop_ids, asked.max_tokens, num_logprobs),
+            sampling=asked.sampling(self.service.model.processor.stop_ids, asked.new_tokens, num_logprobs),
             n=asked.n or 1,
             priority=asked.priority or 0,
             client=self.caller.client,
@@ -131,17 +148,26 @@ class Completing:
         self.service.backend.plan(request)
         return request
 
+    def _answers(self, request: EngineRequest) -> list[Grown]:
+        """As they begin. What has a form has it with every letter."""
+        keeps = self.asked.skip_special_tokens is False or request.constraint is not None
+        return [Grown(TagFilter(keeps=keeps)) for _ in range(request.n)]
+
     async def _answer(self, request: EngineRequest) -> tuple[list[Grown], EngineUsage]:
-        answers = [Grown() for _ in range(request.n)]
+        answers = self._answers(request)
         used: EngineUsage | None = None
         try:
             async with aclosing(self._deltas(request)) as steps:
                 async for delta in steps:
-                    _take(answers[delta.index], delta)
+                    answer = answers[delta.index]
+                    if delta.token is not None and delta.token.logprob is not None:
+                        answer.logprobs.append(delta.token.logprob)
+                        answer.offsets.append(answer.length)
+                    answer.take(delta)
                     used = delta.usage or used
         except DeadlineError as reason:  # the answers to other prompts are not lost with these
             self.late.append(reason)
-            return [Grown(finish_reason="deadline") for _ in answers], _sum(())
+            return [replace(one, finish_reason="deadline") for one in self._answers(request)], _sum(())
         assert used is not None, "the engine ended a request without its usage"
         return answers, used
 
@@ -176,16 +202,6 @@ class Completing:
         return protocol.text_logprobs(
             entries, self.asked.logprobs, lambda id: spell(tokenizer, id), starts, tokenizer.token_bytes
         )
-
-
-def _take(answer: Grown, delta: Delta) -> None:
-    if delta.token is not None and delta.token.logprob is not None:
-        answer.logprobs.append(delta.token.logprob)
-        answer.offsets.append(len(answer.text))
-    answer.text += delta.text
-    answer.pieces.append(piece_of(delta))
-    answer.prompt_logprobs = delta.prompt_logprobs or answer.prompt_logprobs
-    answer.finish_reason = delta.finish_reason or answer.finish_reason
 
 
 def _sum(parts: Sequence[EngineUsage]) -> EngineUsage:

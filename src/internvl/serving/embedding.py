@@ -6,7 +6,7 @@ Knows no HTTP. One request is computed at a time, in a thread. Shape letters: E 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,20 +47,23 @@ class Embedder:
     def _embed(self, asked: EmbeddingRequest, items: Sequence[Item]) -> Embedded:
         texts = [item for item in items if isinstance(item, str)]
         images = [item for item in items if not isinstance(item, str)]
-        of_texts = iter(self._texts(texts, asked) if texts else ())
+        rows_of_texts, num_tokens = self._texts(texts, asked) if texts else ((), 0)
+        of_texts = iter(rows_of_texts)
         of_images = iter(self._images(images, asked) if images else ())
         rows = [next(of_texts if isinstance(item, str) else of_images) for item in items]
         vectors_BE = torch.stack(rows).float()
         if asked.normalize:
             vectors_BE = normalize(vectors_BE, dim=-1)
-        return Embedded(vectors_BE.tolist(), self._count(texts, asked))
+        return Embedded(vectors_BE.tolist(), num_tokens)
 
-    def _texts(self, texts: list[str], asked: EmbeddingRequest) -> Tensor:
+    def _texts(self, texts: list[str], asked: EmbeddingRequest) -> tuple[Iterable[Tensor], int]:
+        """One vector a text, and the tokens of all."""
         if not isinstance(self.model, ContrastiveModel):
             raise RequestError(
                 "this model is a vision tower: it has vectors of pictures, not of texts", param="input"
             )
-        return self.model.embed_texts(texts, truncate=asked.truncate)
+        ids = [self.model.processor.ids(text, truncate=asked.truncate) for text in texts]
+        return self.model.embed_ids(ids), sum(map(len, ids))
 
     def _images(self, images: list[Any], asked: EmbeddingRequest) -> Tensor:
         if isinstance(self.model, ContrastiveModel):
@@ -73,8 +76,3 @@ class Embedder:
                 param="mode" if asked.mode != "C" else "fit",
             )
         return self.model.features(images).pooled
-
-    def _count(self, texts: list[str], asked: EmbeddingRequest) -> int:
-        if not isinstance(self.model, ContrastiveModel):
-            return 0
-        return sum(len(self.model.processor.ids(text, truncate=asked.truncate)) for text in texts)

@@ -20,6 +20,8 @@ from internvl.errors import EngineError, RequestError
 from internvl.serving import descriptions
 
 ID = re.compile(r"file-[0-9a-f]{32}")
+STORAGE_FULL = "storage_full"
+"""Code of the error when a file does not fit beside the others."""
 PURPOSES = ("batch", "batch_output", "vision", "user_data", "assistants")
 
 
@@ -111,7 +113,7 @@ class FileStore:
                     f"{self.max_bytes}: delete some",
                     status=413,
                     param="file",
-                    code="storage_full",
+                    code=STORAGE_FULL,
                 )
             self._coming[upload.id] = upload.bytes
 

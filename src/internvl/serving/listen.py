@@ -1,6 +1,7 @@
 """An application on a port until the process is told to stop; then what runs may finish.
 
 SIGTERM and Ctrl-C close the port at once; answers get `shutdown_seconds`, then they end with an error.
+Connections on which no request begins are closed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,48 @@ from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 GRACE = 2
 """Seconds in which answers that have ended with an error are sent; connections are cut after them."""
+
+
+class Punctual(H11Protocol):
+    """A connection that is closed if the head of a request is not there within the server's `body_seconds`.
+
+    They count from the beginning of the connection, and later from the first byte after an answer: until
+    that one comes it is uvicorn that closes idle connections. Bodies have the time of `guard`.
+    """
+
+    _closing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if is_answering:
+            self._stop_expecting()
+        elif self._closing is None and not self.transport.is_closing():
+            self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_expecting()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        app = self.config.app
+        assert isinstance(app, FastAPI)
+        # What was sent and is not yet read is given up too: a close would wait for it.
+        seconds = app.state.server.settings.body_seconds
+        self._closing = self.loop.call_later(seconds, self.transport.abort)
+
+    def _stop_expecting(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
 
 
 class _Announcing(uvicorn.Server):
@@ -57,6 +97,8 @@ def listen(
         timeout_graceful_shutdown=shutdown_seconds + GRACE,
         server_header=False,
         lifespan="on",
+        http=Punctual,
+        ws="none",
     )
     server = _Announcing(config)
     server.on_start, server.shutdown_seconds = on_start, shutdown_seconds

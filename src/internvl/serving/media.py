@@ -6,7 +6,6 @@ decided before a byte is read. Knows no HTTP and no messages; `decoding` does th
 
 from __future__ import annotations
 
-import base64
 import binascii
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from internvl.errors import RequestError
-from internvl.processing.source import unquoted
+from internvl.processing.source import decoded
 
 Kind = Literal["image", "video", "document", "file"]
 """A "file" is what its content says: a PDF, else a picture."""
@@ -114,15 +113,12 @@ def _from_data_url(address: str, policy: MediaPolicy, param: str | None) -> byte
         )
     if len(body) > 3 * policy.max_bytes + 4:
         raise _too_large(len(body) // 3, policy, param)
-    content = unquoted(body.encode("utf-8", errors="replace"))  # JSON may hold half surrogate pairs
-    if head.lower().endswith(";base64"):
-        try:
-            content = b"".join(content.split())
-            content = base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
-        except binascii.Error as reason:
-            raise RequestError(
-                f"{_short(address)} is not valid base64: {reason}", param=param, code="media_data_url"
-            ) from reason
+    try:
+        content = decoded(head, body.encode("utf-8", errors="replace"))  # JSON may hold half surrogate pairs
+    except binascii.Error as reason:
+        raise RequestError(
+            f"{_short(address)} is not valid base64: {reason}", param=param, code="media_data_url"
+        ) from reason
     return check_bytes(content, policy, param)
 
 

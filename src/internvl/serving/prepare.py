@@ -5,8 +5,8 @@ Knows no HTTP. Pictures are read by `decoders` in other processes and cut into t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +68,11 @@ class Preparer:
         async with self._pictures(chat) as pictures:
             return await in_thread(self._explain, chat, pictures)
 
-    def _pictures(self, chat: ChatRequest) -> AbstractAsyncContextManager[list[list[Any]]]:
-        policy = self.decoders.policy
-        media = [find_source(one, policy, self.find_file) for one in find_media(chat.messages)]
-        return self.decoders.read_all(media)
+    @asynccontextmanager
+    async def _pictures(self, chat: ChatRequest) -> AsyncIterator[list[list[Any]]]:
+        media = await find_sources(find_media(chat.messages), self.decoders.policy, self.find_file)
+        async with self.decoders.read_all(media) as pictures:
+            yield pictures
 
     def _prepare(
         self, chat: ChatRequest, pictures: list[list[Any]], key: str, caller: Caller, adapter: str | None
@@ -121,6 +122,13 @@ class Preparer:
             explain_picture(self.model.config, size, grid, count)
             for size, grid, count in zip(inputs.sizes, inputs.grids, inputs.tile_counts, strict=True)
         ]
+
+
+async def find_sources(
+    references: Sequence[MediaReference], policy: MediaPolicy, find_file: Callable[[str], bytes | None]
+) -> list[Medium]:
+    """Each as `find_source`, in a thread: content of megabytes is read and decoded."""
+    return await in_thread(lambda: [find_source(one, policy, find_file) for one in references])
 
 
 def find_source(one: MediaReference, policy: MediaPolicy, find_file: Callable[[str], bytes | None]) -> Medium:

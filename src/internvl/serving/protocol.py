@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from internvl.errors import RequestError
 from internvl.generation.sampling import Sampling
@@ -54,6 +54,13 @@ def at_most(limit: int) -> BeforeValidator:
     return BeforeValidator(_AtMost(limit))
 
 
+def _above_zero(given: float) -> float:
+    """pydantic's own message has one end of a range only."""
+    if not 0 < given <= 1:
+        raise ValueError(f"it is above 0 and at most 1, got {given:g}; temperature 0 takes the best token")
+    return given
+
+
 class Strict(BaseModel):
     """An object whose fields are all known and of the declared kind: no "1" for 1, nothing extra."""
 
@@ -75,12 +82,12 @@ class SamplingFields(Strict):
 
     Without `temperature` the best token is taken, as in the published examples of the models. `timeout` are
     seconds from the arrival of the request. `use_beam_search` gives the `n` best of `best_of` beams, of `n`
-    if that is not given. `confidence` asks how sure the model was (`generation.confidence`). `user` is
-    accepted and kept nowhere.
+    if that is not given; without it `best_of` can only be 1. `confidence` asks how sure the model was
+    (`generation.confidence`). `user` is accepted and kept nowhere.
     """
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, AfterValidator(_above_zero)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Probability | None = None
     presence_penalty: Penalty | None = None
@@ -108,6 +115,8 @@ class SamplingFields(Strict):
     def _searches_with_beams(self) -> Self:
         beams = {name: getattr(self, name) for name in ("best_of", "length_penalty", "early_stopping")}
         if not self.use_beam_search:
+            if self.best_of == (self.n or 1) == 1:  # OpenAI's default, written out
+                del beams["best_of"]
             if given := [name for name, value in beams.items() if value is not None]:
                 raise ValueError(f"{given[0]} needs use_beam_search=true")
             return self

@@ -14,6 +14,8 @@ from internvl.serving.protocol_forms import FormFields
 from internvl.serving.protocol_replies import Head, Raw, Spell, ending
 
 MAX_PROMPTS = 64
+NEW_TOKENS = 16
+"""OpenAI's number for requests that name none."""
 
 Ids = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 Several = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
@@ -24,7 +26,7 @@ class CompletionRequest(FormFields):
 
     model: str | None = None
     prompt: str | Ids | Annotated[list[str], Several] | Annotated[list[Ids], Several]
-    max_tokens: Count = 16
+    max_tokens: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -39,6 +41,11 @@ class CompletionRequest(FormFields):
         if self.stream and len(self.prompts()) > 1:
             raise ValueError("stream takes one prompt; send several requests")
         return self
+
+    @property
+    def new_tokens(self) -> int:
+        """Most tokens of an answer."""
+        return self.max_tokens or NEW_TOKENS
 
     def prompts(self) -> list[str | list[int]]:
         """Each prompt as text or ids."""

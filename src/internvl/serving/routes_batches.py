@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Request
@@ -32,9 +31,7 @@ Here = Annotated[Batches, Depends(get_batches)]
 
 async def create_batch(asked: BatchRequest, batches: Here) -> dict[str, Any]:
     """Answer the rows of an uploaded file."""
-    batch = await asyncio.to_thread(
-        batches.create, asked.input_file_id, asked.endpoint, asked.completion_window, asked.metadata
-    )
+    batch = await batches.create(asked.input_file_id, asked.endpoint, asked.completion_window, asked.metadata)
     return batches.as_json(batch)
 
 

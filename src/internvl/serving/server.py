@@ -28,7 +28,7 @@ from internvl.serving.decoders import Decoders
 from internvl.serving.embedding import Embedder
 from internvl.serving.files import FileStore
 from internvl.serving.metrics import Metrics
-from internvl.serving.prepare import Preparer, find_source
+from internvl.serving.prepare import Preparer, find_sources
 from internvl.serving.protocol_messages import MediaReference
 from internvl.serving.settings import Settings
 
@@ -111,8 +111,7 @@ class Server:
     @asynccontextmanager
     async def read_pictures(self, references: Sequence[MediaReference]) -> AsyncIterator[list[Image.Image]]:
         """The first picture of each medium, as `Decoders.read_all`. Raises RequestError."""
-        policy = self.settings.media
-        media = [find_source(one, policy, self.files.content) for one in references]
+        media = await find_sources(references, self.settings.media, self.files.content)
         async with self.decoders.read_all(media) as found:
             yield [pictures[0] for pictures in found]
 
