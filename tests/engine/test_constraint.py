@@ -113,6 +113,8 @@ def test_bad_forms_are_refused(vlm: VLM) -> None:
         ("json_schema", '{"type": "nothing"}', "this json_schema cannot be followed"),
         ("choice", (), "some texts that are not empty"),
         ("regex", ("a",), "a regex is one text"),
+        ("regex", "a\ud800", "characters that are no text"),
+        ("choice", ("a", "\ud800"), "characters that are no text"),
     ]
     for kind, value, message in wrong:
         request = make_request(

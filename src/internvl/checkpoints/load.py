@@ -121,8 +121,8 @@ def _fill(
 def _check_packable(device: torch.device, dtype: str | torch.dtype) -> None:
     if device.type != "cpu" or dtype not in ("float32", torch.float32, "auto"):
         raise InputError(
-            f"packed weights run on the CPU and compute in float32, not on {device} in {dtype}: leave "
-            "quantize None there"
+            f"packed weights run on the CPU and compute in float32, not on {device} in {dtype}: leave device "
+            "and dtype out, or take a model that is not packed"
         )
 
 

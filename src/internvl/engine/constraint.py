@@ -109,7 +109,10 @@ class FormMaker:
             return Form(known.deep_copy(), self.vocabulary.end_id)
 
     def _compile(self, constraint: Constraint) -> Any:
-        matcher = self._library.LLMatcher(self._tokenizer, self._grammar(constraint), log_level=0)
+        try:
+            matcher = self._library.LLMatcher(self._tokenizer, self._grammar(constraint), log_level=0)
+        except UnicodeEncodeError as error:  # half a surrogate pair
+            raise InputError(f"this {constraint.kind} holds characters that are no text: {error}") from error
         if matcher.is_error():
             raise InputError(f"this {constraint.kind} cannot be followed: {matcher.get_error()}")
         return matcher

@@ -87,7 +87,8 @@ def _overridden(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
     config = checkpoint.description.config
     if not isinstance(config, ChatConfig):
         raise TrainingError(
-            f"{spec.checkpoint} is not a chat model: join its parts first (`internvl convert`)"
+            f"{spec.checkpoint} is not a chat model: dual encoders have recipes of their own, and parts are "
+            "joined first (`internvl convert --replace-llm`)"
         )
     if spec.adapters and spec.template is not None:
         own = _own_template(checkpoint.path, spec.checkpoint)

@@ -12,6 +12,7 @@ from typing import Literal
 from internvl.adapt.lora import LoRA
 from internvl.data.spec import DataSpec
 from internvl.errors import RecipeError
+from internvl.processing.tiling import MAX_TILES
 from internvl.training.contrastive_parts import ContrastiveParts
 from internvl.training.objective_spec import (
     Contrastive,
@@ -81,7 +82,7 @@ class ModelSpec:
         if self.drop_path is not None:
             require(0 <= self.drop_path < 1, "drop_path lies in [0, 1)", self.drop_path)
         if self.max_tiles is not None:
-            require(self.max_tiles >= 1, "max_tiles counts from 1", self.max_tiles)
+            require(1 <= self.max_tiles <= MAX_TILES, f"max_tiles is from 1 to {MAX_TILES}", self.max_tiles)
         if self.adapter is not None and not self.adapters:
             raise RecipeError("model.adapter goes on with adapters: say which in model.adapters")
 
