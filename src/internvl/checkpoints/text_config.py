@@ -102,8 +102,8 @@ def write_text(
 ) -> dict[str, Any]:
     """Our language model as a config.json object.
 
-    `base` is the object the model came from (or {}): kept as it is when it says the same, else
-    only its token ids and the like are carried over. `modern` writes rotary scaling as
+    `base` is the object the model came from (or {}): kept as it is when it says the same, but for a head
+    that was tied, else only its token ids and the like are carried over. `modern` writes rotary scaling as
     transformers >= 4.45 names it.
 
     Raises:

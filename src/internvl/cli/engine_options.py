@@ -97,3 +97,9 @@ class EngineOptions:
             kv_format="int8" if self.kv_cache_dtype == "int8" else "model",
             vision_directory=self.vision_cache_path,
         )
+
+
+def served_name(model: str) -> str:
+    """What requests call a model by a name or a path; `.` has the name of its folder."""
+    name = Path(model).name
+    return name if name not in ("", "..") else Path(model).resolve().name

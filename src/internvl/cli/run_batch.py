@@ -18,7 +18,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from internvl.cli import output
 from internvl.cli.arguments import Flag, ModelOptions, parse
-from internvl.cli.engine_options import EngineOptions
+from internvl.cli.engine_options import EngineOptions, served_name
 from internvl.cli.loading import load_any
 from internvl.errors import InputError, InternVLError
 
@@ -84,7 +84,7 @@ async def _answer(options: Options, model: Model) -> Progress:
     from internvl.serving.server import open_server
     from internvl.serving.settings import Settings
 
-    name = options.served_model_name or Path(options.model.model).name
+    name = options.served_model_name or served_name(options.model.model)
     settings = Settings(
         served_names=(name,),
         adapters=options.engine.adapters,

@@ -21,7 +21,7 @@ from internvl.api.engine import make_intake
 from internvl.api.load import load_outline
 from internvl.cli import output
 from internvl.cli.arguments import DtypeName, Flag, ModelOptions, SchemeName, Whole, Word, parse
-from internvl.cli.engine_options import EngineOptions
+from internvl.cli.engine_options import EngineOptions, served_name
 from internvl.cli.engine_source import EngineSource
 from internvl.cli.loading import find, load_any
 from internvl.errors import InputError, InternVLError
@@ -232,8 +232,8 @@ def _settings(options: Options) -> Settings:
         seconds=options.media_timeout,
     )
     return Settings(
-        served_names=options.served_model_name or (_name(options.model),),
-        embedding_names=(_name(options.embedding_model or "embeddings"),),
+        served_names=options.served_model_name or (served_name(options.model),),
+        embedding_names=(served_name(options.embedding_model or "embeddings"),),
         api_keys=_keys(options),
         max_per_key=options.max_reqs_per_key,
         allowed_origins=_origins(options.allowed_origins),
@@ -248,12 +248,6 @@ def _settings(options: Options) -> Settings:
         media_workers=options.media_workers,
         files_path=options.files_path,
     )
-
-
-def _name(model: str) -> str:
-    """Of a model by a name or a path; `.` has that of its folder."""
-    name = Path(model).name
-    return name if name not in ("", "..") else Path(model).resolve().name
 
 
 def _keys(options: Options) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from internvl.serving import protocol_replies as replies
 from internvl.serving.backend import Backend
 from internvl.serving.prepare import Prepared
 from internvl.serving.protocol_chat import ChatRequest
-from internvl.serving.shown_text import TagFilter
+from internvl.serving.shown_text import TagFilter, tag_filters
 from internvl.serving.tool_calls import CallReader
 
 Observe = Callable[[Delta, float], None]
@@ -71,10 +71,10 @@ class Exchange:
         return deltas(self.prepared.request, backend, self.observe, self.arrived)
 
     def lines(self) -> list[Line]:
-        # What has a form has it with every letter.
-        keeps = self.chat.skip_special_tokens is False or self.prepared.request.constraint is not None
+        request, skips = self.prepared.request, self.chat.skip_special_tokens
         names = [tool.function.name for tool in self.chat.offered_tools]
-        return [Line(CallReader(names), TagFilter(keeps=keeps)) for _ in range(self.prepared.request.n)]
+        filters = tag_filters(request.n, skips=skips, has_form=request.constraint is not None)
+        return [Line(CallReader(names), one) for one in filters]
 
     def spell(self, id: int) -> str:
         return spell(self.tokenizer, id)

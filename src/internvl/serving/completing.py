@@ -30,7 +30,7 @@ from internvl.serving.protocol_replies import (
     prompt_logprobs_object,
     usage,
 )
-from internvl.serving.shown_text import TagFilter
+from internvl.serving.shown_text import TagFilter, tag_filters
 from internvl.serving.tokenizing import ids_of_text
 
 
@@ -149,9 +149,9 @@ class Completing:
         return request
 
     def _answers(self, request: EngineRequest) -> list[Grown]:
-        """As they begin. What has a form has it with every letter."""
-        keeps = self.asked.skip_special_tokens is False or request.constraint is not None
-        return [Grown(TagFilter(keeps=keeps)) for _ in range(request.n)]
+        """As they begin."""
+        skips, has_form = self.asked.skip_special_tokens, request.constraint is not None
+        return [Grown(one) for one in tag_filters(request.n, skips=skips, has_form=has_form)]
 
     async def _answer(self, request: EngineRequest) -> tuple[list[Grown], EngineUsage]:
         answers = self._answers(request)

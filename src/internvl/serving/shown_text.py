@@ -13,6 +13,11 @@ BEGINNINGS = frozenset(tag[:size] for tag in TAGS for size in range(1, len(tag))
 LONGEST = max(map(len, TAGS)) - 1
 
 
+def tag_filters(count: int, *, skips: bool | None, has_form: bool) -> list[TagFilter]:
+    """For so many answers to a request. What has a form has it with every letter."""
+    return [TagFilter(keeps=skips is False or has_form) for _ in range(count)]
+
+
 class TagFilter:
     """Passes text on without tags. The pieces joined are the same however the text was cut."""
 

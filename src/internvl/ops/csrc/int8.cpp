@@ -5,8 +5,8 @@
 // registers, and its two multiplying ports have work in every cycle. With AVX-512 it is 10 rows x 32 outputs.
 //
 // Rows are unsigned (0..255), weights signed. Two neighbouring products are added in 16 bits, which cannot overflow
-// because the scale of an output was chosen so that neighbouring weights have magnitudes of at most 128 together
-// (`ops.packed`). So the sums equal those of any other machine.
+// because the scale of an output was chosen so that neighbouring weights add up to at most 128 in magnitude, and those of
+// opposite signs cannot (`ops.packed`). So the sums equal those of any other machine.
 #include "matrix.h"
 
 namespace {
